@@ -1,0 +1,57 @@
+PYTHON ?= python3
+VENV   ?= .venv
+JOBS   ?= 2
+STAMP  := $(VENV)/.installed
+BIN    := $(VENV)/bin
+SMAT   := $(BIN)/smat
+QUICK  := recipes/quickstart
+
+export PIP_NO_INPUT := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: help venv quickstart test lint format bench docs clean-quickstart
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+
+# The stamp is newer than pyproject.toml exactly when the environment holds what it asks for.
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+venv: $(STAMP) ## make .venv and install smat with what its tests need
+
+quickstart: $(STAMP) ## the whole chain in miniature on embedded data (minutes, no network); again = continues
+	$(SMAT) data synthetic --out data/quickstart
+	$(SMAT) pretrain $(QUICK)/pretrain.yaml --resume
+	$(SMAT) train $(QUICK)/pretrained.yaml --resume
+	$(SMAT) train $(QUICK)/pmf.yaml --resume
+	$(SMAT) train $(QUICK)/smat.yaml --resume
+	$(SMAT) eval runs/quickstart/pretrained --adapt proto
+	$(SMAT) eval runs/quickstart/pmf --adapt proto
+	$(SMAT) eval runs/quickstart/smat --adapt proto --adapt flip
+	$(SMAT) sweep tau $(QUICK)/smat.yaml --values 0.5,0.9 train.steps=60 train.valid_every=60 eval.adapt=[proto]
+	$(SMAT) report runs/quickstart/* --out report/quickstart
+
+clean-quickstart: ## remove what quickstart made (data, runs, report)
+	rm -rf data/quickstart runs/quickstart report/quickstart
+
+test: lint ## ruff, mypy, pytest
+	$(BIN)/python -m pytest -n $(JOBS)
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## let ruff format and fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## measured speed, one script per question
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+docs: $(STAMP) ## docs/cli, one page per verb from its --help
+	$(BIN)/python -m smatcli.cli.docs docs/cli

@@ -1,0 +1,102 @@
+"""How long do masks + merge + expected L0 take, forward and backward, by autograd and in closed form?
+
+On a CPU the time is CPU time (of all threads), so that other work on the machine does not count; on a GPU it is wall time.
+
+python benchmarks/merge.py [--parameters 1000000] [--experts 8] [--device cpu] [--threads 1] [--repeat 10]
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+
+from smatcli.experts.compress import CompressedExperts, Merger
+from smatcli.experts.masks import HardConcrete, noise
+from smatcli.experts.merge import merge, merge_reference, normalise
+
+SHAPE = HardConcrete()
+
+
+def measure(work: Callable[[], object], device: torch.device, repeat: int) -> tuple[float, float]:
+    """(milliseconds, peak MiB beyond what was allocated; CUDA only) of the fastest of `repeat` calls after one to warm up."""
+    work()
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    best = float("inf")
+    base = peak = 0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        base = torch.cuda.memory_allocated(device)
+    for _ in range(repeat):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = clock()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, clock() - start)
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device) - base
+    return 1000 * best, peak / 2**20
+
+
+def main() -> None:
+    """Measures and prints one line a variant."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parameters", type=int, default=1_000_000)
+    parser.add_argument("--experts", type=int, default=8)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeat", type=int, default=10)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    generator = torch.Generator(device).manual_seed(0)
+    size, experts = args.parameters, args.experts
+    pre, delta, weight = torch.randn(3, size, device=device, generator=generator)
+    log_alpha = torch.randn(experts, size, device=device, generator=generator)
+    alpha = normalise(torch.rand(experts, device=device, generator=generator))
+    leaves = [t.requires_grad_() for t in (delta, log_alpha, alpha)]
+
+    def plain(stochastic: bool) -> None:
+        u = noise((experts, size), generator, log_alpha) if stochastic else None
+        theta = merge_reference(pre, delta, log_alpha, alpha, SHAPE, training=True, u=u)
+        l0 = SHAPE.expected_l0_element(log_alpha).mean(1)
+        torch.autograd.grad((theta * weight).sum() + l0.sum(), leaves)
+
+    def fast(seed: int | None, tasks: int = 1) -> None:
+        scores = alpha if tasks == 1 else alpha.expand(tasks, experts)
+        found = merge(pre, delta, log_alpha, scores, SHAPE, training=True, noise=seed)
+        torch.autograd.grad((found.theta * weight).sum() + found.expected_l0.sum(), leaves)
+
+    sparse = log_alpha.detach() * 1.0 - 3.7
+    compressed = CompressedExperts.of_log_alpha(sparse, SHAPE)
+    merger = Merger(pre, delta.detach(), compressed)
+    bits = torch.ones(experts, device=device)
+    merger(bits)
+
+    def flip() -> None:
+        bits[0] = 1 - bits[0]
+        merger(bits)
+
+    print(
+        f"P = {size:,}, M = {experts}, {device}, {args.threads} thread(s); compressed: {compressed.nbytes / 2**20:.1f} MiB "
+        f"at sparsity {1 - sum(compressed.nonzeros) / experts / size:.2f} (dense masks {4 * experts * size / 2**20:.0f} MiB)"
+    )
+    variants: dict[str, Callable[[], object]] = {
+        "reference, deterministic": lambda: plain(False),
+        "reference, stochastic": lambda: plain(True),
+        "closed form, deterministic": lambda: fast(None),
+        "closed form, stochastic": lambda: fast(1),
+        "closed form, deterministic, 4 tasks": lambda: fast(None, 4),
+        "inference: dense merge": lambda: merge(pre, delta.detach(), sparse, alpha.detach(), SHAPE, training=False),
+        "inference: merge from compressed": lambda: merger(alpha.detach()),
+        "inference: one flip": flip,
+    }
+    for name, work in variants.items():
+        milliseconds, peak = measure(work, device, args.repeat)
+        print(f"{name:38} {milliseconds:9.2f} ms" + (f" {peak:9.0f} MiB" if device.type == "cuda" else ""))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""`create_backbone`: a recipe's `backbone` section becomes a timm model that maps images to features."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from smatcli.backbones.weights import is_weights_file, load_file_weights, load_run_weights
+from smatcli.config.schema import BackboneConfig
+from smatcli.errors import UserError, nearest
+
+RESERVED = {
+    "num_classes": "a backbone has no classes",
+    "img_size": "set backbone.image_size",
+    "pretrained": "set backbone.weights",
+    "checkpoint_path": "set backbone.weights",
+}
+
+
+def create_backbone(config: BackboneConfig) -> nn.Module:
+    """The timm model of a recipe: images [B, 3, image_size, image_size] to features [B, D] (`num_features` = D).
+
+    Position and patch embeddings of the weights are resampled to the recipe's image and patch size, whatever the weights' source.
+    UserError names an unknown model, a wrong argument, and weights that are missing, damaged, not finite or of another architecture.
+    """
+    weights = Path(config.weights)
+    if config.weights == "none":
+        return _create(config)
+    if config.weights == "timm":
+        return _create(config, pretrained=True)
+    if not weights.exists():
+        raise UserError(
+            f"backbone.weights: no such file or run: {weights} (use 'timm', 'none', a .safetensors/.pth file or a pretrain run)"
+        )
+    if weights.is_dir():
+        model = _create(config)
+        load_run_weights(model, config, weights)
+    elif is_weights_file(weights):
+        model = _create(config)
+        load_file_weights(model, config, weights)
+    else:
+        raise UserError(f"backbone.weights: {weights} is not a .safetensors, .pth, .pt or .bin file")
+    return model
+
+
+def _create(config: BackboneConfig, pretrained: bool = False) -> nn.Module:
+    import timm
+
+    if config.name not in timm.list_models() and not timm.is_model(config.name):
+        raise UserError(f"backbone.name: timm has no model {config.name!r}{nearest(config.name, timm.list_models())}")
+    for key, instead in RESERVED.items():
+        if key in config.args:
+            raise UserError(f"backbone.args.{key} cannot be set here: {instead}")
+    arguments: dict[str, Any] = {"num_classes": 0, "img_size": config.image_size, **config.args}
+    try:
+        model = timm.create_model(config.name, **arguments)
+    except (TypeError, AssertionError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"backbone.args: {config.name} cannot be made with {config.args or 'its defaults'}: {_short(error)}") from None
+    _check_size(model, config)
+    if pretrained:
+        model = _download(config, arguments)
+    return model
+
+
+def _download(config: BackboneConfig, arguments: dict[str, Any]) -> nn.Module:
+    import timm
+
+    if not timm.is_model_pretrained(config.name):
+        raise UserError(f"backbone.weights: timm has no weights for {config.name}; use 'none', a .safetensors/.pth file or a pretrain run")
+    try:
+        return timm.create_model(config.name, pretrained=True, **arguments)
+    except Exception as error:  # the download passes through several libraries, each with errors of its own
+        if "size mismatch" in str(error) or "Missing key" in str(error) or "Unexpected key" in str(error):
+            raise UserError(f"backbone.args: timm's weights for {config.name} do not fit {config.args}: {_short(error)}") from None
+        raise UserError(
+            f"backbone.weights: timm's weights for {config.name} could not be downloaded ({_short(error)}); "
+            "download them elsewhere and set backbone.weights to the .safetensors or .pth file, or use a pretrain run"
+        ) from None
+
+
+def _check_size(model: nn.Module, config: BackboneConfig) -> None:
+    """timm floors an image size that the patch size does not divide, and the border would be lost silently."""
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if isinstance(patch, tuple) and config.image_size % patch[0]:
+        below = config.image_size // patch[0] * patch[0]
+        sizes = f"{below} or {below + patch[0]}" if below else f"{patch[0]}"
+        raise UserError(f"backbone.image_size: {config.image_size} is not a multiple of the patch size {patch[0]}; use {sizes}")
+
+
+def _short(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    text = " ".join(line.strip() for line in lines[:3]) if lines else type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."

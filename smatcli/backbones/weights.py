@@ -1,0 +1,171 @@
+"""Weights from files and runs: read without pickle's code execution, unwrapped, resampled, and checked key by key."""
+
+import argparse
+import inspect
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from smatcli.config.schema import BackboneConfig
+from smatcli.errors import UserError
+from smatcli.files import atomic_path, atomic_write_text
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+WRAPPERS = ("state_dict", "model", "model_state_dict", "teacher", "module", "backbone")
+PREFIXES = ("module.", "backbone.", "model.", "_orig_mod.")
+HEADS = ("head.", "head_dist.", "heads.", "classifier.", "fc.", "projection_head.", "last_layer.")
+# Arguments that leave the parameters' shapes and the network's function at inference alone, or that resampling takes care of.
+HARMLESS = {
+    "drop_rate",
+    "drop_path_rate",
+    "pos_drop_rate",
+    "patch_drop_rate",
+    "proj_drop_rate",
+    "attn_drop_rate",
+    "patch_size",
+    "weight_init",
+}
+BUNDLE, FACTS = "backbone.safetensors", "backbone.json"
+
+
+def is_weights_file(path: Path) -> bool:
+    """Does the name end like a weights file's?"""
+    return path.suffix in SUFFIXES
+
+
+def save_backbone(folder: Path, model: nn.Module, config: BackboneConfig, metrics: Mapping[str, float]) -> None:
+    """Write backbone.safetensors and backbone.json (timm name, arguments, image size, metrics) into `folder`, each atomically."""
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    with atomic_path(folder / BUNDLE) as draft:
+        save_file(tensors, draft)
+    facts = {"format": 1, "name": config.name, "args": config.args, "image_size": config.image_size, "metrics": dict(metrics)}
+    atomic_write_text(folder / FACTS, json.dumps(facts, indent=1))
+
+
+def load_run_weights(model: nn.Module, config: BackboneConfig, run: Path) -> None:
+    """Load the backbone of a pre-training run; UserError naming the first architecture key that differs from the recipe."""
+    if not (run / FACTS).is_file() or not (run / BUNDLE).is_file():
+        raise UserError(f"backbone.weights: {run} has no finished backbone ({FACTS} and {BUNDLE}); run `smat pretrain` first")
+    try:
+        facts = json.loads((run / FACTS).read_text())
+        name, args = facts["name"], facts["args"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"backbone.weights: {run / FACTS} is damaged ({error!r})") from None
+    if name != config.name:
+        raise UserError(f"backbone.name is {config.name!r}, but {run} was pre-trained with {name!r}")
+    for key in sorted((args.keys() | config.args.keys()) - HARMLESS):
+        ours, theirs = config.args.get(key, "the default"), args.get(key, "the default")
+        if ours != theirs:
+            raise UserError(f"backbone.args.{key} is {ours}, but {run} was pre-trained with {theirs}")
+    load_file_weights(model, config, run / BUNDLE)
+
+
+def load_file_weights(model: nn.Module, config: BackboneConfig, path: Path) -> None:
+    """Load a weights file into `model`: unwrapped, heads dropped, embeddings resampled; UserError on anything that does not fit."""
+    own = model.state_dict()
+    tensors = _strip(_read(path), own)
+    tensors = {k: v for k, v in tensors.items() if k in own or not k.startswith(HEADS)}
+    bad = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    if bad:
+        raise UserError(f"backbone.weights: {path} has NaN or infinite values in {_some(bad)}")
+    _check_prefix(model, tensors, path)
+    try:
+        tensors = _resample(model, config, tensors)
+    except Exception as error:  # timm's filters index by names that a foreign file need not have
+        raise UserError(f"backbone.weights: {path} does not fit {config.name}: {error!r}") from None
+    _check_keys(own, tensors, path, config)
+    model.load_state_dict(tensors)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    with path.open("rb") as file:
+        start = file.read(64)
+    if not start:
+        raise UserError(f"backbone.weights: {path} is empty")
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"backbone.weights: {path} is a git-lfs pointer, not the weights; fetch them with `git lfs pull`")
+    try:
+        # Published checkpoints often carry their argparse settings, which are as harmless as a dictionary.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise UserError(f"backbone.weights: {path} is truncated or not a safetensors file ({error})") from None
+    except Exception as error:  # unpickling raises whatever the bytes lead to
+        foreign = "unsupported global" in str(error).lower() or "unsupported class" in str(error).lower()
+        reason = "it holds objects other than tensors; save its state_dict alone" if foreign else "truncated or not a PyTorch file"
+        raise UserError(f"backbone.weights: {path} cannot be read: {reason}") from None
+    found = _unwrap(loaded)
+    if not found:
+        raise UserError(f"backbone.weights: {path} holds no tensors by name")
+    return found
+
+
+def _unwrap(tree: Any) -> dict[str, Tensor]:
+    """The named tensors of a checkpoint: its own, or those of the first wrapper that has some."""
+    if not isinstance(tree, dict):
+        return {}
+    for key in WRAPPERS:
+        if isinstance(tree.get(key), dict) and (found := _unwrap(tree[key])):
+            return found
+    return {k: v for k, v in tree.items() if isinstance(k, str) and isinstance(v, Tensor)}
+
+
+def _strip(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without the prefixes that wrappers leave, as long as they do not name a parameter as they are."""
+    for _ in range(len(PREFIXES)):
+        for prefix in PREFIXES:
+            if any(k.startswith(prefix) and k not in own for k in tensors):
+                tensors = {k.removeprefix(prefix) if k not in own else k: v for k, v in tensors.items()}
+    return tensors
+
+
+def _check_prefix(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """A class token on one side only would be taken for a patch when the position embedding is resampled."""
+    for key in ("cls_token", "reg_token", "dist_token"):
+        has = getattr(model, key, None) is not None
+        if has != (key in tensors) and "pos_embed" in tensors:
+            sides = ("the recipe's model", str(path)) if has else (str(path), "the recipe's model")
+            raise UserError(f"backbone.weights: {sides[0]} has a {key} and {sides[1]} has none; set backbone.args to the same architecture")
+
+
+def _resample(model: nn.Module, config: BackboneConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Position and patch embeddings at the model's grid and patch size, by the filter of the model's timm family."""
+    family = sys.modules[type(model).__module__]
+    own = getattr(family, "checkpoint_filter_fn", None)
+    if own is None:
+        return tensors
+    options: dict[str, Any] = {}
+    known = inspect.signature(own).parameters
+    if "adapt_layer_scale" in known:
+        options["adapt_layer_scale"] = config.name.startswith("deit")
+    if "interpolation" in known and "flexi" in config.name:
+        options.update(interpolation="bilinear", antialias=False)
+    return dict(own(tensors, model, **options))
+
+
+def _check_keys(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path, config: BackboneConfig) -> None:
+    missing, unexpected = [k for k in own if k not in tensors], [k for k in tensors if k not in own]
+    if missing or unexpected:
+        parts = [f"lacks {_some(missing)}"] if missing else []
+        parts += [f"has unexpected {_some(unexpected)}"] if unexpected else []
+        hint = ""
+        if "fc_norm.weight" in missing and "norm.weight" in unexpected:
+            hint = "; its norm comes before the pooling: set backbone.args.fc_norm to false"
+        elif "norm.weight" in missing and "fc_norm.weight" in unexpected:
+            hint = "; its norm comes after the pooling: set backbone.args.global_pool to avg"
+        raise UserError(f"backbone.weights: {path} does not fit {config.name}: it {' and '.join(parts)}{hint}")
+    for key, value in own.items():
+        if value.shape != tensors[key].shape:
+            shapes = f"{tuple(tensors[key].shape)}, the recipe's model has {tuple(value.shape)}"
+            raise UserError(f"backbone.weights: {key} of {path} has shape {shapes}; set backbone.args to the same architecture")
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

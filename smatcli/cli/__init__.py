@@ -1,0 +1,85 @@
+"""The command line: one small file per verb, registered here in the order of the flow. Imports nothing heavy."""
+
+import importlib
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from smatcli import __version__
+from smatcli.cli.frame import DEBUG_VARIABLE, Root, catch_sigterm, quiet_stdout
+
+EPILOG = """
+Start with [bold]smat recipes ls[/], look at one with [bold]smat recipes cat quickstart/smat[/], and run it:
+[bold]smat train quickstart/smat train.steps=200[/]. Every value of a recipe can be set as key.path=value.
+"""
+
+# verb -> module; `eval` is no good module name. A module holds `app` (a group of verbs) or a function named like itself.
+VERBS = {
+    "data": "data",
+    "pretrain": "pretrain",
+    "train": "train",
+    "eval": "evaluate",
+    "sweep": "sweep",
+    "report": "report",
+    "recipes": "recipes",
+    "env": "env",
+}
+
+Root.ORDER = tuple(VERBS)
+
+app = typer.Typer(
+    name="smat",
+    cls=Root,
+    help="Sparse meta-tuning of vision transformers: better few-shot learners, in and out of the training domains.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"smat {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (also SMAT_DEBUG=1).")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")] = False,
+) -> None:
+    if debug:
+        os.environ[DEBUG_VARIABLE] = "1"
+
+
+def _register() -> None:
+    for verb, name in VERBS.items():
+        module = importlib.import_module(f"smatcli.cli.{name}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=verb)
+        else:
+            app.command(verb, no_args_is_help=verb != "env", epilog=getattr(module, "EPILOG", None))(getattr(module, name))
+
+
+_register()
+
+
+def main() -> None:
+    """Entry point of `smat`: `--debug` may stand anywhere before a `--`."""
+    args = sys.argv[1:]
+    end = args.index("--") if "--" in args else len(args)
+    if "--debug" in args[:end]:
+        os.environ[DEBUG_VARIABLE] = "1"
+        args = [a for i, a in enumerate(args) if i >= end or a != "--debug"]
+    catch_sigterm()
+    try:
+        app(args, prog_name="smat")
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            quiet_stdout()

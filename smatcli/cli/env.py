@@ -1,0 +1,101 @@
+"""`smat env`: what a bug report needs."""
+
+import importlib.metadata as metadata
+import os
+import platform
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+PACKAGES = ("torch", "timm", "numpy", "h5py", "pandas", "pydantic", "typer", "rich", "safetensors", "pillow", "scipy", "matplotlib", "peft")
+EXTRAS = ("transformers", "datasets", "submitit", "tensorboard", "wandb")
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
+
+
+def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
+    """Print versions, devices and paths."""
+    sections = {"versions": _versions(), "devices": _devices(), "paths": _paths()}
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(sections, indent=2))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    from smatcli.cli.output import console
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for i, (title, rows) in enumerate(sections.items()):
+        if i:
+            table.add_row()
+        table.add_row(Text(title, style="bold cyan"))
+        for name, value in rows.items():
+            table.add_row(f"  {name}", Text(value))
+    console().print(table)
+
+
+def _versions() -> dict[str, str]:
+    found = {"smat": _version("smatcli"), "python": f"{platform.python_version()} ({platform.platform()})"}
+    found.update((name, _version(name)) for name in PACKAGES)
+    found.update((name, version) for name in EXTRAS if (version := _version(name)) != "missing")
+    return found
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _devices() -> dict[str, str]:
+    found = {"cpu": _cpu(), "threads": f"{os.cpu_count()} cores"}
+    try:
+        import torch
+    except ImportError as error:
+        return {**found, "torch": f"cannot be imported: {error}"}
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found["threads"] = f"{torch.get_num_threads()} used by torch, {allowed} cores allowed, {os.cpu_count()} present"
+    found["cpu capability"] = torch.backends.cpu.get_cpu_capability()
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            p = torch.cuda.get_device_properties(i)
+            found[f"cuda:{i}"] = (
+                f"{p.name}, {p.total_memory / 2**30:.0f} GiB, compute {p.major}.{p.minor}, bf16 {torch.cuda.is_bf16_supported()}"
+            )
+    else:
+        found["cuda"] = "none"
+    if torch.backends.mps.is_available():
+        found["mps"] = "available"
+    return found
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = set((values.get("flags") or values.get("Features") or "").split())
+    shown = ", ".join(flag for flag in FLAGS if flag in flags)
+    name = values.get("model name", platform.machine())
+    return f"{name} ({shown})" if shown else name
+
+
+def _paths() -> dict[str, str]:
+    from smatcli.config import recipes_root
+
+    here = Path.cwd()
+    data = here / "data"
+    stores = sorted(data.rglob("*.h5")) if data.is_dir() else []
+    return {
+        "smatcli": str(Path(__file__).resolve().parent.parent),
+        "recipes": str(recipes_root()),
+        "working folder": str(here),
+        "data": f"{data} ({len(stores)} stores)" if data.is_dir() else f"{data} (not there)",
+        "timm weights": os.environ.get("HF_HOME", str(Path("~/.cache/huggingface").expanduser())),
+    }

@@ -1,0 +1,115 @@
+"""`smat eval`: meta-test runs and print their table."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from smatcli.engine.results import SummaryRow
+
+EPILOG = """
+Example: [bold]smat eval runs/smat runs/smat2 --adapt proto --adapt flip --episodes 600[/]. Any eval.* or adapt.* value of the recipe can
+be set as key=value. A second call continues what was interrupted and adds the episodes or datasets that are missing.
+"""
+
+
+def evaluate(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN... [KEY=VALUE]...", help="run directories, and recipe values such as eval.seed=1")
+    ],
+    adapt: Annotated[list[str] | None, typer.Option("--adapt", help="proto or flip; repeat for several [recipe: eval.adapt]")] = None,
+    datasets: Annotated[str | None, typer.Option("--datasets", help="only these, a,b,c [recipe: all of data.id and data.ood]")] = None,
+    episodes: Annotated[int | None, typer.Option("--episodes", min=1, help="episodes a dataset [recipe: eval.episodes]")] = None,
+    episode: Annotated[str | None, typer.Option("--episode", help="fixed (ways and shots) or variable (Meta-Dataset's rule)")] = None,
+    ways: Annotated[str | None, typer.Option("--ways", help="classes of a fixed episode: 5, or 5-10")] = None,
+    shots: Annotated[str | None, typer.Option("--shots", help="support images a class: 5, or 1-5")] = None,
+    queries: Annotated[int | None, typer.Option("--queries", min=1, help="query images a class")] = None,
+    flip_loss: Annotated[str | None, typer.Option("--flip-loss", help="what flip minimises: support or leave-one-out")] = None,
+    which: Annotated[str, typer.Option("--which", help="checkpoint: best or last")] = "best",
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 [recipe: device]")] = None,
+) -> None:
+    """Meta-test runs on episodes of the test classes; writes eval/<adapt>-<protocol>/ (results.h5, summary.csv) and prints a table."""
+    from smatcli.errors import UserError, nearest
+
+    if which not in ("best", "last"):
+        raise UserError(f"--which {which}: use best or last{nearest(which, ['best', 'last'])}")
+    folders = [name for name in runs if "=" not in name or Path(name).is_dir()]
+    overrides = [name for name in runs if name not in folders]
+    if not folders:
+        raise UserError("give at least one run directory, e.g. `smat eval runs/smat --adapt proto`")
+    options = {"episode.kind": episode, "episode.ways": _range(ways), "episode.shots": _range(shots), "episode.queries": queries}
+    overrides += [f"eval.{key}={value}" for key, value in options.items() if value is not None]
+    overrides += [f"adapt.flip.loss={flip_loss}"] if flip_loss is not None else []
+    names = [name.strip() for name in datasets.split(",") if name.strip()] if datasets is not None else None
+    if names == []:
+        raise UserError("--datasets is empty; give names such as --datasets birds,cars")
+
+    from smatcli.engine.evalplan import choose_datasets, plan
+    from smatcli.engine.evaluate import evaluate as run_evaluation
+    from smatcli.engine.reporter import auto_reporter
+
+    for folder in folders:
+        choose_datasets(plan(folder, adapt, episodes, overrides), names)
+    reporter = auto_reporter()
+    columns = []
+    for folder in dict.fromkeys(folders):
+        columns += run_evaluation(folder, adapt, names, episodes, overrides, which, device, reporter)
+    show(columns)
+
+
+def _range(text: str | None) -> str | None:
+    """`5-10` as the recipe's [5, 10]; everything else as it is."""
+    if text is None:
+        return None
+    low, dash, high = text.partition("-")
+    return f"[{low}, {high}]" if dash and low.strip().isdecimal() and high.strip().isdecimal() else text
+
+
+def show(folders: Sequence[Path]) -> None:
+    """Print the summaries of evaluation folders side by side, and where they are."""
+    from rich.console import Console
+
+    from smatcli.engine.results import read_summary
+
+    console = Console(highlight=False)
+    console.print(table([read_summary(folder / "summary.csv") for folder in folders]))
+    for folder in folders:
+        typer.echo(folder / "summary.csv")
+
+
+def table(columns: "Sequence[Sequence[SummaryRow]]") -> "Table":
+    """Datasets by evaluations: the in-domain block with its average, then the out-of-domain one; percent, mean ± 95 % half-width."""
+    from rich.table import Table
+
+    from smatcli.engine.results import average
+
+    protocols = {row.protocol.rsplit("-", 1)[0] for rows in columns for row in rows}
+    counts = {row.episodes for rows in columns for row in rows}
+    title = (
+        f"accuracy (%), {', '.join(sorted(protocols))}, {'-'.join(str(n) for n in sorted({min(counts), max(counts)}))} episodes a dataset"
+    )
+    made = Table(title=title, title_justify="left")
+    made.add_column("dataset")
+    several = len({row.run for rows in columns for row in rows}) > 1
+    for rows in columns:
+        made.add_column(f"{rows[0].run}\n{rows[0].adapt}" if several else rows[0].adapt, justify="right")
+    for domain in ("ID", "OOD"):
+        cells = [{row.dataset: (row.mean, row.half_width) for row in rows if row.domain == domain} for rows in columns]
+        names = list(dict.fromkeys(name for column in cells for name in column))
+        for name in names:
+            made.add_row(name, *(percent(column.get(name)) for column in cells))
+        if names:
+            complete = [average(list(column.values())) if len(column) == len(names) else None for column in cells]
+            made.add_row(f"{domain} average", *(percent(pair) for pair in complete), style="bold", end_section=True)
+    return made
+
+
+def percent(pair: tuple[float, float] | None) -> str:
+    """`57.3 ± 0.6` of shares; a dash for what is not known."""
+    if pair is None or pair[0] != pair[0]:
+        return "-"
+    return f"{100 * pair[0]:.1f}" + (f" ± {100 * pair[1]:.1f}" if pair[1] == pair[1] else "")

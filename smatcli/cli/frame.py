@@ -1,0 +1,103 @@
+"""The frame around the verbs: errors become one line and an exit code, signals their codes, a closed pipe silence."""
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from smatcli.errors import SmatError
+
+DEBUG_VARIABLE = "SMAT_DEBUG"
+# typer brings its own copy of click in newer versions; usage errors are found through its public names.
+CLICK_ERRORS: tuple[type[BaseException], ...] = (
+    typer.Exit,
+    typer.Abort,
+    next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"),
+)
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived outside an engine that handles it itself."""
+
+
+def debugging() -> bool:
+    """Was `--debug` (or SMAT_DEBUG=1) given?"""
+    return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
+
+
+def say(text: str) -> None:
+    """One line on stderr, in red on a terminal; line breaks inside the text become spaces."""
+    line = " ".join(text.split())
+    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    typer.echo(f"{typer.style('smat:', fg='red', bold=True) if colour else 'smat:'} {line}", err=True)
+
+
+def describe(error: BaseException) -> tuple[str, int]:
+    """The line and the exit code of an error."""
+    if isinstance(error, SmatError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped (SIGINT)", 130
+    if isinstance(error, Terminated):
+        return "stopped (SIGTERM)", 143
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left on the device{f' for {error.filename}' if error.filename else ''}; free some and run again", 1
+    if isinstance(error, PermissionError | FileNotFoundError | IsADirectoryError | NotADirectoryError) and error.filename:
+        return f"{error.filename}: {(error.strerror or 'cannot be opened').lower()}", 1
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory; use a smaller batch, fewer experts or a smaller backbone", 1
+    return f"internal error: {type(error).__name__}: {error}; run again with --debug for the traceback", 1
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Turns every error but typer's own into one line and SystemExit; with `--debug` it passes through with its traceback."""
+    try:
+        yield
+    except CLICK_ERRORS:
+        raise
+    except BrokenPipeError:
+        quiet_stdout()
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        line, code = describe(error)
+        if debugging():
+            import traceback
+
+            traceback.print_exc()
+        say(line)
+        raise SystemExit(code) from None
+
+
+def quiet_stdout() -> None:
+    """Point stdout at nothing, so that Python's flush at exit does not complain about a closed pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _terminated(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def catch_sigterm() -> None:
+    """Let SIGTERM unwind the stack (temporary files are removed) instead of ending the process on the spot."""
+    signal.signal(signal.SIGTERM, _terminated)
+
+
+class Root(TyperGroup):
+    """The `smat` command: guards every verb and lists the verbs in the order of the flow (`ORDER`)."""
+
+    ORDER: tuple[str, ...] = ()
+
+    def invoke(self, ctx: Any) -> Any:
+        with guarded():
+            return super().invoke(ctx)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(self.commands, key=lambda name: self.ORDER.index(name) if name in self.ORDER else len(self.ORDER))

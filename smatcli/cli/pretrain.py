@@ -1,0 +1,24 @@
+"""`smat pretrain`."""
+
+from typing import Annotated
+
+import typer
+
+
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="recipe file, or the name of a packaged one", metavar="RECIPE")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="settings, e.g. pretrain.epochs=10 run=runs/mine", metavar="[KEY=VALUE]...")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run where it stopped (starts it when there is none)")] = False,
+) -> None:
+    """Pre-train a backbone with labels, where no weights can be downloaded.
+
+    Trains a cosine classifier over all classes of the recipe's stores and leaves backbone.safetensors and backbone.json in the run
+    directory; a train recipe uses them by backbone.weights=RUN. SIGINT and SIGTERM finish the step and keep a checkpoint.
+    """
+    from smatcli.config import load_recipe
+    from smatcli.engine.pretrain import pretrain as run
+    from smatcli.engine.reporter import auto_reporter
+
+    run(load_recipe(recipe, overrides or [], kind="pretrain"), auto_reporter(), resume)

@@ -1,0 +1,20 @@
+"""Recipes: schema, loading, overrides, origins. Knows no torch."""
+
+from smatcli.config.find import find_recipe, packaged_recipes, recipes_root
+from smatcli.config.loader import Loaded, dump_recipe, leaves, load_recipe
+from smatcli.config.schema import PretrainRecipe, Recipe, TrainRecipe
+from smatcli.config.yaml_text import flow as value_text
+
+__all__ = [
+    "Loaded",
+    "PretrainRecipe",
+    "Recipe",
+    "TrainRecipe",
+    "dump_recipe",
+    "find_recipe",
+    "leaves",
+    "load_recipe",
+    "packaged_recipes",
+    "recipes_root",
+    "value_text",
+]

@@ -1,0 +1,162 @@
+"""A recipe from YAML and overrides, with the origin of every value."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from smatcli.config import yaml_text
+from smatcli.config.find import find_recipe
+from smatcli.config.overrides import apply_overrides
+from smatcli.config.problems import data_path, describe
+from smatcli.config.schema import PretrainRecipe, TrainRecipe
+from smatcli.errors import UserError, nearest
+from smatcli.files import pointer_kind
+
+KINDS: dict[str, type[TrainRecipe] | type[PretrainRecipe]] = {"train": TrainRecipe, "pretrain": PretrainRecipe}
+MAX_BYTES = 1_000_000
+COMMAND_LINE, DEFAULT = "command line", "default"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A validated recipe; `origins` maps each dotted key to "file PATH", "default" or "command line"."""
+
+    recipe: TrainRecipe | PretrainRecipe
+    origins: dict[str, str]
+    path: Path
+    overrides: tuple[str, ...] = ()
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), kind: str | None = None) -> Loaded:
+    """Read, override and validate a recipe (a path, or the name of a packaged one), of `kind` if given; UserError in one line otherwise."""
+    file = find_recipe(path)
+    given = _read(file)
+    data, keys = apply_overrides(given, overrides)
+    if kind in KINDS and data.get("kind") in KINDS and data["kind"] != kind:
+        raise UserError(f"{file}: is a {data['kind']} recipe; run it with `smat {data['kind']} {file}`")
+    recipe = _validate(data, file, keys)
+    origins = {key: _origin(key, data, keys, f"file {file}") for key in leaves(recipe.model_dump(mode="json"))}
+    return Loaded(recipe, origins, file, tuple(overrides))
+
+
+def dump_recipe(recipe: BaseModel) -> str:
+    """YAML of every value, that loads again to an equal recipe."""
+    return yaml_text.dump(recipe.model_dump(mode="json"))
+
+
+def leaves(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of everything that is no mapping with keys."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            found.update(leaves(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        size = file.stat().st_size
+        raw = file.read_bytes() if size <= MAX_BYTES else b""
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+    if size > MAX_BYTES:
+        raise UserError(f"{file}: {size} bytes is too large for a recipe; give a YAML file")
+    if not raw.strip():
+        raise UserError(f"{file}: the recipe is empty; `smat recipes ls` lists examples")
+    if kind := pointer_kind(raw):
+        raise UserError(f"{file}: is a {kind} pointer, not the file itself; fetch its content first")
+    try:
+        data = yaml_text.parse(raw.decode("utf-8-sig"))
+    except (UnicodeDecodeError, yaml.reader.ReaderError):
+        raise UserError(f"{file}: is not a text file; a recipe is YAML") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"{file}{line}: not valid YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not valid YAML: {str(error).splitlines()[0]}") from None
+    if data is None:
+        raise UserError(f"{file}: the recipe holds comments only; `smat recipes ls` lists examples")
+    if not isinstance(data, dict):
+        raise UserError(f"{file}: a recipe is a mapping (key: value), this is a {type(data).__name__}")
+    return data
+
+
+def _validate(data: dict[str, Any], file: Path, keys: Sequence[str]) -> TrainRecipe | PretrainRecipe:
+    kind = data.get("kind")
+    if "kind" not in data:
+        raise UserError(f"{file}: kind is missing; set `kind: train` or `kind: pretrain`")
+    if not isinstance(kind, str) or kind not in KINDS:
+        got = f"{yaml_text.flow(kind)}{nearest(str(kind), list(KINDS))}"
+        raise UserError(f"{_where('kind', file, keys)}: kind: expected {' or '.join(KINDS)}, got {got}")
+    model = KINDS[kind]
+    try:
+        return _parse(model, data)
+    except RecursionError:
+        raise UserError(f"{file}: an alias (*name) contains itself; write the value out") from None
+    except ValidationError as error:
+        problems = describe(error, model, data)
+    first, line = problems[0]
+    more = f" (and {len(problems) - 1} more: {', '.join(path or 'the recipe' for path, _ in problems[1:6])})" if problems[1:] else ""
+    raise UserError(f"{_where(first, file, keys)}: {line}{more}") from None
+
+
+def _parse(model: type[TrainRecipe] | type[PretrainRecipe], data: dict[str, Any]) -> TrainRecipe | PretrainRecipe:
+    """Validate without guessing: text is no number and true is no 1, but a list is a tuple and 1e3 is an integer."""
+    try:
+        text = json.dumps(data)
+    except ValueError:
+        raise RecursionError from None
+    try:
+        return model.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        data = json.loads(text)
+        if not _whole_floats(error, data):
+            raise
+    return model.model_validate_json(json.dumps(data), strict=True)
+
+
+def _whole_floats(error: ValidationError, data: dict[str, Any]) -> bool:
+    """Make integers of the whole floats (`steps: 1e3`) that stand where an integer is expected; whether there were any."""
+    found = False
+    for item in error.errors(include_url=False):
+        value = item["input"]
+        if item["type"] in ("int_type", "int_from_float") and isinstance(value, float) and value.is_integer():
+            *parents, last = data_path(item["loc"], data)
+            target: Any = data
+            for step in parents:
+                target = target[step]
+            target[last] = int(value)
+            found = True
+    return found
+
+
+def _where(key: str, file: Path, keys: Sequence[str]) -> str:
+    return COMMAND_LINE if any(_covers(given, key) or _covers(key, given) for given in keys) and key else str(file)
+
+
+def _covers(outer: str, inner: str) -> bool:
+    return inner == outer or inner.startswith(outer + ".")
+
+
+def _origin(key: str, data: dict[str, Any], keys: Sequence[str], file: str) -> str:
+    if any(_covers(given, key) or (_covers(key, given) and given[len(key) + 1 :].split(".")[0].isdecimal()) for given in keys) and _given(
+        key, data
+    ):
+        return COMMAND_LINE
+    return file if _given(key, data) else DEFAULT
+
+
+def _given(key: str, data: Any) -> bool:
+    if not isinstance(data, dict):
+        return False
+    if key in data:
+        return True
+    return any(key.startswith(f"{step}.") and _given(key[len(step) + 1 :], value) for step, value in data.items())

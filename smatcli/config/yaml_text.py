@@ -1,0 +1,99 @@
+"""YAML as a recipe needs it: `1e-3` is a number, `no` is a word, a date is text, a key given twice is an error."""
+
+import re
+from collections.abc import Hashable
+from typing import Any
+
+import yaml
+
+_NUMBER = re.compile(
+    r"""[-+]?(?: [0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+             | \.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
+             | [0-9][0-9_]*[eE][-+]?[0-9]+
+             | \.(?:inf|Inf|INF))$
+        | \.(?:nan|NaN|NAN)$""",
+    re.VERBOSE,
+)
+_INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$|0x[0-9a-fA-F]+$")
+_BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)$")
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with the scalars of YAML 1.2's core schema (YAML 1.1 reads `1e-3` as text and `no` as false)."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, regexp) for tag, regexp in resolvers if tag.rsplit(":", 1)[1] in ("null", "merge")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.tag != "tag:yaml.org,2002:str":
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value!r} is not text (quote it)", problem_mark=key.start_mark
+                )
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INTEGER, list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789."))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that either this loader or a YAML 1.1 reader would take for something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _short_list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=not any(isinstance(item, (dict, list)) for item in data))
+
+
+_Dumper.add_representer(list, _short_list)
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789."))
+
+
+class _OneLine(_Dumper):
+    """Everything in flow style; a text with line breaks in double quotes."""
+
+
+def _one_line_text(dumper: yaml.SafeDumper, data: str) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", data, style='"' if "\n" in data else None)
+
+
+_OneLine.add_representer(list, yaml.SafeDumper.represent_list)
+_OneLine.add_representer(str, _one_line_text)
+
+
+def parse(text: str) -> Any:
+    """The value of a YAML document; raises `yaml.YAMLError`."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def parse_value(text: str) -> Any:
+    """The value of a command-line override: YAML, or the text itself where it is no YAML (`@home`)."""
+    try:
+        return parse(text)
+    except yaml.YAMLError:
+        if text.lstrip()[:1] in ("[", "{"):
+            raise
+        return text
+
+
+def dump(data: Any) -> str:
+    """YAML text that `parse` reads back to an equal value; keys keep their order."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=140)
+
+
+def flow(value: Any) -> str:
+    """One value on one line, as it would stand after `key: `."""
+    text = yaml.dump(value, Dumper=_OneLine, sort_keys=False, allow_unicode=True, default_flow_style=True, width=1_000_000)
+    return text.removesuffix("\n").removesuffix("\n...")

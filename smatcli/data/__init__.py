@@ -1,0 +1,1 @@
+"""Stores of images, where they come from, and the episodes that are drawn from them. Knows no method."""

@@ -1,0 +1,81 @@
+"""A picture of a store: one row of images a class, with the class's name, split and number of images."""
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from smatcli.data.store import SPLITS, Store
+from smatcli.errors import UserError
+from smatcli.files import atomic_path
+
+_COLOURS = {"train": "#1b6e3c", "valid": "#9a6700", "test": "#8a1c1c"}
+_GAP = 2
+
+
+def contact_sheet(store: Store, rows: int = 20, columns: int = 12, split: str = "all", height: int | None = None) -> Image.Image:
+    """`rows` classes spread evenly over the chosen ones, train first, then valid and test; `columns` images spread evenly over each.
+
+    `height` is the side of a drawn image, pixels (default: that of the store, at least 48).
+    """
+    chosen = sorted(store.classes(split).tolist(), key=lambda c: (store.class_split[c], c))
+    if not chosen:
+        raise UserError(f"{store.name}: has no {split} classes")
+    shown = [chosen[i] for i in _spread(len(chosen), rows)]
+    side = height or max(48, store.image_size)
+    font, small = _font(15), _font(12)
+    labels = [(_shortened(store.class_names[c], 32), SPLITS[store.class_split[c]], int(store.counts[c])) for c in shown]
+    margin = 14 + round(max([font.getlength(name) for name, _, _ in labels] + [small.getlength("valid, 00000 images")]))
+    head = 30
+    sheet = Image.new("RGB", (margin + columns * (side + _GAP), head + len(shown) * (side + _GAP)), "white")
+    draw = ImageDraw.Draw(sheet)
+    title = f"{store.name}: {len(shown)} of {len(chosen)} {'' if split == 'all' else split + ' '}classes, {len(store):,} images in all"
+    draw.text((6, 5), _shortened(title, (sheet.width - 10) // 8), fill="black", font=font)
+    for row, (c, (name, part, count)) in enumerate(zip(shown, labels, strict=True)):
+        top = head + row * (side + _GAP)
+        draw.text((6, top + side // 2 - 18), name, fill="black", font=font)
+        draw.text((6, top + side // 2 + 2), f"{part}, {count} images", fill=_COLOURS[part], font=small)
+        for column, i in enumerate(_spread(count, columns)):
+            tile = Image.fromarray(np.asarray(store.images[store.class_offsets[c] + i]))
+            if tile.width != side:
+                tile = tile.resize((side, side), Image.Resampling.NEAREST if side % tile.width == 0 else Image.Resampling.BICUBIC)
+            sheet.paste(tile, (margin + column * (side + _GAP), top))
+    return sheet
+
+
+def write_contact_sheet(
+    store: Store, out: str | Path, rows: int = 20, columns: int = 12, split: str = "all", replace: bool = False
+) -> Path:
+    """Draw `contact_sheet` into a file (PNG, or by its suffix). Raises UserError for an existing file without `replace`."""
+    out = Path(out)
+    if out.exists() and not replace:
+        raise UserError(f"{out}: exists already; choose another name, or give --replace")
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".pdf"):
+        raise UserError(f"{out}: give a file name that ends in .png (or .jpg, .webp, .pdf)")
+    sheet = contact_sheet(store, rows, columns, split)
+    with atomic_path(out) as draft:
+        sheet.save(draft)
+    return out
+
+
+def _spread(total: int, wanted: int) -> list[int]:
+    """Up to `wanted` numbers below `total`, evenly spread, ascending."""
+    count = min(total, wanted)
+    return [i * total // count for i in range(count)]
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """DejaVu Sans from matplotlib's files (many scripts), without importing matplotlib; else Pillow's own."""
+    spec = find_spec("matplotlib")
+    if spec is not None and spec.origin is not None:
+        file = Path(spec.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
+        if file.is_file():
+            return ImageFont.truetype(str(file), size)
+    return ImageFont.load_default(size)

@@ -1,0 +1,106 @@
+"""Source `folder`: a directory or a ZIP with one folder of images per class."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from smatcli.data.images import image_suffixes
+from smatcli.data.sources.base import SourceClass
+from smatcli.data.sources.trees import open_tree
+from smatcli.errors import UserError
+
+_JUNK = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"}
+
+Parts = tuple[str, ...]
+
+
+class FolderSource:
+    """Classes sorted by name, images sorted by name. A single folder around the class folders is descended into.
+
+    `depth` 1: the class is the first folder, whatever lies deeper belongs to it; 2: the first two ("alphabet/character"), and so on.
+    Hidden files and the litter of file managers are skipped; other files outside a class folder are left out with a remark.
+    Raises UserError for a source that is missing, damaged, a trap (see `trees.ZipTree`) or without class folders.
+    """
+
+    def __init__(self, path: str | Path, depth: int = 1):
+        self.path = Path(path)
+        self.remarks: list[str] = []
+        self._tree = open_tree(self.path)
+        try:
+            listed = {parts: item for item in self._tree.files() if not _junk(parts := PurePosixPath(item.name).parts)}
+            lines = sorted(f"{item.name}\0{item.size}\0{item.stamp}\n" for item in listed.values())
+            self.fingerprint = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+            top = _descend(list(listed))
+            self._classes = self._group(top, list(listed), depth)
+        except BaseException:
+            self._tree.close()
+            raise
+
+    def classes(self) -> Sequence[SourceClass]:
+        return self._classes
+
+    def read(self, image: str) -> bytes:
+        return self._tree.read(image)
+
+    def close(self) -> None:
+        self._tree.close()
+
+    def _group(self, top: Parts, files: list[Parts], depth: int) -> list[SourceClass]:
+        grouped: dict[str, list[str]] = {}
+        outside: list[PurePosixPath] = []
+        start = len(top)
+        for parts in files:
+            if parts[:start] == top and len(parts) - start > depth:
+                grouped.setdefault("/".join(parts[start : start + depth]), []).append("/".join(parts))
+            else:
+                outside.append(PurePosixPath(*parts))
+        if not grouped:
+            raise UserError(
+                f"{self.path}: holds {'no files' if not files else 'files but no class folders'}; expected <class name>/<image>"
+            )
+        self._refuse_nested(grouped, start + depth, depth)
+        for name in grouped:
+            try:
+                name.encode("utf-8")
+            except UnicodeEncodeError:
+                raise UserError(f"{self.path}: the folder name {name!r} is not valid UTF-8; rename it") from None
+        self._remark(outside)
+        return [SourceClass(name, sorted(grouped[name])) for name in sorted(grouped)]
+
+    def _refuse_nested(self, grouped: dict[str, list[str]], level: int, depth: int) -> None:
+        """Class folders that hold only folders, several each, are most likely no classes but parts (train/, test/) or groups of classes."""
+        for images in grouped.values():
+            inner = {image.split("/")[level] if image.count("/") > level else "" for image in images}
+            if len(inner) < 2 or "" in inner:
+                return
+        first = next(iter(grouped.values()))[0]
+        raise UserError(
+            f"{self.path}: images lie one folder deeper than classes are expected ({first}); "
+            f"give the inner folder alone, or --depth {depth + 1} to make every inner folder a class"
+        )
+
+    def _remark(self, outside: list[PurePosixPath]) -> None:
+        if outside:
+            names = ", ".join(str(name) for name in sorted(outside)[:5]) + (", ..." if len(outside) > 5 else "")
+            self.remarks.append(f"{len(outside)} file{'s' * (len(outside) > 1)} outside the class folders left out: {names}")
+
+
+def _junk(parts: Parts) -> bool:
+    return any(part.startswith(".") or part.lower() in _JUNK for part in parts)
+
+
+def _descend(files: list[Parts]) -> Parts:
+    """The folder that holds the class folders: follow single folders as long as no image lies beside or directly in them."""
+    top: Parts = ()
+    while True:
+        here = [parts[len(top) :] for parts in files if parts[: len(top)] == top]
+        folders = {parts[0] for parts in here if len(parts) > 1}
+        beside = [parts for parts in here if len(parts) == 1]
+        inside = [parts for parts in here if len(parts) == 2]
+        if len(folders) != 1 or any(map(_is_image, beside + inside)) or not any(len(parts) > 2 for parts in here):
+            return top
+        top = (*top, folders.pop())
+
+
+def _is_image(parts: Parts) -> bool:
+    return PurePosixPath(parts[-1]).suffix.lower() in image_suffixes()

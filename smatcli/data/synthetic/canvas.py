@@ -1,0 +1,182 @@
+"""Batched drawing on float32 arrays: counted random draws, poses, antialiased coverage of implicit functions, colours, finish."""
+
+import itertools
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float32]
+
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+class Draws:
+    """Random arrays keyed by `key`: the k-th call has its own Philox stream.
+
+    The first n rows of a draw are the same for any number of rows, so that asking for fewer images gives the same images.
+    """
+
+    def __init__(self, *key: int | str) -> None:
+        words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key]
+        self._key = np.random.SeedSequence(words).generate_state(2, np.uint64)
+        self._calls = 0
+
+    def generator(self) -> np.random.Generator:
+        self._calls += 1
+        return np.random.Generator(np.random.Philox(key=self._key, counter=[0, 0, 0, self._calls]))
+
+    def uniform(self, low: ArrayLike, high: ArrayLike, *shape: int) -> Array:
+        unit = self.generator().random(shape, dtype=np.float32)
+        start = np.asarray(low, np.float32)
+        return start + (np.asarray(high, np.float32) - start) * unit
+
+    def normal(self, scale: float, *shape: int) -> Array:
+        return np.float32(scale) * self.generator().standard_normal(shape, dtype=np.float32)
+
+    def integers(self, high: int, *shape: int) -> NDArray[np.int64]:
+        return self.generator().integers(high, size=shape)
+
+    def flip(self, probability: float, *shape: int) -> NDArray[np.bool_]:
+        return self.generator().random(shape, dtype=np.float32) < probability
+
+
+def rows(values: ArrayLike) -> Array:
+    """[n] -> [n, 1, 1], to broadcast one number per image over its pixels."""
+    return np.asarray(values, np.float32).reshape(-1, 1, 1)
+
+
+def grid(size: int) -> tuple[Array, Array]:
+    """Pixel centres of a size x size image in [-1, 1]: x to the right, y downwards, each [1, size, size]."""
+    axis = ((np.arange(size) + 0.5) * 2 / size - 1).astype(np.float32)
+    x, y = np.meshgrid(axis, axis)
+    return x[None], y[None]
+
+
+def posed(
+    draws: Draws,
+    n: int,
+    size: int,
+    *,
+    scale: tuple[float, float] = (0.65, 1.0),
+    angle: float = np.pi,
+    shift: float = 0.25,
+    stretch: float = 0.15,
+    wobble: float = 0.0,
+) -> tuple[Array, Array]:
+    """Object coordinates x, y [n, size, size] under a random similarity, stretch (also serves as shear) and smooth elastic `wobble`."""
+    x, y = grid(size)
+    if wobble:
+        x = x + smooth_noise(draws, n, size, 4, wobble)
+        y = y + smooth_noise(draws, n, size, 4, wobble)
+    x = x - rows(draws.uniform(-shift, shift, n))
+    y = y - rows(draws.uniform(-shift, shift, n))
+    zoom = draws.uniform(*scale, n)
+    ratio = np.exp(draws.uniform(-stretch, stretch, n))
+    first, second = draws.uniform(-np.pi, np.pi, n), draws.uniform(-angle, angle, n)
+    # Stretching along a random axis: turn, stretch, turn back, then the visible rotation.
+    x, y = turn(x, y, first)
+    x, y = turn(x * rows(ratio / zoom), y * rows(1 / (ratio * zoom)), second - first)
+    return x, y
+
+
+def turn(x: Array, y: Array, angle: ArrayLike) -> tuple[Array, Array]:
+    """Coordinates turned by `angle` radians ([n], or one number)."""
+    cos, sin = rows(np.cos(angle)), rows(np.sin(angle))
+    return cos * x + sin * y, cos * y - sin * x
+
+
+def smooth_noise(draws: Draws, n: int, size: int, cells: int, amplitude: ArrayLike = 1.0, channels: int = 0) -> Array:
+    """Smooth noise of `cells` bumps per side, [n, size, size] (or [n, size, size, channels]): cubic interpolation of a random grid."""
+    knots = draws.uniform(-1, 1, n, cells + 3, cells + 3, max(channels, 1))
+    return np.float32(amplitude) * upsample(knots if channels else knots[..., 0], size)
+
+
+def upsample(knots: Array, size: int) -> Array:
+    """Uniform cubic B-spline of knots [n, k, k(, c)] at the pixel centres of a size x size image."""
+    cells = knots.shape[1] - 3
+    at = (np.arange(size) + 0.5) / size * cells
+    cell = at.astype(int)
+    t = (at - cell).astype(np.float32)
+    basis = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], 1) / 6
+    weights = np.zeros((size, cells + 3), np.float32)
+    for k in range(4):
+        weights[np.arange(size), cell + k] = basis[:, k]
+    flat = knots.reshape(*knots.shape[:3], -1)
+    across = np.einsum("yk,nkjc->nyjc", weights, flat, optimize=True)
+    return np.einsum("xj,nyjc->nyxc", weights, across, optimize=True).reshape(len(knots), size, size, *knots.shape[3:])
+
+
+def cover(field: Array, softness: ArrayLike = 1.0) -> Array:
+    """Antialiased coverage in [0, 1] of {field < 0} [n, S, S]: distance to the border in pixels is field / |gradient|."""
+    dy, dx = np.gradient(field, axis=(1, 2))
+    steep = np.sqrt(dx * dx + dy * dy) + np.float32(1e-4)
+    return np.clip(0.5 - field / (steep * np.asarray(softness, np.float32)), 0, 1)
+
+
+def polar(x: Array, y: Array) -> tuple[Array, Array]:
+    return np.hypot(x, y), np.arctan2(y, x)
+
+
+def fold(angle: Array, count: ArrayLike) -> Array:
+    """The angle within one of `count` equal sectors, in [-pi / count, pi / count]."""
+    sector = np.float32(2 * np.pi) / np.asarray(count, np.float32)
+    return angle - sector * np.round(angle / sector)
+
+
+def hsv(hue: ArrayLike, saturation: ArrayLike, value: ArrayLike) -> Array:
+    """RGB in [0, 1], [..., 3]; hue counts turns."""
+    hue, saturation, value = np.broadcast_arrays(np.float32(hue), np.float32(saturation), np.float32(value))
+    offset = np.array([5, 3, 1], np.float32)
+    k = (offset + hue[..., None] * 6) % 6
+    ramp = np.clip(np.minimum(k, 4 - k), 0, 1)
+    return (value[..., None] * (1 - saturation[..., None] * ramp)).astype(np.float32)
+
+
+def ink_and_paper(draws: Draws, n: int, contrast: float = 0.35) -> tuple[Array, Array]:
+    """Two random colours [n, 3] whose luminance differs by about `contrast` or more; either may be the darker."""
+    paper, ink = draws.uniform(0, 1, n, 3), draws.uniform(0, 1, n, 3)
+    light = paper @ LUMA
+    close = np.abs(ink @ LUMA - light) < contrast
+    away = np.where((light > 0.5)[:, None], ink * 0.3, 1 - (1 - ink) * 0.3)
+    return np.where(close[:, None], away, ink).astype(np.float32), paper
+
+
+def backdrop(draws: Draws, colour: Array, size: int, uneven: float = 0.2, cells: int = 2) -> Array:
+    """An unevenly lit background [n, S, S, 3] around `colour` [n, 3]."""
+    return colour[:, None, None, :] + smooth_noise(draws, len(colour), size, cells, uneven, channels=3)
+
+
+def paint(image: Array, mask: Array, colour: Array) -> Array:
+    """Image [n, S, S, 3] with colour ([n, 3] or [n, S, S, 3]) laid on where mask [n, S, S] is one."""
+    over = colour if colour.ndim == 4 else colour[:, None, None, :]
+    return image + mask[..., None] * (over - image)
+
+
+def blurred(images: Array, radius: float) -> Array:
+    """A cheap binomial blur over the two pixel axes of [n, S, S(, c)], some `radius` pixels wide."""
+    for _ in range(max(1, round(2 * radius * radius))):
+        for axis in (1, 2):
+            padded = np.pad(images, [(1, 1) if a == axis else (0, 0) for a in range(images.ndim)], mode="edge")
+            low, high = (np.take(padded, np.arange(s, s + images.shape[axis]), axis) for s in (0, 2))
+            images = 0.25 * (low + high) + 0.5 * images
+    return images
+
+
+def finished(draws: Draws, images: Array, grain: float = 0.04, light: float = 0.2) -> NDArray[np.uint8]:
+    """uint8 images of [n, S, S, 3] in [0, 1] with random exposure, contrast and grain."""
+    n, size = images.shape[:2]
+    gain, lift = np.exp(draws.uniform(-light, light, n)), draws.uniform(-light / 2, light / 2, n)
+    amount = draws.uniform(0, 2 * grain, n)
+    out = (images - 0.5) * gain[:, None, None, None] + (0.5 + lift)[:, None, None, None]
+    out += amount[:, None, None, None] * draws.normal(1.0, n, size, size, 3)
+    return np.clip(out * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
+def shuffled(draws: Draws, *axes: Sequence[Any]) -> list[tuple]:
+    """All combinations of one value of each axis, in random order."""
+    combinations = list(itertools.product(*(range(len(a)) for a in axes)))
+    order = draws.generator().permutation(len(combinations))
+    return [tuple(axis[k] for axis, k in zip(axes, combinations[j], strict=True)) for j in order]

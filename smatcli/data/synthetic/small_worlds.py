@@ -1,0 +1,107 @@
+"""Two more unseen domains: mirror-symmetric pixel sprites, and cells under a microscope."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smatcli.data.synthetic.canvas import Array, Draws, backdrop, cover, finished, hsv, ink_and_paper, paint, posed, rows, shuffled, smooth_noise
+
+SPRITES = 150
+SIDE = 10
+
+
+def sprite_catalogue(draws: Draws) -> list[tuple[str, NDArray[np.int64]]]:
+    """Mirror-symmetric 10 x 10 pictures of three inks (0 is clear), denser in the middle, without lone pixels."""
+    out = []
+    axis = np.abs(np.arange(SIDE) - (SIDE - 1) / 2) / (SIDE / 2)
+    density = (0.85 - 0.6 * np.maximum.outer(axis, axis) ** 2)[:, : SIDE // 2]
+    for index in range(SPRITES):
+        rng = draws.generator()
+        half = rng.random(density.shape) < density
+        half[[0, -1]] = False
+        half[:, 0] = False
+        padded = np.pad(np.concatenate([half, half[:, ::-1]], 1), 1)
+        neighbours = padded[:-2, 1:-1].astype(int) + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
+        full = padded[1:-1, 1:-1] & (neighbours > 0)
+        blocks = rng.integers(1, 4, (SIDE // 2, SIDE // 4 + 1)).repeat(2, 0).repeat(2, 1)[:, : SIDE // 2]
+        inks = np.concatenate([blocks, blocks[:, ::-1]], 1)
+        out.append((f"sprite-{index:03d}", np.where(full, inks, 0)))
+    return out
+
+
+def draw_sprite(sprite: NDArray[np.int64], draws: Draws, n: int, size: int) -> NDArray[np.uint8]:
+    x, y = posed(draws, n, size, scale=(0.7, 1.15), angle=0.3, shift=0.25, stretch=0.15)
+    column, row = ((c + 1) * (SIDE / 2) - 0.5 for c in (x, y))
+    ink, paper = ink_and_paper(draws, n)
+    palette = np.stack([ink, ink * 0.55 + 0.45 * draws.uniform(0, 1, n, 3), ink * 0.5 + 0.5 * draws.uniform(0, 1, n, 3)])
+    image = backdrop(draws, paper, size, uneven=0.35, cells=3)
+    for number in (1, 2, 3):
+        layers = np.repeat((sprite == number)[None], n, 0) ^ (draws.flip(0.02, n, SIDE, SIDE) & (number == 1))
+        image = paint(image, np.clip(2.5 * (_blocky(layers.astype(np.float32), column, row) - 0.5) + 0.5, 0, 1), palette[number - 1])
+    return finished(draws, image)
+
+
+def _blocky(layers: Array, column: Array, row: Array) -> Array:
+    """Bilinear look-up of layers [n, k, k] at fractional pixel positions, zero outside."""
+    padded = np.pad(layers, ((0, 0), (1, 2), (1, 2)))
+    width = padded.shape[1]
+    column, row = (np.clip(c + 1, 0, width - 2.001) for c in (column, row))
+    left, top = column.astype(int), row.astype(int)
+    u, v = column - left, row - top
+    flat = padded.ravel()
+    start = (np.arange(len(layers)) * width * width)[:, None, None] + top * width + left
+    return (flat[start] * (1 - u) + flat[start + 1] * u) * (1 - v) + (flat[start + width] * (1 - u) + flat[start + width + 1] * u) * v
+
+
+@dataclass(frozen=True)
+class Culture:
+    """Cell radius, elongation, outline, nucleus, and hue of the stain."""
+
+    radius: float
+    long: float
+    outline: str
+    nucleus: str
+    hue: float
+
+
+def cell_catalogue(draws: Draws) -> list[tuple[str, Culture]]:
+    axes = ((0.2, 0.3, 0.44), (1.0, 1.9), ("smooth", "lobed", "spiky", "membrane"), ("none", "one", "twin", "grains", "hollow"), (0.93, 0.75, 0.58))
+    kinds = [Culture(*combination) for combination in shuffled(draws, *axes)][:200]
+    return [(f"r{round(c.radius * 100)}-{'long' if c.long > 1 else 'round'}-{c.outline}-{c.nucleus}-h{round(c.hue * 360)}", c) for c in kinds]
+
+
+def draw_cells(kind: Culture, draws: Draws, n: int, size: int) -> NDArray[np.uint8]:
+    hue = kind.hue + draws.normal(0.03, n)
+    light = hsv(hue, draws.uniform(0.02, 0.2, n), draws.uniform(0.75, 1.0, n))
+    body = hsv(hue, draws.uniform(0.25, 0.55, n), draws.uniform(0.6, 0.9, n))
+    dark = hsv(hue + 0.02, draws.uniform(0.5, 0.9, n), draws.uniform(0.25, 0.55, n))
+    image = backdrop(draws, light, size, uneven=0.12, cells=3)
+    count = round(1.1 / kind.radius)
+    for k in range(count * 2):
+        here = draws.flip(0.55 if k else 1.0, n)
+        x, y = posed(draws, n, size, scale=(0.85 * kind.radius, 1.15 * kind.radius), shift=0.85, stretch=0.1)
+        radius, edge = np.hypot(x / kind.long**0.5, y * kind.long**0.5), 1 + 0 * x
+        angle = np.arctan2(y, x)
+        if kind.outline == "lobed":
+            edge = 0.85 + 0.22 * np.cos(4 * angle)
+        elif kind.outline == "spiky":
+            edge = 0.8 + 0.3 * np.abs(np.sin(5 * angle)) ** 3
+        visible = rows(here) * cover(radius - edge)
+        image = paint(image, visible, body)
+        if kind.outline == "membrane":
+            image = paint(image, visible * cover(0.78 * edge - radius), dark)
+        image = paint(image, visible * _nucleus(kind, x, y, draws), dark if kind.nucleus != "hollow" else light)
+    return finished(draws, image, light=0.15)
+
+
+def _nucleus(kind: Culture, x: Array, y: Array, draws: Draws) -> Array:
+    if kind.nucleus == "none":
+        return np.zeros_like(x)
+    if kind.nucleus == "grains":
+        n, size = x.shape[:2]
+        return cover(0.12 - smooth_noise(draws, n, size, 12))
+    dx, dy = (rows(draws.uniform(-0.15, 0.15, len(x))) for _ in range(2))
+    if kind.nucleus == "twin":
+        return cover(np.hypot(np.abs(x - dx) - 0.35, y - dy) - 0.28)
+    return cover(np.hypot(x - dx, y - dy) - 0.45)

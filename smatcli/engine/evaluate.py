@@ -1,0 +1,233 @@
+"""Meta-test of a run: counted episodes of the test classes, every adaptation on the same ones, continued where it stopped."""
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from smatcli.adaptation import build_adaptation, variant
+from smatcli.config.schema import TrainRecipe
+from smatcli.data.episodes import EpisodeSampler, protocol_tag
+from smatcli.data.loader import EpisodeLoader
+from smatcli.data.store import Store, open_stores
+from smatcli.device import threads
+from smatcli.engine.evalfolder import EvalFolder
+from smatcli.engine.evalplan import Dataset, choose_datasets, plan
+from smatcli.engine.reporter import Reporter, SilentReporter
+from smatcli.engine.signals import Interrupted, StopRequest
+from smatcli.errors import SmatError
+from smatcli.seams import Adaptation, Episode, Method, Task
+
+PART_EPISODES, PART_SECONDS = 100, 30.0
+
+
+def evaluate(
+    run: Path | str,
+    adapts: Sequence[str] | None = None,
+    datasets: Sequence[str] | None = None,
+    episodes: int | None = None,
+    overrides: Sequence[str] = (),
+    which: str = "best",
+    device: str | None = None,
+    reporter: Reporter | None = None,
+) -> list[Path]:
+    """Meta-test a run; the folders `eval/<adapt>-<protocol>` (results.h5, summary.csv), one an adaptation.
+
+    `adapts`, `datasets` (of data.id and data.ood) and `episodes` default to the recipe's; `overrides` are `key=value` of its eval.*,
+    adapt.*, data.id, data.ood, data.ood_split, data.root and threads. Episodes that are on disk are not repeated; episode k of
+    (eval.seed, dataset) is the same for every run and adaptation. Raises `UserError` before anything is written, `SmatError` on logits that
+    are not finite (naming the episode) and `Interrupted` after SIGINT or SIGTERM; what was finished before is kept.
+    """
+    recipe = plan(run, adapts, episodes, overrides)
+    chosen = choose_datasets(recipe, datasets)
+    with threads(recipe.threads):
+        return Evaluation(Path(run), recipe, chosen, which, device, reporter or SilentReporter()).execute()
+
+
+def fingerprint(method: nn.Module) -> str:
+    """Hash of a method's tensors: names, shapes, types and contents."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(method.state_dict().items()):
+        raw = tensor.detach().cpu().contiguous()
+        found.update(f"{name} {tuple(raw.shape)} {raw.dtype}".encode())
+        found.update(raw.flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+class Evaluation:
+    """One meta-test of one run: loaded and checked first, then `execute`."""
+
+    def __init__(self, run: Path, recipe: TrainRecipe, datasets: list[Dataset], which: str, device: str | None, reporter: Reporter):
+        from smatcli.engine.train import load_method
+
+        self.run, self.recipe, self.datasets, self.reporter = run, recipe, datasets, reporter
+        stores = open_stores(Path(recipe.data.root), [d.name for d in datasets])
+        self.samplers = {d.name: EpisodeSampler({d.name: stores[d.name]}, d.split, recipe.eval.episode, recipe.eval.seed) for d in datasets}
+        method, _ = load_method(run, which, reporter, device)
+        self.method = cast(Method, method)
+        self.device = method.theta_pre.device
+        self.precision = str(getattr(method.precision, "name", "fp32"))
+        reporter.line(f"{run} ({recipe.method.name}, {which} checkpoint): {method.precision}")
+        self.adaptations: dict[str, Adaptation] = {name: build_adaptation(name, recipe.adapt) for name in recipe.eval.adapt}
+        self.folders = {name: self._folder(name, which, fingerprint(method), stores) for name in self.adaptations}
+        for folder in self.folders.values():
+            folder.check()
+
+    def _seed(self) -> str:
+        return f"-seed{self.recipe.eval.seed}" if self.recipe.eval.seed else ""
+
+    def _folder(self, adapt: str, which: str, weights: str, stores: Mapping[str, Store]) -> EvalFolder:
+        recipe = self.recipe
+        suffix = self._seed() + ("-last" if which == "last" else "")
+        path = self.run / "eval" / f"{variant(adapt, recipe.adapt)}-{protocol_tag(recipe.eval.episode, 'test')}{suffix}"
+        options = getattr(recipe.adapt, adapt, None)
+        settings = {
+            "weights": weights,
+            "precision": self.precision,
+            "method": recipe.method.model_dump(mode="json"),
+            "image_size": recipe.backbone.image_size,
+            "episode": recipe.eval.episode.model_dump(mode="json"),
+            "seed": recipe.eval.seed,
+            "adapt": {"name": adapt, **(options.model_dump(mode="json") if options is not None else {})},
+        }
+        facts = {
+            d.name: {
+                "domain": d.domain,
+                "split": d.split,
+                "content": stores[d.name].content_hash,
+                "protocol": f"{protocol_tag(recipe.eval.episode, '')}".rstrip("-") + f"{self._seed()}-{d.split}",
+            }
+            for d in self.datasets
+        }
+        return EvalFolder(path, settings, facts)
+
+    def execute(self) -> list[Path]:
+        """Evaluate what is missing, then join the results."""
+        with ExitStack() as stack:
+            for folder in self.folders.values():
+                stack.enter_context(folder.opened())
+            todo = [(d, index, missing) for d in self.datasets for index, missing in self._missing(d.name)]
+            if todo:
+                self._evaluate(todo)
+            else:
+                self.reporter.line(
+                    f"{self.run}: all {self.recipe.eval.episodes} episodes of {len(self.datasets)} datasets are evaluated already"
+                )
+            for name, folder in self.folders.items():
+                folder.merge(self._summary(name), {"run": self.run.name, "method": self.recipe.method.name, "adapt": name})
+        return [folder.path for folder in self.folders.values()]
+
+    def _summary(self, adapt: str) -> dict[str, Any]:
+        method = self.recipe.method
+        sparsity = getattr(method, "sparsity", None)
+        return {
+            "run": self.run.resolve().name,
+            "method": method.name,
+            "adapt": variant(adapt, self.recipe.adapt),
+            "tau": None if sparsity is None else sparsity.tau,
+            "experts": getattr(method, "experts", None),
+        }
+
+    def _missing(self, dataset: str) -> list[tuple[int, list[str]]]:
+        """Episode indices of a dataset that some adaptation lacks, and which."""
+        done = {name: folder.done(dataset) for name, folder in self.folders.items()}
+        wanted = [(i, [n for n in done if i not in done[n]]) for i in range(self.recipe.eval.episodes)]
+        return [(i, names) for i, names in wanted if names]
+
+    def _evaluate(self, todo: list[tuple[Dataset, int, list[str]]]) -> None:
+        for note in dict.fromkeys(note for sampler in self.samplers.values() for note in sampler.notes):
+            self.reporter.line(note)
+        total = self.recipe.eval.episodes * len(self.datasets)
+        before = done = total - len(todo)
+        if before:
+            self.reporter.line(f"{self.run}: {before} of {total} episodes are evaluated already, continuing")
+        self.reporter.start(total, "meta-test", done=before, unit="episodes")
+        try:
+            with StopRequest() as stop, torch.inference_mode():
+                for dataset in self.datasets:
+                    work = {index: names for d, index, names in todo if d is dataset}
+                    done = self._dataset(dataset.name, work, done, total, stop)
+        finally:
+            self.reporter.finish()
+
+    def _dataset(self, name: str, work: dict[int, list[str]], done: int, total: int, stop: StopRequest) -> int:
+        """Evaluate the episodes `work` (index -> adaptations) of a dataset, storing parts as it goes."""
+        loader = EpisodeLoader(self.samplers[name], list(work), self.device, image_size=self.recipe.backbone.image_size)
+        rows: dict[str, list[dict[str, Any]]] = {a: [] for a in self.adaptations}
+        means: dict[str, list[float]] = {a: [] for a in self.adaptations}
+        written = time.monotonic()
+        try:
+            for episode in loader:
+                for adapt, row in self._episode(episode, work[episode.index]).items():
+                    rows[adapt].append(row)
+                    means[adapt].append(row["accuracy"])
+                done += 1
+                self.reporter.update(done, dataset=name, **{a: 100 * float(np.mean(m)) for a, m in means.items() if m})
+                if stop:
+                    assert stop.signum is not None
+                    raise Interrupted(
+                        stop.signum, f"stopped at {episode}; {done} of {total} episodes are kept, run the same command to continue"
+                    )
+                if max(map(len, rows.values())) >= PART_EPISODES or time.monotonic() - written > PART_SECONDS:
+                    self._store(name, rows)
+                    written = time.monotonic()
+        finally:
+            self._store(name, rows)
+        return done
+
+    def _store(self, dataset: str, rows: dict[str, list[dict[str, Any]]]) -> None:
+        for adapt, found in rows.items():
+            self.folders[adapt].add(dataset, found)
+            found.clear()
+
+    def _episode(self, episode: Episode, adapts: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """One record an adaptation; the task is made once for all of them."""
+        begun = time.perf_counter()
+        task = self.method.task(episode.support)
+        self._synchronise()
+        shared = time.perf_counter() - begun
+        found = {}
+        for name in adapts:
+            begun = time.perf_counter()
+            try:
+                classifier = self.adaptations[name].adapt(task, episode.support)
+                logits = classifier.predict(episode.query_images)
+            except SmatError as error:
+                raise type(error)(f"{episode}: {error}") from None
+            if not bool(torch.isfinite(logits).all()):
+                raise SmatError(
+                    f"{episode}: the logits of {name} are not finite; the weights or the precision are broken (episodes before it are kept)"
+                )
+            seconds = shared + time.perf_counter() - begun
+            found[name] = record(episode, task, logits, classifier.info, seconds)
+        return found
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def record(episode: Episode, task: Task, logits: torch.Tensor, info: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """What is kept of an episode under one adaptation (see `smatcli.engine.results.Records`)."""
+    row: dict[str, Any] = {
+        "index": episode.index,
+        "accuracy": float((logits.argmax(1) == episode.query_labels).double().mean()),
+        "ways": episode.support.ways,
+        "support": len(episode.support.labels),
+        "query": len(episode.query_labels),
+        "seconds": seconds,
+        **{key: info[key] for key in ("passes", "loss_start", "loss", "evaluations", "accepted") if key in info},
+    }
+    if task.alpha is not None:
+        alpha = task.alpha.float().cpu().numpy()
+        scores, bits = info.get("scores"), info.get("bits")
+        row["alpha"] = alpha
+        row["scores"] = alpha if scores is None else scores.float().cpu().numpy()
+        row["chosen"] = np.full(len(alpha), -1, np.int8) if bits is None else np.asarray(bits, np.int8)
+    return row

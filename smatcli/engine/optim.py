@@ -1,0 +1,151 @@
+"""Optimizers by group: each with its own rule, rate, schedule and gradient clipping, counted in steps."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smatcli.config.schema import GroupConfig
+from smatcli.errors import SmatError, UserError, nearest
+
+
+class NonFinite(SmatError):
+    """A gradient norm that is NaN or infinite; nothing was updated. `group` names the optimizer group."""
+
+    def __init__(self, group: str, norm: float) -> None:
+        super().__init__(f"the gradient of group {group!r} is {norm}")
+        self.group = group
+        self.norm = norm
+
+
+def factor(config: GroupConfig, step: int, steps: int) -> float:
+    """Share of the peak rate that update `step` (from 0) of `steps` uses: linear warm-up, then the schedule."""
+    warm = round(config.warmup * steps)
+    if step < warm:
+        return (step + 1) / warm
+    share = min(1.0, (step - warm) / max(1, steps - warm))
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * share))
+    return 1 - share if config.schedule == "linear" else 1.0
+
+
+class Optimizers:
+    """One torch optimizer a group; made by `build_optimizers`."""
+
+    def __init__(self, groups: dict[str, list[nn.Parameter]], configs: dict[str, GroupConfig], steps: int, bare: set[int]) -> None:
+        self.groups, self.configs, self.steps = groups, configs, steps
+        self.step_index = 0
+        self.optimizers = {name: _optimizer(params, configs[name], bare) for name, params in groups.items()}
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for params in self.groups.values():
+            for param in params:
+                param.grad = None
+
+    def set_step(self, step: int) -> None:
+        """Updates done so far; the next one takes its rates from here."""
+        self.step_index = step
+
+    def rates(self) -> dict[str, float]:
+        """Learning rate of the next update, per group."""
+        return {name: config.lr * factor(config, self.step_index, self.steps) for name, config in self.configs.items()}
+
+    @torch.no_grad()
+    def step(self) -> dict[str, float]:
+        """Clip and update every group; returns the gradient norms before clipping.
+
+        Raises NonFinite before anything is changed when a norm is NaN or infinite.
+        """
+        found = {n: [p.grad for p in params if p.grad is not None] for n, params in self.groups.items()}
+        norms = {n: nn.utils.get_total_norm(grads) for n, grads in found.items() if grads}
+        # One transfer for all groups: a GPU waits once.
+        values = torch.stack([norm.float() for norm in norms.values()]).tolist() if norms else []
+        sizes = dict.fromkeys(self.groups, 0.0) | dict(zip(norms, values, strict=True))
+        for name, value in sizes.items():
+            if not math.isfinite(value):
+                raise NonFinite(name, value)
+        rates = self.rates()
+        for name, optimizer in self.optimizers.items():
+            clip = self.configs[name].clip
+            if clip is not None and sizes[name] > clip:
+                torch._foreach_mul_(found[name], clip / (sizes[name] + 1e-6))
+            for group in optimizer.param_groups:
+                group["lr"] = rates[name]
+            optimizer.step()
+        self.step_index += 1
+        return sizes
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors by 'group/parameter/name' and plain data (JSON): together the whole state."""
+        tensors = {
+            f"{name}/{i}/{key}": value
+            for name, params in self.groups.items()
+            for i, param in enumerate(params)
+            for key, value in self.optimizers[name].state.get(param, {}).items()
+            if isinstance(value, Tensor)
+        }
+        kinds = {name: {"optimizer": c.optimizer, "parameters": len(self.groups[name])} for name, c in self.configs.items()}
+        return tensors, {"step": self.step_index, "groups": kinds}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave; SmatError when it belongs to other groups or parameters."""
+        _, own = self.state_dict()
+        if state.get("groups") != own["groups"]:
+            raise SmatError(f"the checkpoint's optimizer groups {state.get('groups')} are not those of this run {own['groups']}")
+        fresh: dict[str, dict[Tensor, dict[str, Tensor]]] = {name: {} for name in self.groups}
+        for key, value in tensors.items():
+            name, index, part = key.rsplit("/", 2)
+            param = self.groups[name][int(index)]
+            if value.ndim and value.shape != param.shape:
+                raise SmatError(f"optimizer state {key} has shape {tuple(value.shape)}, its parameter {tuple(param.shape)}")
+            # Adam's step counter lives where its update wants it: on the device of the parameter when fused, else on the CPU.
+            here = param.device if value.ndim or self.optimizers[name].defaults.get("fused") else torch.device("cpu")
+            fresh[name].setdefault(param, {})[part] = value.to(here, copy=True)
+        for name, optimizer in self.optimizers.items():
+            optimizer.state.clear()
+            optimizer.state.update(fresh[name])
+        self.step_index = int(state["step"])
+
+
+def build_optimizers(
+    groups: Mapping[str, Sequence[nn.Parameter]],
+    configs: Mapping[str, GroupConfig],
+    steps: int,
+    defaults: Mapping[str, GroupConfig] | None = None,
+    no_decay: Collection[nn.Parameter] = (),
+    where: str = "train.groups",
+) -> Optimizers:
+    """Optimizers for `groups` over `steps` updates; `defaults` fill in for groups that `configs` lacks.
+
+    UserError on a configured group that does not exist, one without settings, and an option that its optimizer would ignore.
+    Parameters in `no_decay` get no weight decay.
+    """
+    names = list(groups)
+    for name in configs:
+        if name not in groups:
+            known = f"the method has {', '.join(names)}" if names else "the method has no trainable groups"
+            raise UserError(f"{where}.{name}: no such optimizer group{nearest(name, names)} ({known})")
+    merged = {**(defaults or {}), **configs}
+    for name in names:
+        if name not in merged:
+            raise UserError(f"{where}.{name} is missing: the group has no default settings")
+        config = merged[name]
+        if config.momentum and config.optimizer != "sgd":
+            raise UserError(f"{where}.{name}.momentum: {config.optimizer} has no momentum; remove it or use optimizer: sgd")
+    filled = [n for n in names if len(groups[n])]
+    return Optimizers({n: list(groups[n]) for n in filled}, {n: merged[n] for n in filled}, steps, {id(p) for p in no_decay})
+
+
+def _optimizer(params: list[nn.Parameter], config: GroupConfig, bare: set[int]) -> torch.optim.Optimizer:
+    plain = [p for p in params if id(p) in bare]
+    decayed = [p for p in params if id(p) not in bare]
+    split: list[dict[str, Any]] = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    split = [part for part in split if part["params"]]
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in params)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(split, lr=config.lr, momentum=config.momentum, fused=fused)
+    rule = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return rule(split, lr=config.lr, fused=fused)

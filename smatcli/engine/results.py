@@ -1,0 +1,123 @@
+"""Meta-test results on disk: per-episode records in HDF5, one summary line a dataset in CSV, and their statistics."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smatcli.errors import UserError
+from smatcli.files import atomic_path
+
+Records = dict[str, np.ndarray]
+"""Columns of per-episode records, all of length n: `index`, `accuracy` (share), `ways`, `support`, `query`, `loss_start`, `loss`,
+`seconds`, `passes`; for methods with experts `alpha` [n, M] (the router's scores), `scores` [n, M] (those used) and `chosen` [n, M]
+(1 on, 0 off, -1: the router's scores were kept as they are); from flip `evaluations` and `accepted`."""
+
+
+def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Mean and 95 % half-width 1.96 s / sqrt(n) (s with n - 1) of `values`; the half-width of a single value is NaN."""
+    found = np.asarray(values, np.float64)
+    if not len(found):
+        return math.nan, math.nan
+    return float(found.mean()), 1.96 * float(found.std(ddof=1)) / math.sqrt(len(found)) if len(found) > 1 else math.nan
+
+
+def average(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Mean over datasets of (mean, half-width) pairs; their episodes are independent, so the half-width is sqrt(sum h^2) / D."""
+    if not pairs:
+        return math.nan, math.nan
+    return math.fsum(m for m, _ in pairs) / len(pairs), math.sqrt(math.fsum(h * h for _, h in pairs)) / len(pairs)
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One line of summary.csv. Accuracies are shares in [0, 1]; `domain` is ID or OOD; `seconds` is the whole dataset's."""
+
+    run: str
+    method: str
+    adapt: str
+    dataset: str
+    domain: str
+    mean: float
+    half_width: float
+    episodes: int
+    protocol: str
+    seconds: float
+    tau: float | None = None
+    experts: int | None = None
+
+
+COLUMNS = tuple(f.name for f in fields(SummaryRow))
+NUMBERS = {"mean": float, "half_width": float, "seconds": float, "tau": float, "episodes": int, "experts": int}
+
+
+def write_summary(path: Path, rows: Sequence[SummaryRow]) -> None:
+    """Write summary.csv; numbers that are not known are empty."""
+    with atomic_path(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: "" if v is None or v != v else v for k, v in asdict(row).items()})
+
+
+def read_summary(path: Path) -> list[SummaryRow]:
+    """The lines of a summary.csv; UserError when it is none."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [SummaryRow(**{k: _value(k, line[k]) for k in COLUMNS}) for line in csv.DictReader(file)]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as a summary of smat eval ({type(error).__name__}: {error})") from None
+
+
+def _value(column: str, text: str) -> Any:
+    kind = NUMBERS.get(column, str)
+    if kind is str or text:
+        return kind(text)
+    return None if column in ("tau", "experts") else math.nan
+
+
+def as_records(rows: Sequence[Mapping[str, Any]]) -> Records:
+    """Columns of a list of per-episode records with the same keys."""
+    return {key: np.asarray([row[key] for row in rows]) for key in rows[0]} if rows else {}
+
+
+def joined(parts: Sequence[Records]) -> Records:
+    """All records in the order of `index`, each episode once (the first that has it)."""
+    if not parts:
+        return {}
+    keys = set(parts[0])
+    if any(set(part) != keys for part in parts):
+        raise UserError(
+            "the stored episodes have different columns; they come from different versions: move the folder away and evaluate again"
+        )
+    columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    _, first = np.unique(columns["index"], return_index=True)
+    return {key: values[first] for key, values in columns.items()}
+
+
+def write_records(path: Path, groups: Mapping[str, Records], attributes: Mapping[str, Mapping[str, Any]], top: Mapping[str, Any]) -> None:
+    """Write one HDF5 group a dataset, with attributes of each group and of the file (`top`); atomic."""
+    import h5py
+
+    with atomic_path(path) as draft, h5py.File(draft, "w") as file:
+        file.attrs.update(top)
+        for name, records in groups.items():
+            group = file.create_group(name)
+            group.attrs.update(attributes.get(name, {}))
+            for key, values in records.items():
+                group.create_dataset(key, data=values)
+
+
+def read_records(path: Path) -> dict[str, Records]:
+    """The groups of such a file by name; UserError when it is damaged."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return {name: {key: data[()] for key, data in group.items()} for name, group in file.items()}
+    except (OSError, KeyError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); move it away and evaluate again") from None

@@ -1,0 +1,54 @@
+"""SIGINT and SIGTERM: finish the step, keep a checkpoint, leave with 130 or 143."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from smatcli.errors import SmatError
+
+CAUGHT = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(SmatError):
+    """A run that was asked to stop and did so in good order; `exit_code` is 128 + the signal's number."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
+        self.exit_code = 128 + signum
+
+
+class StopRequest:
+    """Context in which SIGINT and SIGTERM only set `signum`; a second one stops at once (KeyboardInterrupt).
+
+    Outside the main thread, where Python allows no handlers, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._caught) for s in CAUGHT}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._before = {}
+
+    def _caught(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None:
+            raise KeyboardInterrupt
+        self.signum = signum
+
+    def __bool__(self) -> bool:
+        return self.signum is not None
+
+    def interrupted(self, where: str) -> Interrupted:
+        """The error to raise once the checkpoint is written; `where` names the step it is at."""
+        assert self.signum is not None
+        name = signal.Signals(self.signum).name
+        return Interrupted(self.signum, f"stopped by {name} at {where}; everything so far is kept, continue with --resume")

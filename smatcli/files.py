@@ -1,0 +1,92 @@
+"""Files that appear whole or not at all, and the two kinds of stand-in that are no data: git-lfs and git-annex pointers."""
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from smatcli.errors import SmatError
+
+_FULL = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is too large for the disk",
+}
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yields a hidden temporary path (same folder, same suffix) that becomes `path` on success and is removed on failure.
+
+    The data and the folder entry are flushed to the disk before it returns. Raises SmatError when the disk is full or the folder is read-only.
+    """
+    path = Path(path)
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    try:
+        with _disk_errors(path):
+            yield draft
+            _flush(draft)
+            os.replace(draft, path)
+            _flush(path.parent)
+    except BaseException:
+        _remove(draft)
+        raise
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8 so that `path` holds either its old content or all of the new one."""
+    with atomic_path(path) as draft:
+        draft.write_text(text, encoding="utf-8", newline="\n")
+
+
+def pointer_kind(head: bytes) -> str | None:
+    """'git-lfs' or 'git-annex' if a file that begins with `head` only points to its content, else None."""
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "git-lfs"
+    if head.startswith((b"/annex/objects/", b".git/annex/objects/")) or (len(head) < 1000 and b"/.git/annex/objects/" in head):
+        return "git-annex"
+    return None
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = _FULL.get(error.errno or 0) or next((text for text in _FULL.values() if "No space left" in str(error)), None)
+        if reason:
+            raise SmatError(f"{path}: {reason}; nothing was changed: free some space and run it again") from error
+        if (
+            error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+            and error.filename
+            and Path(str(error.filename)).parent in (path.parent, path.parent.parent)
+        ):
+            raise SmatError(f"{path}: cannot be written here ({os.strerror(error.errno).lower()}); choose another folder") from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST) and error.filename and not path.parent.is_dir():
+            raise SmatError(f"{path}: {error.filename} is a file, not a folder") from error
+        raise
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def _remove(draft: Path) -> None:
+    if draft.is_dir():
+        import shutil
+
+        shutil.rmtree(draft, ignore_errors=True)
+        return
+    with suppress(OSError):
+        draft.unlink(missing_ok=True)

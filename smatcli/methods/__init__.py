@@ -1,0 +1,23 @@
+"""Meta-tuning methods by name. A new one: one file, one line in `METHODS`, one settings model, one row in tests/methods/battery.py."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from smatcli.config.methods import MethodConfig
+from smatcli.methods.base import FlatMethod
+from smatcli.methods.pmf import PmfMethod
+from smatcli.methods.pretrained import PretrainedMethod
+from smatcli.methods.smat import SmatMethod
+
+METHODS: dict[str, Callable[[Any, nn.Module], FlatMethod]] = {
+    "pretrained": PretrainedMethod,
+    "pmf": PmfMethod,
+    "smat": SmatMethod,
+}
+
+
+def build_method(config: MethodConfig, backbone: nn.Module) -> FlatMethod:
+    """The method that `config.name` says, over `backbone` (its weights become theta_pre)."""
+    return METHODS[config.name](config, backbone)

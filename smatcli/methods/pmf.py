@@ -1,0 +1,45 @@
+"""PMF's meta-training (Hu et al., CVPR 2022): ProtoNet on all parameters of the pre-trained backbone."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from smatcli.config.methods import PmfConfig
+from smatcli.config.schema import GroupConfig
+from smatcli.methods.base import FlatMethod
+from smatcli.methods.prototypes import accuracy, cosine_logits, prototypes
+from smatcli.seams import Episode, Losses, Support, Task
+
+
+class PmfMethod(FlatMethod):
+    """One vector theta [P], trained from theta_pre by the cross-entropy of the query set under cosine prototypes."""
+
+    def __init__(self, config: PmfConfig, backbone: nn.Module):
+        super().__init__(backbone, config.scale)
+        self.theta = nn.Parameter(self.theta_pre.clone())
+
+    def task(self, support: Support) -> Task:
+        """The tuned parameters, the same for every task."""
+        return Task(theta=self.theta.detach(), embed=self.embed, scale=self.scale)
+
+    def loss(self, episode: Episode, generator: torch.Generator) -> Losses:
+        """Cross-entropy of the query set; support and query share one forward."""
+        support = episode.support
+        features = self.embed(torch.cat([support.images, episode.query_images]), self.theta)
+        known, asked = features.split([len(support.images), len(episode.query_images)])
+        logits = cosine_logits(asked, prototypes(known, support.labels, support.ways), self.scale)
+        ce = F.cross_entropy(logits, episode.query_labels)
+        return Losses(ce, {"ce": float(ce.detach())}, {"accuracy": accuracy(logits.detach(), episode.query_labels)})
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """One group, `theta`."""
+        return {"theta": [self.theta]}
+
+    def default_groups(self) -> dict[str, GroupConfig]:
+        """Adam at the rate that was best on validation classes of the real-image recipe."""
+        return {"theta": GroupConfig(optimizer="adam", lr=1e-4, clip=1.0)}
+
+    def statistics(self) -> dict[str, float]:
+        """Distance to the pre-trained model, relative to its norm."""
+        moved = (self.theta.detach() - self.theta_pre).norm() / self.theta_pre.norm()
+        return {"moved": float(moved)}

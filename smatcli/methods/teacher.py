@@ -1,0 +1,75 @@
+"""The task-specific dense teacher and knowledge distillation (Algorithm 1)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from smatcli.config.methods import TeacherConfig
+from smatcli.methods.prototypes import cosine_logits, prototypes
+from smatcli.seams import Episode
+
+Embed = Callable[[Tensor, Tensor], Tensor]
+
+
+def distillation(student: Tensor, target: Tensor, temperature: float, direction: str) -> Tensor:
+    """T^2 KL between softened predictions, batch mean: KL(target || student) if `forward`, KL(student || target) if `reverse`.
+
+    Logits [Q, C]; the target is a constant.
+    """
+    log_p = F.log_softmax(student / temperature, -1)
+    log_t = F.log_softmax(target.detach() / temperature, -1)
+    if direction == "reverse":
+        log_p, log_t = log_t, log_p
+    return temperature**2 * F.kl_div(log_p, log_t, reduction="batchmean", log_target=True)
+
+
+@dataclass(frozen=True)
+class Student:
+    """The student on one task, with its graph: parameters [P], query features [Q, D], prototypes [C, D], query logits and their loss."""
+
+    theta: Tensor
+    query: Tensor
+    centres: Tensor
+    logits: Tensor
+    ce: Tensor
+
+
+def teacher_logits(student: Student, episode: Episode, config: TeacherConfig, embed: Embed, scale: float) -> Tensor:
+    """Query logits [Q, C] of theta_i after K SGD steps on the query cross-entropy; a constant.
+
+    The first step's gradient comes from the student's own graph. `prototypes: student` treats the prototypes as a head that the steps move
+    too, so that only the query is embedded; `recomputed` makes them anew from the support set, and differentiates through them.
+    """
+    if config.prototypes == "student":
+        return _with_head(student, episode, config, embed, scale)
+    theta = student.theta
+    (grad,) = torch.autograd.grad(student.ce, theta, retain_graph=True)
+    for step in range(config.steps):
+        theta = (theta.detach() - config.lr * grad).requires_grad_(step < config.steps - 1)
+        with torch.set_grad_enabled(theta.requires_grad):
+            logits = _logits(theta, episode, embed, scale)
+            if theta.requires_grad:
+                (grad,) = torch.autograd.grad(F.cross_entropy(logits, episode.query_labels), theta)
+    return logits.detach()
+
+
+def _logits(theta: Tensor, episode: Episode, embed: Embed, scale: float) -> Tensor:
+    support = episode.support
+    known, query = embed(torch.cat([support.images, episode.query_images]), theta).split([len(support.images), len(episode.query_images)])
+    return cosine_logits(query, prototypes(known, support.labels, support.ways), scale)
+
+
+def _with_head(student: Student, episode: Episode, config: TeacherConfig, embed: Embed, scale: float) -> Tensor:
+    theta, head = student.theta, student.centres.detach().requires_grad_()
+    ce = F.cross_entropy(cosine_logits(student.query, head, scale), episode.query_labels)
+    for step in range(config.steps):
+        grads = torch.autograd.grad(ce, (theta, head), retain_graph=step == 0)
+        last = step == config.steps - 1
+        theta, head = ((t.detach() - config.lr * g).requires_grad_(not last) for t, g in zip((theta, head), grads, strict=True))
+        with torch.set_grad_enabled(not last):
+            logits = cosine_logits(embed(episode.query_images, theta), head, scale)
+            ce = F.cross_entropy(logits, episode.query_labels)
+    return logits.detach()

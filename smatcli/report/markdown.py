@@ -1,0 +1,114 @@
+"""Tables as GitHub Markdown and as CSV, and the report's index page."""
+
+import csv
+import io
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from smatcli.report.latex import percent
+from smatcli.report.tables import Cell, Row, Table
+
+_SPECIAL = re.compile(r"[\\`*\[\]<>&|~#$!]")
+_UNDERSCORE = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+
+
+def escape(text: str) -> str:
+    """`text` so that Markdown shows it as it is, also within a table cell: markup, HTML and pipes escaped, one line."""
+    plain = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
+    plain = _SPECIAL.sub(lambda m: {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(m.group(), "\\" + m.group()), plain)
+    return _UNDERSCORE.sub(r"\\_", plain).replace("://", ":&#47;/")
+
+
+def cell_text(cell: Cell, digits: int) -> str:
+    """`**57.9** ± 0.5` in percent; unknown: `--`."""
+    if cell.text is not None:
+        return escape(cell.text) or "--"
+    if not cell.estimate.known:
+        return "--"
+    mean = f"{percent(cell.estimate.mean, digits):{'+' if cell.signed else ''}.{digits}f}"
+    mean = f"**{mean}**" if cell.bold else mean
+    half_width = cell.estimate.half_width
+    return f"{mean} ± {percent(half_width, digits):.{digits}f}" if math.isfinite(half_width) else mean
+
+
+def table(content: Table) -> str:
+    """The table in GitHub Markdown, without its caption; families of columns stand above their first column."""
+    width = len(content.heads)
+    lines = [_line([escape(content.corner), *(escape(head) for head in _heads(content))]), _line(["---", *["---:"] * width])]
+    for block in content.blocks:
+        if block.title:
+            lines.append(_line([f"**{escape(block.title)}**", *[""] * width]))
+        for row in block.rows:
+            label = f"*{escape(row.label)}*" if row.average else escape(row.label)
+            lines.append(_line([label, *(cell_text(cell, content.digits) for cell in row.cells)]))
+    return "\n".join(lines) + "\n"
+
+
+def _heads(content: Table) -> list[str]:
+    families = [title for title, n in content.families for _ in range(n)]
+    return [f"{head} ({title.lower()})" for head, title in zip(content.heads, families, strict=True)] if families else list(content.heads)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def page(content: Table) -> str:
+    """The table with its caption."""
+    return f"{table(content)}\n{escape(content.caption)}\n"
+
+
+def table_csv(content: Table) -> str:
+    """The table as CSV: in percent with two more digits than shown, half-widths in columns of their own, unknown left empty."""
+    numeric = [any(row.cells[i].text is None for block in content.blocks for row in block.rows) for i in range(len(content.heads))]
+    header = [content.corner, "block"]
+    for head, is_number in zip(_heads(content), numeric, strict=True):
+        header += [head, f"{head} half-width", f"{head} bold"] if is_number else [head]
+    lines: list[list[str]] = [header]
+    for block in content.blocks:
+        lines += [[row.label, block.title, *_csv_cells(row, numeric, content.digits + 2)] for row in block.rows]
+    return write_csv(lines)
+
+
+def _csv_cells(row: Row, numeric: Sequence[bool], digits: int) -> list[str]:
+    cells: list[str] = []
+    for cell, is_number in zip(row.cells, numeric, strict=True):
+        if is_number:
+            cells += [*(csv_number(100 * v, digits) for v in (cell.estimate.mean, cell.estimate.half_width)), "1" if cell.bold else "0"]
+        else:
+            cells.append(cell.text or "")
+    return cells
+
+
+def csv_number(value: float | None, digits: int) -> str:
+    """A number with fixed digits, empty if unknown."""
+    return "" if value is None or not math.isfinite(value) else f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def write_csv(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of text as CSV with Unix line ends."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(lines)
+    return buffer.getvalue()
+
+
+def link(text: str, target: str) -> str:
+    """A link to a file of the report."""
+    return f"[{escape(text)}]({quote(target)})"
+
+
+def index(title: str, tables: Sequence[Table], figures: Sequence[tuple[str, str]], notes: Sequence[str]) -> str:
+    """The report's first page: every table inline with links to its files, every figure (name, caption), and what was left out."""
+    parts = [f"# {escape(title or 'Report')}\n", "How these numbers are made: see the protocol page of the documentation.\n"]
+    for content in tables:
+        files = " ".join(link(end, f"{content.stem}.{end}") for end in ("tex", "tabular.tex", "csv", "md"))
+        parts.append(f"## {escape(content.stem)}\n\n{page(content)}\n{files}\n")
+    for name, caption in figures:
+        files = " ".join(link(end, f"{name}.{end}") for end in ("pdf", "png", "csv"))
+        parts.append(f"## {escape(name)}\n\n![{escape(caption)}]({quote(name)}.png)\n\n{escape(caption)}\n\n{files}\n")
+    if notes:
+        parts.append("## Left out or noteworthy\n\n" + "".join(f"- {escape(note)}\n" for note in notes))
+    return "\n".join(parts)

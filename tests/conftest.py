@@ -1,0 +1,59 @@
+"""What every test shares: one CPU thread, no network, no leftovers of the caller's environment."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("COLUMNS", "160")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+RECIPE = """\
+# A small recipe for tests.
+kind: train
+run: runs/small
+data: {root: data, train: [a, b], id: [a], ood: [c]}
+backbone: {name: vit_tiny_patch16_224, args: {embed_dim: 32, depth: 2}, image_size: 16, weights: none}
+method: {name: smat, experts: 2, sparsity: {tau: 0.8}}
+train:
+  steps: 1e1
+  groups:
+    theta_delta: {lr: 1e-3}
+eval: {episodes: 4, adapt: [proto]}
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """One CPU thread once torch is loaded: tests share two cores with each other."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
+    yield
+
+
+@pytest.fixture
+def repo() -> Path:
+    """Root of the source tree."""
+    return ROOT
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a recipe file (by default a small valid one, in which `old` is replaced by `new`) and returns its path."""
+
+    def write(old: str = "", new: str = "", text: str | bytes | None = None, name: str = "recipe.yaml") -> Path:
+        path = tmp_path / name
+        if text is None:
+            assert old in RECIPE
+            text = RECIPE.replace(old, new) if old else RECIPE
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write

@@ -1,0 +1,310 @@
+"""Sweeps, with training and evaluation replaced by fakes that write what the real ones would."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import smatcli.engine.evaluate as evaluate_module
+import smatcli.engine.train as train_module
+from smatcli.cli import app
+from smatcli.cli.sweep import parse
+from smatcli.config.schema import SmatConfig, TrainRecipe
+from smatcli.engine import sweepjobs
+from smatcli.engine.grid import parse_axis, parse_grid, plan_points, short_keys, split_values
+from smatcli.engine.reporter import SilentReporter
+from smatcli.engine.results import SummaryRow, write_summary
+from smatcli.engine.run import RunDir
+from smatcli.engine.signals import Interrupted
+from smatcli.engine.sweep import eval_overrides, slots_of, sweep
+from smatcli.errors import SmatError, UserError
+
+
+def write_results(run, tau, adapts=("proto",)):
+    """What training and evaluation leave behind: accuracies that depend on tau, a log with two validations."""
+    (run / "checkpoints/best").mkdir(parents=True, exist_ok=True)
+    (run / "checkpoints/best/state.json").write_text(json.dumps({"state": {"step": 5}}))
+    valid = [{"step": s, "kind": "valid", "mean": 0.5, "sparsity": v} for s, v in ((5, tau + 0.01), (10, 0.1))]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in valid))
+    for adapt in adapts:
+        rows = [
+            SummaryRow("r", "smat", adapt, name, domain, mean, half, 4, f"5w5s10q-{split}", 1.0, tau, 2)
+            for name, domain, mean, half, split in (("a", "ID", tau, 0.03, "test"), ("c", "OOD", tau / 2, 0.01, "all"))
+        ]
+        (run / "eval" / f"{adapt}-5w5s10q-test").mkdir(parents=True, exist_ok=True)
+        write_summary(run / "eval" / f"{adapt}-5w5s10q-test" / "summary.csv", rows)
+
+
+def tau_of(recipe):
+    assert isinstance(recipe.method, SmatConfig)
+    return recipe.method.sparsity.tau
+
+
+@pytest.fixture
+def world(monkeypatch, recipe_file, tmp_path):
+    """Fake engines; `calls` lists what was asked of them, `fail` maps tau to an error."""
+
+    world: Any = SimpleNamespace(calls=[], fail={}, folder=tmp_path / "runs/small-sweep-tau")
+    world.recipe = recipe_file("run: runs/small", f"run: {tmp_path}/runs/small")
+
+    def train(loaded, reporter, resume=False):
+        tau = tau_of(loaded.recipe)
+        world.calls.append(("train", tau, resume, loaded.recipe.device))
+        run = RunDir.start(loaded, reporter, resume)
+        if tau in world.fail:
+            raise world.fail[tau]
+        run.note(status="finished")
+        return run
+
+    def evaluate(run, adapts=None, datasets=None, episodes=None, overrides=(), which="best", device=None, reporter=None):
+        recipe = evaluate_module.plan(run, adapts, episodes, overrides)
+        world.calls.append(("eval", tau_of(recipe), recipe.eval.episodes, tuple(recipe.eval.adapt)))
+        write_results(run, tau_of(recipe), recipe.eval.adapt)
+        return []
+
+    monkeypatch.setattr(train_module, "train", train)
+    monkeypatch.setattr(evaluate_module, "evaluate", evaluate)
+    return world
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_trains_evaluates_and_tabulates(world):
+    result = sweep(world.recipe, [parse_axis("tau", "0.5,0.7")], SilentReporter())
+    assert world.calls == [
+        ("train", 0.5, False, "auto"),
+        ("eval", 0.5, 4, ("proto",)),
+        ("train", 0.7, False, "auto"),
+        ("eval", 0.7, 4, ("proto",)),
+    ]
+    assert result.folder == world.folder and sorted(p.name for p in world.folder.iterdir()) == ["sweep.csv", "tau=0.5", "tau=0.7"]
+    rows = read(world.folder / "sweep.csv")
+    assert [r["method.sparsity.tau"] for r in rows] == ["0.5", "0.7"] and not result.failed
+    last = rows[1]
+    assert (last["id_mean"], last["ood_mean"], last["ood_half_width"]) == ("0.7", "0.35", "0.01")
+    assert float(last["sparsity"]) == pytest.approx(0.71), "of the best checkpoint, not of the last validation"
+    assert last["run"] == str(world.folder / "tau=0.7") and last["protocol"] == "5w5s10q" and last["episodes"] == "4"
+
+
+def test_means_over_datasets(world, tmp_path):
+    point = plan_points(world.recipe, [parse_axis("tau", "0.5")], ["data.id=[a, b]"])[0]
+    write_results(point.run, 0.5)
+    path = point.run / "eval/proto-5w5s10q-test/summary.csv"
+    rows = [
+        SummaryRow("r", "smat", "proto", n, "ID", m, h, 4, "p-test", 1.0)
+        for n, m, h in (("a", 0.4, 0.03), ("b", 0.6, 0.04), ("z", 0.0, 9.0))
+    ]
+    write_summary(path, rows)
+    from smatcli.engine.sweeptable import read_rows
+
+    (row,) = read_rows(point)
+    assert float(row["id_mean"]) == pytest.approx(0.5) and float(row["id_half_width"]) == pytest.approx(math.hypot(0.03, 0.04) / 2)
+    assert row["ood_mean"] == "", "z is not a dataset of the recipe, and there is no out-of-domain one"
+
+
+def test_again_resumes_every_point(world):
+    axis = [parse_axis("tau", "0.5,0.7")]
+    sweep(world.recipe, axis, SilentReporter())
+    before = (world.folder / "sweep.csv").read_bytes()
+    world.calls.clear()
+    sweep(world.recipe, axis, SilentReporter())
+    assert [c[2] for c in world.calls if c[0] == "train"] == [True, True]
+    assert (world.folder / "sweep.csv").read_bytes() == before
+
+
+def test_later_evaluation_settings_reach_finished_points(world):
+    axis = [parse_axis("tau", "0.5")]
+    sweep(world.recipe, axis, SilentReporter())
+    sweep(world.recipe, axis, SilentReporter(), ["eval.episodes=9", "eval.adapt=[proto, flip]"])
+    assert world.calls[-1] == ("eval", 0.5, 9, ("proto", "flip"))
+    assert [r["adapt"] for r in read(world.folder / "sweep.csv")] == ["proto", "flip"]
+
+
+@pytest.mark.parametrize("error", [SmatError("the loss is nan"), RuntimeError("odd")])
+def test_failed_point_is_named_and_the_others_go_on(world, error):
+    world.fail[0.5] = error
+    done = CliRunner().invoke(app, ["sweep", "tau", str(world.recipe), "--values", "0.5,0.7"])
+    assert done.exit_code == 1
+    assert "1 of 2 points failed: tau=0.5" in done.stderr.splitlines()[-1] and str(error) in done.stderr.splitlines()[-1]
+    assert [r["point"] for r in read(world.folder / "sweep.csv")] == ["tau=0.7"]
+    assert "tau=0.7" in done.stdout and "35.0 ± 1.0" in done.stdout
+
+
+def test_interrupt_stops_the_sweep(world):
+    world.fail[0.7] = Interrupted(15, "stopped at step 3")
+    with pytest.raises(Interrupted, match=r"stopped at tau=0\.7; everything so far is kept") as caught:
+        sweep(world.recipe, [parse_axis("tau", "0.5,0.7,0.9")], SilentReporter())
+    assert caught.value.exit_code == 143
+    assert [c[:2] for c in world.calls] == [("train", 0.5), ("eval", 0.5), ("train", 0.7)]
+    assert [r["point"] for r in read(world.folder / "sweep.csv")] == ["tau=0.5"]
+
+
+def test_grid_is_a_product(world):
+    points = plan_points(world.recipe, [parse_grid("method.experts=2,4"), parse_grid("seed=0,1")], ["train.steps=5"])
+    assert [p.name for p in points] == ["experts=2,seed=0", "experts=2,seed=1", "experts=4,seed=0", "experts=4,seed=1"]
+    assert [p.loaded.recipe.seed for p in points] == [0, 1, 0, 1]
+    assert points[0].run.parent.name == "small-sweep-experts-seed"
+    assert {p.loaded.recipe.train.steps for p in points} == {5}  # type: ignore[union-attr]
+
+
+def test_out_and_run_overrides(world, tmp_path):
+    axis = [parse_axis("tau", "0.5")]
+    assert plan_points(world.recipe, axis, out=tmp_path / "o")[0].run == tmp_path / "o/tau=0.5"
+    assert plan_points(world.recipe, axis, ["run=elsewhere/x"])[0].run.as_posix() == "elsewhere/x-sweep-tau/tau=0.5"
+
+
+def test_values():
+    assert split_values("a,[1, 2],{b: c, d: e},'x,y'") == ["a", "[1, 2]", "{b: c, d: e}", "'x,y'"]
+    assert parse_axis("tau", "0.50, 1e-1").values == ("0.5", "0.1")
+    assert short_keys(["train.groups.a.lr", "train.groups.b.lr", "seed"]) == {
+        "train.groups.a.lr": "a.lr",
+        "train.groups.b.lr": "b.lr",
+        "seed": "seed",
+    }
+
+
+def test_folder_names_of_awkward_values(world):
+    points = plan_points(world.recipe, [parse_grid("backbone.weights=a/b.pth,'x y'")])
+    assert [p.name for p in points] == ["weights=a_b.pth", "weights=x_y"]
+    assert points[0].loaded.recipe.backbone.weights == "a/b.pth"
+
+
+@pytest.mark.parametrize(
+    ("axes", "overrides", "part"),
+    [
+        (["tau=0.5,0.50"], [], "the value 0.5 is given twice"),
+        (["tau=0.5,,0.7"], [], "a value is missing"),
+        (["tau=0.5", "method.sparsity.tau=0.7"], [], "axis method.sparsity.tau is given twice"),
+        (["run=a,b"], [], "a sweep sets run itself"),
+        (["tau"], [], "is not of the form key=v1,v2"),
+        (["tau=1.5"], [], "method.sparsity.tau: expected a number < 1, got 1.5"),
+        (["method.expert=1"], [], "did you mean 'experts'?"),
+        (["tau=0.5"], ["method.sparsity.tau=0.4"], "is given twice"),
+        (["method.masks.init_mean=1,+1"], [], "given twice"),
+        (["backbone.weights=a/b,a_b"], [], "two points would share the folder weights=a_b"),
+        ([], [], "the sweep has no axis"),
+    ],
+)
+def test_bad_grids_are_refused_before_anything_is_made(world, axes, overrides, part):
+    with pytest.raises(UserError) as caught:
+        sweep(world.recipe, [parse_grid(a) for a in axes], SilentReporter(), overrides)
+    assert part in str(caught.value) and not world.calls and not world.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "values", "grid", "part"),
+    [
+        (["tau", "quickstart/smat"], None, [], "give its values"),
+        (["tua", "quickstart/smat"], "1", [], "did you mean 'tau'?"),
+        (["quickstart/smat"], "0.5", [], "--values belongs to a named axis"),
+        (["tau"], None, [], "give one recipe"),
+        (["a", "b", "c"], None, ["seed=1"], "give one recipe"),
+        (["quickstart/smta"], None, ["seed=1"], "there is no such recipe; did you mean"),
+    ],
+)
+def test_bad_words(words, values, grid, part):
+    with pytest.raises(UserError) as caught:
+        parse(words, values, grid)
+    assert part in str(caught.value)
+
+
+def test_both_forms_parse():
+    recipe, axes, overrides = parse(["tau", "quickstart/smat", "seed=1"], "0.5,0.9", ["method.experts=2,4"])
+    assert recipe == "quickstart/smat" and overrides == ["seed=1"]
+    assert [(a.key, a.values) for a in axes] == [("method.sparsity.tau", ("0.5", "0.9")), ("method.experts", ("2", "4"))]
+    assert parse(["quickstart/smat", "seed=1"], None, ["tau=0.5"])[1][0].key == "method.sparsity.tau"
+
+
+def test_a_run_is_no_folder_for_a_sweep(world, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text("{}")
+    with pytest.raises(UserError, match="is a run; a sweep needs a folder of its own"):
+        sweep(world.recipe, [parse_axis("tau", "0.5")], SilentReporter(), out=tmp_path / "run")
+
+
+def test_slots():
+    assert slots_of([], None) == [None]
+    assert slots_of(["cuda:0", "cuda:1"], None) == ["cuda:0", "cuda:1"]
+    assert slots_of(["cuda:0", "cuda:1"], 3) == ["cuda:0", "cuda:1", "cuda:0"] and slots_of(["cuda:0", "cuda:1"], 1) == ["cuda:0"]
+    with pytest.raises(UserError, match="at least one point"):
+        slots_of([], 0)
+
+
+def test_device_twice(world):
+    with pytest.raises(UserError, match="device= and --devices"):
+        sweep(world.recipe, [parse_axis("tau", "0.5")], SilentReporter(), ["device=cpu"], devices=["cpu"])
+
+
+def test_one_device_reaches_the_recipe(world):
+    sweep(world.recipe, [parse_axis("tau", "0.5")], SilentReporter(), devices=["cpu"])
+    assert world.calls[0] == ("train", 0.5, False, "cpu")
+
+
+def stand_in(world, monkeypatch, body):
+    """Side by side, every command becomes `python -c body VERB TAU`."""
+    real = sweepjobs.commands_of
+
+    def commands(point, recipe, device, side_by_side):
+        made = real(point, recipe, device, side_by_side)
+        assert [c[3] for c in made] == ["train", "eval"] and f"device={device}" in made[0]
+        tau = point.values["method.sparsity.tau"]
+        return [[sys.executable, "-c", body, c[3], tau] for c in made]
+
+    monkeypatch.setattr(sweepjobs, "commands_of", commands)
+
+
+def test_side_by_side(world, monkeypatch):
+    stand_in(world, monkeypatch, "import sys; print('smat: the loss is nan'); sys.exit(sys.argv[1:] == ['train', '0.7'])")
+    for tau in (0.5, 0.9):
+        write_results(world.folder / f"tau={tau}", tau)
+    result = sweep(world.recipe, [parse_axis("tau", "0.5,0.7,0.9")], SilentReporter(), devices=["cpu", "cpu"])
+    assert list(result.failed) == ["tau=0.7"] and "the loss is nan (log: " in result.failed["tau=0.7"]
+    assert [r["point"] for r in read(result.table)] == ["tau=0.5", "tau=0.9"]
+    assert (world.folder / "tau=0.5.log").read_text().count("loss") == 2
+
+
+def test_side_by_side_stops_its_processes(world, monkeypatch):
+    body = "import signal, sys, time; signal.signal(15, lambda *_: (print('bye'), sys.exit(143))); print('on', flush=True); time.sleep(60)"
+    stand_in(world, monkeypatch, body)
+    started = time.monotonic()
+
+    class Stopper(SilentReporter):
+        def start(self, *args, **kwargs):
+            monkeypatch.setattr(sweepjobs, "time", SimpleNamespace(sleep=self.sleep, monotonic=time.monotonic))
+
+        def sleep(self, seconds):
+            logs = [world.folder / f"tau={t}.log" for t in (0.5, 0.7)]
+            if all(log.exists() and "on" in log.read_text() for log in logs):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(world.recipe, [parse_axis("tau", "0.5,0.7")], Stopper(), devices=["cpu", "cpu"])
+    assert time.monotonic() - started < 30
+    assert all("bye" in (world.folder / f"tau={t}.log").read_text() for t in (0.5, 0.7))
+
+
+def test_commands_parse_as_recipes(world):
+    point = plan_points(world.recipe, [parse_axis("tau", "0.5")])[0]
+    train, evaluate = sweepjobs.commands_of(point, world.recipe, "cuda:1", 2)
+    from smatcli.config import load_recipe
+
+    recipe = load_recipe(train[4], train[5:-1]).recipe
+    assert isinstance(recipe, TrainRecipe)
+    assert recipe.device == "cuda:1" and recipe.threads is not None and recipe.run == str(point.run) and train[-1] == "--resume"
+    assert evaluate[3:5] == ["eval", str(point.run)] and evaluate[-2:] == ["--device", "cuda:1"]
+    assert load_recipe(world.recipe, eval_overrides(recipe)).recipe.eval == recipe.eval  # type: ignore[union-attr]
+
+
+def test_child_processes_can_start():
+    done = subprocess.run([sys.executable, "-m", "smatcli.cli", "train", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0

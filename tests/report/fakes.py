@@ -1,0 +1,85 @@
+"""Run directories as `smat train` and `smat eval` leave them, with accuracies from a seeded generator."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import yaml
+
+from smatcli.engine.results import SummaryRow, write_summary
+
+ID = ("aircraft", "omniglot", "textures")
+OOD = ("traffic_signs", "coco_crops", "cifar10", "sketch_pacs")
+
+
+def accuracies(shift: float, dataset: str, episodes: int, noise: float = 0.05, seed: int = 0) -> np.ndarray:
+    """[E] shares: the same hard and easy episodes for every method (so pairing pays), `shift` and a little noise on top."""
+    shared = np.random.default_rng([seed, *dataset.encode()]).normal(0.6, 0.12, episodes)
+    own = np.random.default_rng([round(1000 * abs(shift)), *dataset.encode()]).normal(shift, noise, episodes)
+    return np.clip(np.round((shared + own) * 50) / 50, 0, 1)
+
+
+def make_run(path: Path, method: str = "smat", tau: float | None = None, experts: int | None = None, valid: Sequence[float] = (), **facts: float) -> Path:
+    """A trained run: recipe, checkpoints/best, and a validation every 100 steps with the means `valid`."""
+    path.mkdir(parents=True)
+    settings: dict[str, object] = {"name": method}
+    if experts is not None:
+        settings |= {"experts": experts, "sparsity": {"tau": tau}}
+    recipe = {"kind": "train", "method": settings, "train": {"meta_batch": 2}, "data": {"id": list(ID), "ood": list(OOD)}}
+    (path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    lines = [{"step": 1, "kind": "train", "loss": 1.0, "time": 0.1}]
+    for i, mean in enumerate(valid):
+        per = {name: mean + 0.01 * k for k, name in enumerate(ID)}
+        lines.append({"step": 100 * i, "kind": "valid", "tasks": 200 * i, "mean": mean, "half_width": 0.01, "datasets": per, "time": i, **facts})
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (path / "checkpoints" / "best").mkdir(parents=True)
+    (path / "checkpoints" / "best" / "state.json").write_text(json.dumps({"step": 100 * max(0, len(valid) - 1)}))
+    return path
+
+
+def add_eval(
+    run: Path, adapt: str, values: Mapping[str, np.ndarray], method: str = "smat", protocol: str = "5w5s10q", seed: int = 0, ood_split: str = "all",
+    tau: float | None = None, experts: int | None = None,
+) -> Path:  # fmt: skip
+    """An evaluation of `run` with the accuracies `values` (dataset -> [E])."""
+    folder = run / "eval" / f"{adapt}-{protocol}"
+    folder.mkdir(parents=True)
+    rows, facts = [], {}
+    with h5py.File(folder / "results.h5", "w") as file:
+        for name, accuracy in values.items():
+            group = file.create_group(name)
+            group["accuracy"], group["index"] = accuracy, np.arange(len(accuracy))
+            domain = "OOD" if name in OOD else "ID"
+            tag = f"{protocol}-{ood_split if domain == 'OOD' else 'test'}"
+            facts[name] = {"domain": domain, "content_hash": name}
+            half_width = 1.96 * accuracy.std(ddof=1) / np.sqrt(len(accuracy)) if len(accuracy) > 1 else float("nan")
+            numbers = {"mean": float(accuracy.mean()), "half_width": float(half_width), "episodes": len(accuracy), "protocol": tag, "seconds": 1.5}
+            rows.append(SummaryRow(run.name, method, adapt, name, domain, **numbers, tau=tau, experts=experts))  # type: ignore[arg-type]
+    (folder / "settings.json").write_text(json.dumps({"settings": {"seed": seed}, "datasets": facts}))
+    write_summary(folder / "summary.csv", rows)
+    return folder
+
+
+def draw(shift_id: float, shift_ood: float, episodes: int = 40, names: Sequence[str] = ID + OOD) -> dict[str, np.ndarray]:
+    """Accuracies on every dataset, shifted by domain."""
+    return {name: accuracies(shift_ood if name in OOD else shift_id, name, episodes) for name in names}
+
+
+def make_study(root: Path, episodes: int = 40, names: Sequence[str] = ID + OOD) -> Path:
+    """A pre-training run, three methods (SMAT with flip too), and a sweep of tau, as the quick start leaves them below `root`."""
+    (root / "base").mkdir(parents=True)
+    (root / "base" / "recipe.yaml").write_text("kind: pretrain\n")
+    pre = make_run(root / "pretrained", "pretrained")
+    add_eval(pre, "proto", draw(0.0, 0.0, episodes, names), "pretrained")
+    pmf = make_run(root / "pmf", "pmf", valid=[0.5 + 0.02 * i for i in range(8)])
+    add_eval(pmf, "proto", draw(0.03, -0.02, episodes, names), "pmf")
+    smat = make_run(root / "smat", "smat", 0.9, 8, [0.5 + 0.03 * i - 0.002 * i * i for i in range(8)], sparsity_inference=0.89)
+    add_eval(smat, "proto", draw(0.04, 0.01, episodes, names), tau=0.9, experts=8)
+    add_eval(smat, "flip", draw(0.041, 0.012, episodes, names), tau=0.9, experts=8)
+    for tau in (0.5, 0.7, 0.9, 0.95):
+        run = make_run(root / "smat-sweep-tau" / f"tau={tau}", "smat", tau, 8, [0.5, 0.5 + 0.1 * tau], sparsity_inference=tau - 0.01)
+        add_eval(run, "proto", draw(0.06 - 0.05 * tau, 0.04 * tau - 0.02, episodes, names), tau=tau, experts=8)
+        add_eval(run, "flip", draw(0.063 - 0.05 * tau, 0.041 * tau - 0.02, episodes, names), tau=tau, experts=8)
+    return root
