@@ -1,6 +1,6 @@
 """Does the flip search cost more than the forward passes it must do? Goal: at most 1.3 times.
 
-    python -m benchmarks.flip [--width 128 --depth 6 --experts 8 --density 0.1 --episodes 5]
+    python benchmarks/flip.py [--width 128 --depth 6 --experts 8 --density 0.1 --episodes 5]
 
 Both are timed in one process on the same support sets, alternating: the whole search (`Flip.adapt`), and as many bare backbone forwards of
 the support set as the search measured states, on a theta that is ready.

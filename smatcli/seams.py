@@ -1,4 +1,4 @@
-"""The small types that rooms hand to each other. S support images, Q query images, C classes (ways), D features, P parameters, M experts."""
+"""The small types that rooms hand to each other. S support images, Q query images, C ways, D features, P parameters, M experts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,9 +36,10 @@ class Episode:
 class Task:
     """What a method makes of a support set.
 
-    `theta` [P] the task's parameters; `alpha` [M] merging scores or None; `merge(alpha)` -> theta for other scores, or None;
-    `embed(images, theta)` -> features [B, D] (fp32). `delta(alpha_from, alpha_to, theta)` -> theta for scores that differ from
-    `alpha_from` in few experts, touching only their non-zeros (None: use `merge`).
+    `theta` [P] the task's parameters; `alpha` [M] merging scores or None; `merge(alpha)` -> theta for other scores of any scale (it
+    normalises them; all zero = the pre-trained model), or None; `embed(images, theta)` -> features [B, D] (fp32).
+    `delta(alpha_from, alpha_to, theta)` -> theta for scores that differ from `alpha_from` in few experts, touching only their non-zeros
+    (None: use `merge`); equal to `merge(alpha_to)`.
     """
 
     theta: Tensor
@@ -51,7 +52,7 @@ class Task:
 
 @dataclass
 class Losses:
-    """Training loss of one episode: `total` (with graph), its named weighted `terms`, and numbers to log (`logs`: accuracy, sparsity ...)."""
+    """Loss of one training episode: `total` (with graph), its named weighted `terms`, and numbers to log (`logs`: accuracy ...)."""
 
     total: Tensor
     terms: dict[str, float] = field(default_factory=dict)

@@ -21,16 +21,18 @@ def evaluate(
     runs: Annotated[
         list[str], typer.Argument(metavar="RUN... [KEY=VALUE]...", help="run directories, and recipe values such as eval.seed=1")
     ],
-    adapt: Annotated[list[str] | None, typer.Option("--adapt", help="proto or flip; repeat for several [recipe: eval.adapt]")] = None,
-    datasets: Annotated[str | None, typer.Option("--datasets", help="only these, a,b,c [recipe: all of data.id and data.ood]")] = None,
-    episodes: Annotated[int | None, typer.Option("--episodes", min=1, help="episodes a dataset [recipe: eval.episodes]")] = None,
+    adapt: Annotated[
+        list[str] | None, typer.Option("--adapt", help="proto or flip; repeat for several (default: eval.adapt of the recipe)")
+    ] = None,
+    datasets: Annotated[str | None, typer.Option("--datasets", help="only these: a,b,c (default: all of data.id and data.ood)")] = None,
+    episodes: Annotated[int | None, typer.Option("--episodes", min=1, help="episodes a dataset (default: eval.episodes)")] = None,
     episode: Annotated[str | None, typer.Option("--episode", help="fixed (ways and shots) or variable (Meta-Dataset's rule)")] = None,
     ways: Annotated[str | None, typer.Option("--ways", help="classes of a fixed episode: 5, or 5-10")] = None,
     shots: Annotated[str | None, typer.Option("--shots", help="support images a class: 5, or 1-5")] = None,
     queries: Annotated[int | None, typer.Option("--queries", min=1, help="query images a class")] = None,
     flip_loss: Annotated[str | None, typer.Option("--flip-loss", help="what flip minimises: support or leave-one-out")] = None,
     which: Annotated[str, typer.Option("--which", help="checkpoint: best or last")] = "best",
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 [recipe: device]")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 (default: the recipe's)")] = None,
 ) -> None:
     """Meta-test runs on episodes of the test classes; writes eval/<adapt>-<protocol>/ (results.h5, summary.csv) and prints a table."""
     from smatcli.errors import UserError, nearest
@@ -71,14 +73,21 @@ def _range(text: str | None) -> str | None:
 
 def show(folders: Sequence[Path]) -> None:
     """Print the summaries of evaluation folders side by side, and where they are."""
-    from rich.console import Console
-
+    from smatcli.cli.output import console
     from smatcli.engine.results import read_summary
 
-    console = Console(highlight=False)
-    console.print(table([read_summary(folder / "summary.csv") for folder in folders]))
+    columns = [read_summary(folder / "summary.csv") for folder in folders]
+    typer.echo(heading(columns))
+    console().print(table(columns))
     for folder in folders:
         typer.echo(folder / "summary.csv")
+
+
+def heading(columns: "Sequence[Sequence[SummaryRow]]") -> str:
+    """What the table's numbers are: protocols and numbers of episodes."""
+    protocols = sorted({row.protocol.rsplit("-", 1)[0] for rows in columns for row in rows})
+    counts = {row.episodes for rows in columns for row in rows}
+    return f"accuracy (%), {', '.join(protocols)}, {' to '.join(str(n) for n in sorted({min(counts), max(counts)}))} episodes a dataset"
 
 
 def table(columns: "Sequence[Sequence[SummaryRow]]") -> "Table":
@@ -87,12 +96,7 @@ def table(columns: "Sequence[Sequence[SummaryRow]]") -> "Table":
 
     from smatcli.engine.results import average
 
-    protocols = {row.protocol.rsplit("-", 1)[0] for rows in columns for row in rows}
-    counts = {row.episodes for rows in columns for row in rows}
-    title = (
-        f"accuracy (%), {', '.join(sorted(protocols))}, {'-'.join(str(n) for n in sorted({min(counts), max(counts)}))} episodes a dataset"
-    )
-    made = Table(title=title, title_justify="left")
+    made = Table()
     made.add_column("dataset")
     several = len({row.run for rows in columns for row in rows}) > 1
     for rows in columns:

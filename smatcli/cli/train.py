@@ -12,7 +12,7 @@ def train(
 ) -> None:
     """Meta-train a method (smat, pmf, pretrained) on episodes.
 
-    Makes the recipe's run directory: recipe.yaml (every value), metrics.jsonl, checkpoints/last and checkpoints/best. Never overwrites a run.
+    Makes the recipe's run directory: recipe.yaml (every value), metrics.jsonl, checkpoints/last and best. Never overwrites a run.
     """
     from smatcli.config import load_recipe
     from smatcli.engine.reporter import auto_reporter

@@ -62,6 +62,6 @@ def choose_datasets(recipe: TrainRecipe, names: Sequence[str] | None = None) -> 
     roles = [d.name for d in known]
     for name in names or []:
         if name not in roles:
-            hint = nearest(name, roles) or f" (they are {', '.join(roles)})"
-            raise UserError(f"dataset {name}: not in data.id or data.ood of this run{hint}; to add one: data.ood=[{name}]")
+            hint = nearest(name, roles) or f"; they are {', '.join(roles)} (add it by data.ood=[{name}])"
+            raise UserError(f"dataset {name}: not in data.id or data.ood of this run{hint}")
     return [d for d in known if not names or d.name in names]

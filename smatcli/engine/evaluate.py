@@ -20,6 +20,7 @@ from smatcli.device import threads
 from smatcli.engine.evalfolder import EvalFolder
 from smatcli.engine.evalplan import Dataset, choose_datasets, plan
 from smatcli.engine.reporter import Reporter, SilentReporter
+from smatcli.engine.run import RunDir
 from smatcli.engine.signals import Interrupted, StopRequest
 from smatcli.errors import SmatError
 from smatcli.seams import Adaptation, Episode, Method, Task
@@ -67,6 +68,9 @@ class Evaluation:
         from smatcli.engine.train import load_method
 
         self.run, self.recipe, self.datasets, self.reporter = run, recipe, datasets, reporter
+        opened = RunDir.open(run)
+        if not opened.finished:
+            reporter.line(f"{run} is not finished ({opened.info.get('status')}): its {which} checkpoint so far is evaluated")
         stores = open_stores(Path(recipe.data.root), [d.name for d in datasets])
         self.samplers = {d.name: EpisodeSampler({d.name: stores[d.name]}, d.split, recipe.eval.episode, recipe.eval.seed) for d in datasets}
         method, _ = load_method(run, which, reporter, device)

@@ -13,6 +13,9 @@ from smatcli.engine.grid import Point
 from smatcli.engine.results import average, read_summary
 from smatcli.files import atomic_write_text
 
+# Of the names that methods log, the one that says most about what runs at test time.
+SPARSITY = ("sparsity_inference", "sparsity", "sparsity_expected")
+
 
 def read_rows(point: Point) -> list[dict[str, str]]:
     """One row per adaptation and protocol that the point was evaluated with, over the recipe's datasets; empty if it was not yet.
@@ -39,21 +42,17 @@ def read_rows(point: Point) -> list[dict[str, str]]:
 
 def measured_sparsity(run: Path) -> float | None:
     """Share of zeros in the experts at the checkpoint that is evaluated (best, else last); None where the log has none."""
-    records = []
     try:
-        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            record = json.loads(line) if '"valid"' in line else {}
-            if record.get("kind") == "valid" and record.get("sparsity") is not None:
-                records.append(record)
-    except (OSError, ValueError):
-        pass
-    if not records:
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        records = [record for record in map(json.loads, lines) if record["kind"] == "valid"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     try:
         best = json.loads((run / "checkpoints/best/state.json").read_text(encoding="utf-8"))["state"]["step"]
     except (OSError, ValueError, KeyError, TypeError):
         best = None
-    return float(next((r for r in records if r["step"] == best), records[-1])["sparsity"])
+    used = next((r for r in records if r["step"] == best), records[-1] if records else {})
+    return next((float(used[key]) for key in SPARSITY if used.get(key) is not None), None)
 
 
 def write_table(path: Path, rows: Sequence[dict[str, str]]) -> None:

@@ -60,7 +60,9 @@ def prepare_method(recipe: TrainRecipe, weights: str) -> FlatMethod:
     return method
 
 
-def load_method(run: Path | str, which: str = "best", reporter: Reporter | None = None, device: str | None = None) -> tuple[FlatMethod, TrainRecipe]:
+def load_method(
+    run: Path | str, which: str = "best", reporter: Reporter | None = None, device: str | None = None
+) -> tuple[FlatMethod, TrainRecipe]:
     """A trained run's method, ready for inference, and its recipe; `which` is 'best' (the default; 'last' if there is none) or 'last'.
 
     Raises `UserError` when the run has no checkpoint.
@@ -68,7 +70,7 @@ def load_method(run: Path | str, which: str = "best", reporter: Reporter | None 
     opened = RunDir.open(run)
     recipe = opened.recipe
     if not isinstance(recipe, TrainRecipe):
-        raise UserError(f"{run}: is a {recipe.kind} run; meta-test a run of `smat train` (method 'pretrained' evaluates a backbone as it is)")
+        raise UserError(f"{run}: is a {recipe.kind} run; meta-test one of `smat train` (method 'pretrained' takes a backbone as it is)")
     folder = opened.checkpoints / which
     if which == "best" and not has_checkpoint(folder):
         folder = opened.checkpoints / "last"

@@ -11,7 +11,6 @@ from smatcli.data.episodes import EpisodeSampler
 from smatcli.data.loader import EpisodeLoader
 from smatcli.data.store import Store
 from smatcli.errors import UserError
-from smatcli.methods.base import FlatMethod
 from smatcli.methods.prototypes import accuracy, cosine_logits, prototypes
 from smatcli.seams import Episode, Method
 

@@ -2,10 +2,10 @@
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import typer
@@ -38,9 +38,11 @@ def test_help_imports_nothing_heavy():
 def test_help_is_quick():
     best = 9.0
     for _ in range(3):
-        began = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert smat("--help").returncode == 0
-        best = min(best, time.perf_counter() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # Processor time: the wall clock would measure what else runs on the machine.
+        best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert best < 0.7
 
 

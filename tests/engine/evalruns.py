@@ -22,6 +22,7 @@ class FakeMethod(nn.Module):
     """theta [48] weighs 4 x 4 average-pooled pixels; two experts; `before` is called with the number of every task."""
 
     theta_pre: Tensor
+    steps: Tensor
 
     def __init__(self, experts: bool = True, seed: int = 0) -> None:
         super().__init__()

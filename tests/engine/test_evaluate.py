@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from smatcli.config import load_recipe
+from smatcli.config import TrainRecipe, load_recipe
 from smatcli.data.episodes import EpisodeSampler
 from smatcli.data.store import Store
 from smatcli.engine.evaluate import evaluate, fingerprint
@@ -32,6 +32,12 @@ def method(monkeypatch: pytest.MonkeyPatch) -> FakeMethod:
     made = FakeMethod()
     serve(monkeypatch, made)
     return made
+
+
+def recipe_of(run: Path) -> TrainRecipe:
+    recipe = load_recipe(run / "recipe.yaml").recipe
+    assert isinstance(recipe, TrainRecipe)
+    return recipe
 
 
 def results(folder: Path) -> dict[str, Records]:
@@ -71,7 +77,7 @@ def test_accuracies_and_statistics_by_hand(run: Path, monkeypatch: pytest.Monkey
     serve(monkeypatch, method)
     (folder,) = evaluate(run, ["proto"])
     assert folder == run / "eval" / "proto-4w3s6q-test"
-    recipe = load_recipe(run / "recipe.yaml").recipe
+    recipe = recipe_of(run)
     summary = {row.dataset: row for row in read_summary(folder / "summary.csv")}
     assert list(summary) == ["near", "far", "farther"]
     for name, split, domain in (("near", "test", "ID"), ("far", "all", "OOD"), ("farther", "all", "OOD")):
@@ -171,7 +177,7 @@ def test_other_weights_or_settings_are_refused_and_nothing_changes(run: Path, me
     with pytest.raises(UserError, match=r"other settings \(weights\)"):
         evaluate(run, ["proto"])
     serve(monkeypatch, method)
-    recipe = load_recipe(run / "recipe.yaml").recipe
+    recipe = recipe_of(run)
     os.remove(Path(recipe.data.root) / "far.h5")
     make_store(Path(recipe.data.root), "far", 99)
     with pytest.raises(UserError, match=r"dataset far \(content\)"):

@@ -31,7 +31,9 @@ def write_results(run, tau, adapts=("proto",)):
     """What training and evaluation leave behind: accuracies that depend on tau, a log with two validations."""
     (run / "checkpoints/best").mkdir(parents=True, exist_ok=True)
     (run / "checkpoints/best/state.json").write_text(json.dumps({"state": {"step": 5}}))
-    valid = [{"step": s, "kind": "valid", "mean": 0.5, "sparsity": v} for s, v in ((5, tau + 0.01), (10, 0.1))]
+    valid = [
+        {"step": s, "kind": "valid", "mean": 0.5, "sparsity_inference": v, "sparsity_expected": 0} for s, v in ((5, tau + 0.01), (10, 0.1))
+    ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in valid))
     for adapt in adapts:
         rows = [

@@ -47,6 +47,8 @@ def test_scores_agree_with_the_release(data: Parity, temperature: float) -> None
     scores = router.scores(logits)
     assert close(scores, data[f"scores_eval_T{temperature}"], 1e-5)
     assert close(normalise(scores), data[f"alpha_eval_T{temperature}"], 1e-5)
+    if temperature == 0.5:
+        assert torch.equal(scores.round(), data["scores_rounded_eval_T0.5"])
     noisy = router.scores(logits, u=data[f"u_train_T{temperature}"])
     assert close(noisy, data[f"scores_train_T{temperature}"], 1e-5)
     assert close(normalise(noisy), data[f"alpha_train_T{temperature}"], 1e-5)

@@ -1,11 +1,17 @@
 """One whole meta-training task of the official release: forward, five loss terms, all gradients."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from smatcli.config.methods import SmatConfig
+from smatcli.config.schema import TrainConfig
+from smatcli.experts.merge import normalise
 from smatcli.methods.prototypes import cosine_logits, prototypes
 from smatcli.methods.smat import Injected, SmatMethod
 from smatcli.methods.teacher import distillation, teacher_logits
@@ -83,7 +89,11 @@ def test_forward_agrees_with_the_release(data: Parity, method: Released, episode
     assert close(router_logits, data["train.router_logits"], TOLERANCE)
     assert frozen is not None and close(frozen, data["train.pretrained_query_logits"], TOLERANCE)
     assert close(method.embed(episode.support.images, method.theta_pre), data["train.pretrained_support_features"], TOLERANCE)
-    theta, nonzeros, _ = method.merge(data["train.alpha"], training=True, noise=injected.masks)
+    alpha = normalise(method.router.scores(router_logits, u=injected.router))
+    assert close(alpha, data["train.alpha"], TOLERANCE)
+    theta, nonzeros, _ = method.merge(alpha, training=True, noise=injected.masks)
+    on = (alpha @ method.shape.train_gate(method.log_alpha, injected.masks) > 0) | method.dense  # type: ignore[operator]
+    assert float(1 - on.double().mean()) == pytest.approx(float(data["train.merged_sparsity"]), abs=1e-7)
     assert close(method.measured_sparsity(nonzeros), data["train.expert_sparsity"], 1e-6)
     known = method.embed(episode.support.images, theta)
     support_logits = cosine_logits(known, prototypes(known, episode.support.labels, 4), 10.0)
@@ -130,6 +140,13 @@ def test_a_paper_option_differs_from_the_release(data: Parity, method: Released,
         total = method.loss(episode, torch.Generator(), injected).total
         assert not close(total, data["loss.total"], TOLERANCE), changed
         method.config = config
+
+
+def test_the_documented_recipe_is_the_one_that_is_tested(repo: Path) -> None:
+    text = (repo / "docs" / "fidelity.md").read_text()
+    recipe = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    assert SmatConfig.model_validate(recipe["method"]) == release_config(8)
+    TrainConfig.model_validate({"steps": 1, **recipe["train"]})
 
 
 def test_distillation_agrees_with_the_release() -> None:
