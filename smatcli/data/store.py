@@ -129,14 +129,16 @@ def _read(cls: type[Store], path: Path, file: h5py.File) -> Store:
             f"{path}: store format {attrs['format_version']}, this smat reads format {FORMAT_VERSION}; prepare it again or update smat"
         )
     images, size = file["images"], int(attrs["image_size"])
-    names = [str(name) for name in file["class_names"].asstr()[()]]
-    offsets, split = file["class_offsets"][()].astype(np.int64), file["class_split"][()].astype(np.uint8)
-    _check(path, images.shape[0] if images.ndim == 4 else -1, names, offsets, split)
     offset = images.id.get_offset()
     if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or images.chunks is not None or images.external or offset is None:
         raise UserError(f"{path}: images are not one contiguous uint8 block [N, {size}, {size}, 3]; prepare it again")
     if offset + images.size > path.stat().st_size:
         raise UserError(f"{path}: truncated ({path.stat().st_size:,} bytes, the images end at {offset + images.size:,}); prepare it again")
+    if any(file[key].ndim != 1 or file[key].shape[0] > len(images) + 1 for key in ("class_names", "class_offsets", "class_split")):
+        raise UserError(f"{path}: lists more classes than images; prepare it again")
+    names = [str(name) for name in file["class_names"].asstr()[()]]
+    offsets, split = file["class_offsets"][()].astype(np.int64), file["class_split"][()].astype(np.uint8)
+    _check(path, len(images), names, offsets, split)
     known = {key: attrs.pop(key) for key in ("name", "source", "licence", "content_hash")}
     facts = {key: value for key, value in attrs.items() if key not in ("format_version", "image_size")}
     return cls(path, image_size=size, class_names=names, class_offsets=offsets, class_split=split, offset=int(offset), facts=facts, **known)

@@ -33,6 +33,8 @@ class Expert:
         values = self.values.to(total.dtype)
         if self.positions is None:
             total.add_(values * weight)
+        elif isinstance(weight, float):
+            total.index_add_(0, self.positions, values, alpha=weight)
         else:
             total.index_add_(0, self.positions, values * weight)
 
@@ -149,5 +151,4 @@ class Merger:
                 expert.add_to(self._sum, 1.0 if after else -1.0)
                 self.touched += expert.values.numel()
         self._bits = bits
-        mask = (self._sum / sum(bits)).to(self.theta_pre.dtype)
-        return torch.addcmul(self.theta_pre, self.theta_delta, mask)
+        return torch.addcmul(self.theta_pre, self.theta_delta, self._sum.to(self.theta_pre.dtype), value=1 / sum(bits))

@@ -25,6 +25,7 @@ class Curves:
     """A figure of one or more panels (title -> series) over a common x axis; y is a share, drawn in percent."""
 
     stem: str
+    heading: str
     caption: str
     x_label: str
     y_label: str
@@ -48,6 +49,7 @@ class Gains:
     """Differences to a baseline: per row (label, whether an average) one estimate a series; rows in blocks by domain."""
 
     stem: str
+    heading: str
     caption: str
     baseline: str
     series: list[str]
@@ -83,8 +85,9 @@ def tau_curves(group: Group, sweep: Path) -> Curves | None:
                 series.append(Series(column.label, reference=column.average(keys)))
         if series:
             panels[title] = series
-    caption = f"Average accuracy against the sparsity target, {sweep.name}, {group.about}, 95 % intervals"
-    return Curves(f"tau-{sweep.name}-{group.tag}", caption, "Sparsity target τ", "Accuracy (%)", panels) if panels else None
+    caption = f"Average accuracy against the sparsity target, {sweep.name}, {group.about}, 95% intervals"
+    heading = f"Sparsity target against accuracy: {sweep.name} ({group.brief})"
+    return Curves(f"tau-{sweep.name}-{group.tag}", heading, caption, "Sparsity target τ", "Accuracy (%)", panels) if panels else None
 
 
 def _line_label(column: Column, points: Sequence[Column]) -> str:
@@ -96,7 +99,7 @@ def _line_label(column: Column, points: Sequence[Column]) -> str:
     return label if column.evaluation.adapt == "proto" else f"{label} + {column.evaluation.adapt}"
 
 
-def training_curves(stem: str, runs: Sequence[tuple[str, Run]]) -> Curves | None:
+def training_curves(stem: str, heading: str, runs: Sequence[tuple[str, Run]]) -> Curves | None:
     """Fig. 1: validation accuracy against the tasks seen; datasets that the recipe calls out-of-domain get a panel of their own."""
     panels: dict[str, list[Series]] = {title: [] for title in DOMAINS.values()}
     for label, run in runs:
@@ -110,8 +113,8 @@ def training_curves(stem: str, runs: Sequence[tuple[str, Run]]) -> Curves | None
             if len(one.points) > 1:
                 panels[title].append(one)
     kept = {title: series for title, series in panels.items() if series}
-    caption = "Validation accuracy during meta-training, on fixed episodes of the validation classes, 95 % bands"
-    return Curves(stem, caption, "Tasks seen", "Validation accuracy (%)", kept, band=True) if kept else None
+    caption = "Validation accuracy during meta-training, on fixed episodes of the validation classes, 95% bands"
+    return Curves(stem, heading, caption, "Tasks seen", "Validation accuracy (%)", kept, band=True) if kept else None
 
 
 def _validation(record: dict[str, object], ood: frozenset[str]) -> dict[str, Estimate]:
@@ -138,5 +141,6 @@ def gains(group: Group, baseline: Column) -> Gains | None:
             rows.append((f"{title} average", True, [average_difference(c, baseline, keys).estimate for c in others]))
             blocks.append((title, rows))
     known = any(e.known for _, rows in blocks for _, _, estimates in rows for e in estimates)
-    caption = f"Gain over {baseline.label} in points of accuracy, {group.about}, 95 % intervals"
-    return Gains(f"gains-{group.tag}-over-{baseline.label}", caption, baseline.label, [c.label for c in others], blocks) if known else None
+    caption = f"Gain over {baseline.label} in points of accuracy, {group.about}, 95% intervals"
+    stem, heading = f"gains-{group.tag}-over-{baseline.label}", f"Gains over {baseline.label} by dataset ({group.brief})"
+    return Gains(stem, heading, caption, baseline.label, [c.label for c in others], blocks) if known else None

@@ -126,6 +126,9 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _save(figure: "Figure", path: Path) -> None:
+    import warnings
+
     for end, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None, "Creator": None})):
-        with atomic_path(path.with_name(f"{path.name}.{end}")) as draft:
+        with atomic_path(path.with_name(f"{path.name}.{end}")) as draft, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # drawn as a box; the CSV has the name
             figure.savefig(draft, format=end, metadata=metadata)

@@ -37,7 +37,7 @@ class Column:
     @property
     def family(self) -> str:
         """The block of Table 1 that the adaptation belongs to."""
-        return ADAPT_FAMILIES.get(self.evaluation.adapt, GRADIENT_BASED)
+        return ADAPT_FAMILIES.get(self.evaluation.adapt.split("-")[0], GRADIENT_BASED)
 
     def average(self, keys: Sequence[Key]) -> Estimate:
         """Average over `keys`, unknown unless each is there: averages over different datasets cannot be compared."""
@@ -61,6 +61,11 @@ class Group:
     def about(self) -> str:
         """What a caption says of the episodes."""
         return f"{self.episodes} episodes a dataset, protocol {self.protocol}"
+
+    @property
+    def brief(self) -> str:
+        """What a heading says of the episodes."""
+        return f"{self.protocol}, {self.episodes} episodes"
 
     @property
     def tag(self) -> str:

@@ -1,6 +1,7 @@
 """Tables as LaTeX (booktabs): a bare `tabular` for \\input, and a document that compiles as it is. Every character is escaped."""
 
 import math
+import re
 import unicodedata
 
 from smatcli.report.statistics import Estimate
@@ -27,10 +28,6 @@ _PLAIN = {
     "[": "{[}",
     "]": "{]}",
     "*": "{*}",
-    # no ligatures of dashes, question and exclamation marks
-    "-": "-{}",
-    "?": "?{}",
-    "!": "!{}",
 }
 _LETTERS = {
     "ß": r"\ss{}", "ø": r"\o{}", "Ø": r"\O{}", "ł": r"\l{}", "Ł": r"\L{}", "æ": r"\ae{}", "Æ": r"\AE{}", "œ": r"\oe{}", "Œ": r"\OE{}",
@@ -40,6 +37,7 @@ _LETTERS = {
     "−": r"\ensuremath{-}", "·": r"\ensuremath{\cdot}", "°": r"\ensuremath{^\circ}", "≤": r"\ensuremath{\le}", "≥": r"\ensuremath{\ge}",
     "µ": r"\ensuremath{\mu}", "→": r"\ensuremath{\to}", "∞": r"\ensuremath{\infty}", "•": r"\textbullet{}",
 }  # fmt: skip
+_LIGATURE = re.compile(r"([-,])(?=\1)")
 _ACCENTS = {
     "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u", "\u0307": ".", "\u0308": '"', "\u030a": "r",
     "\u030b": "H", "\u030c": "v", "\u0323": "d", "\u0327": "c",
@@ -53,7 +51,7 @@ _GREEK_CAPITALS = {"Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Up
 
 def escape(text: str) -> str:
     """`text` as LaTeX that any engine and font encoding sets; a character LaTeX has no command for becomes its code (U+4E2D)."""
-    return "".join(_character(c) for c in unicodedata.normalize("NFC", text))
+    return _LIGATURE.sub(r"\1{}", "".join(_character(c) for c in unicodedata.normalize("NFC", text)))
 
 
 def _character(char: str) -> str:
@@ -145,6 +143,7 @@ def document(table: Table) -> str:
             r"\begin{table}[p]",
             r"\centering",
             r"\small",
+            r"\setlength{\abovecaptionskip}{0pt}\setlength{\belowcaptionskip}{8pt}",
             rf"\caption{{{escape(table.caption)}}}",
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             tabular(table).rstrip("\n") + "%",

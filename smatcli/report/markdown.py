@@ -35,9 +35,9 @@ def cell_text(cell: Cell, digits: int) -> str:
 
 
 def table(content: Table) -> str:
-    """The table in GitHub Markdown, without its caption; families of columns stand above their first column."""
+    """The table in GitHub Markdown, without its caption."""
     width = len(content.heads)
-    lines = [_line([escape(content.corner), *(escape(head) for head in _heads(content))]), _line(["---", *["---:"] * width])]
+    lines = [_line([escape(content.corner), *(escape(head) for head in content.heads)]), _line(["---", *["---:"] * width])]
     for block in content.blocks:
         if block.title:
             lines.append(_line([f"**{escape(block.title)}**", *[""] * width]))
@@ -45,11 +45,6 @@ def table(content: Table) -> str:
             label = f"*{escape(row.label)}*" if row.average else escape(row.label)
             lines.append(_line([label, *(cell_text(cell, content.digits) for cell in row.cells)]))
     return "\n".join(lines) + "\n"
-
-
-def _heads(content: Table) -> list[str]:
-    families = [title for title, n in content.families for _ in range(n)]
-    return [f"{head} ({title.lower()})" for head, title in zip(content.heads, families, strict=True)] if families else list(content.heads)
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -65,7 +60,7 @@ def table_csv(content: Table) -> str:
     """The table as CSV: in percent with two more digits than shown, half-widths in columns of their own, unknown left empty."""
     numeric = [any(row.cells[i].text is None for block in content.blocks for row in block.rows) for i in range(len(content.heads))]
     header = [content.corner, "block"]
-    for head, is_number in zip(_heads(content), numeric, strict=True):
+    for head, is_number in zip(content.heads, numeric, strict=True):
         header += [head, f"{head} half-width", f"{head} bold"] if is_number else [head]
     lines: list[list[str]] = [header]
     for block in content.blocks:
@@ -100,15 +95,15 @@ def link(text: str, target: str) -> str:
     return f"[{escape(text)}]({quote(target)})"
 
 
-def index(title: str, tables: Sequence[Table], figures: Sequence[tuple[str, str]], notes: Sequence[str]) -> str:
-    """The report's first page: every table inline with links to its files, every figure (name, caption), and what was left out."""
+def index(title: str, tables: Sequence[Table], figures: Sequence[tuple[str, str, str]], notes: Sequence[str]) -> str:
+    """The report's first page: every table inline with links to its files, every figure (heading, path, caption), and what was left out."""
     parts = [f"# {escape(title or 'Report')}\n", "How these numbers are made: see the protocol page of the documentation.\n"]
     for content in tables:
         files = " ".join(link(end, f"{content.stem}.{end}") for end in ("tex", "tabular.tex", "csv", "md"))
-        parts.append(f"## {escape(content.stem)}\n\n{page(content)}\n{files}\n")
-    for name, caption in figures:
+        parts.append(f"## {escape(content.heading)}\n\n{page(content)}\n{files}\n")
+    for heading, name, caption in figures:
         files = " ".join(link(end, f"{name}.{end}") for end in ("pdf", "png", "csv"))
-        parts.append(f"## {escape(name)}\n\n![{escape(caption)}]({quote(name)}.png)\n\n{escape(caption)}\n\n{files}\n")
+        parts.append(f"## {escape(heading)}\n\n![{escape(heading)}]({quote(name)}.png)\n\n{escape(caption)}\n\n{files}\n")
     if notes:
         parts.append("## Left out or noteworthy\n\n" + "".join(f"- {escape(note)}\n" for note in notes))
     return "\n".join(parts)

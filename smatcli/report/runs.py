@@ -43,7 +43,8 @@ class Run:
     @property
     def sparsity(self) -> float | None:
         """Share of zeros in the experts at the checkpoint that is evaluated, with the gate of inference, as its validation logged it."""
-        best = whole(_json(self.path / "checkpoints" / "best" / "state.json").get("step"))
+        state = _json(self.path / "checkpoints" / "best" / "state.json")
+        best = whole(_dict(state.get("state")).get("step"))
         found = [r for r in self.valid if best is None or r["step"] == best]
         logged = [number(found[-1].get(key)) for key in SPARSITY] if found else []
         return next((value for value in logged if value is not None), None)

@@ -39,9 +39,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Table:
-    """`families` are headings over runs of columns: (title, columns); `stem` names the files."""
+    """`families` are headings over runs of columns: (title, columns); `stem` names the files, `heading` the index page's section."""
 
     stem: str
+    heading: str
     caption: str
     corner: str
     heads: list[str]
@@ -62,9 +63,11 @@ def main_table(group: Group, digits: int = 1) -> Table:
     for column in columns:
         count = families.pop()[1] if families and families[-1][0] == column.family else 0
         families.append((column.family, count + 1))
-    caption = f"Accuracy (%), mean ± 95 % half-width over {group.about}. {_bold_means(columns)}"
+    caption = f"Accuracy (%), mean ± 95% half-width over {group.about}.{_bold_means(columns)}{_gaps(group, columns)}"
     heads, families = [c.label for c in columns], families if len(families) > 1 else []
-    return Table(f"table-{group.tag}", caption, "Dataset", heads, _blocks(group, columns, row), families, digits)
+    return Table(
+        f"table-{group.tag}", f"Accuracy ({group.brief})", caption, "Dataset", heads, _blocks(group, columns, row), families, digits
+    )
 
 
 def gains_table(group: Group, baseline: Column, digits: int = 1) -> Table:
@@ -75,9 +78,11 @@ def gains_table(group: Group, baseline: Column, digits: int = 1) -> Table:
         return [_signed(average_difference(column, baseline, keys).estimate) for column in others]
 
     paired = _pairing(all_paired([baseline], others))
-    caption = f"Difference to {baseline.label} in points of accuracy, mean ± 95 % half-width, {group.about}. {paired} Bold: 0 lies outside."
+    caption = f"Difference to {baseline.label} in points of accuracy, mean ± 95% half-width, {group.about}. {paired} Bold: 0 lies outside."
+    caption += _gaps(group, group.columns)
     blocks, heads = _blocks(group, [baseline, *others], row), [c.label for c in others]
-    return Table(f"gains-{group.tag}-over-{baseline.label}", caption, "Dataset", heads, blocks, digits=digits)
+    stem, heading = f"gains-{group.tag}-over-{baseline.label}", f"Gains over {baseline.label} ({group.brief})"
+    return Table(stem, heading, caption, "Dataset", heads, blocks, digits=digits)
 
 
 def pairs_table(group: Group, digits: int = 1) -> Table:
@@ -88,14 +93,14 @@ def pairs_table(group: Group, digits: int = 1) -> Table:
         averages = [_signed(average_difference(first, second, group.keys(d)).estimate) for d in domains]
         each = [e for d in domains for k in group.keys(d) if (e := difference(first, second, k).estimate).known]
         better, worse = sum(e.above_zero for e in each), sum(e.below_zero for e in each)
-        rows.append(Row(f"{first.label} - {second.label}", [*averages, Cell(text=f"{better} / {worse} of {len(each)}")]))
+        rows.append(Row(f"{first.label} vs. {second.label}", [*averages, Cell(text=f"{better} / {worse} of {len(each)}")]))
     caption = (
-        f"Differences in points of accuracy, averaged over the datasets of a domain, ± 95 % half-width; {group.about}. "
+        f"Differences in points of accuracy, averaged over the datasets of a domain, ± 95% half-width; {group.about}. "
         f"{_pairing(all_paired(group.columns, group.columns))} Bold: 0 lies outside. "
         "Last column: datasets on which the first is better / worse with 0 outside the interval."
     )
     heads = [*(f"{DOMAINS[d]} average" for d in domains), "Better / worse"]
-    return Table(f"pairs-{group.tag}", caption, "Difference", heads, [Block("", rows)], digits=digits)
+    return Table(f"pairs-{group.tag}", f"All pairs ({group.brief})", caption, "Difference", heads, [Block("", rows)], digits=digits)
 
 
 def sweep_table(group: Group, sweep: Path, digits: int = 1) -> Table:
@@ -110,16 +115,17 @@ def sweep_table(group: Group, sweep: Path, digits: int = 1) -> Table:
         averages = [Cell(column.average(group.keys(d, points)), i in bold[d]) for d in domains]
         rows.append(Row(column.label, [*(Cell(text=t) for t in sparsities), *averages]))
     caption = (
-        f"Sweep {sweep.name}: average accuracy (%) ± 95 % half-width over {group.about}. {_bold_means(points)} "
+        f"Sweep {sweep.name}: average accuracy (%) ± 95% half-width over {group.about}.{_bold_means(points)} "
         "Sparsity: share of zeros in the experts at the checkpoint that was evaluated."
     )
     heads = ["Target τ", "Sparsity", *(f"{DOMAINS[d]} average" for d in domains)]
-    return Table(f"sweep-{sweep.name}-{group.tag}", caption, "Point", heads, [Block("", rows)], digits=digits)
+    stem, heading = f"sweep-{sweep.name}-{group.tag}", f"Sweep {sweep.name} ({group.brief})"
+    return Table(stem, heading, caption, "Point", heads, [Block("", rows)], digits=digits)
 
 
-def _sweep_order(column: Column) -> tuple[str, bool, float, str]:
-    tau = column.evaluation.run.tau
-    return column.evaluation.adapt, tau is None, tau or 0.0, column.label
+def _sweep_order(column: Column) -> tuple[bool, str, bool, float, str]:
+    tau, adapt = column.evaluation.run.tau, column.evaluation.adapt
+    return adapt != "proto", adapt, tau is None, tau or 0.0, column.label
 
 
 def all_paired(first: Sequence[Column], second: Sequence[Column]) -> bool:
@@ -131,7 +137,12 @@ def _bold_means(columns: Sequence[Column]) -> str:
     if len(columns) < 2:
         return ""
     paired = "paired by episode" if all_paired(columns, columns) else "paired by episode where both recorded the same episodes"
-    return f"Bold: the best of its kind, and those whose difference from it ({paired}) has 0 in its 95 % interval."
+    return f" Bold: the best, and those whose difference from it ({paired}) has 0 in its 95% interval."
+
+
+def _gaps(group: Group, columns: Sequence[Column]) -> str:
+    whole = all(key in column.estimates for column in columns for domain in DOMAINS for key in group.keys(domain, columns))
+    return "" if whole else " --: not evaluated; averages only where every dataset is there."
 
 
 def _pairing(paired: bool) -> str:

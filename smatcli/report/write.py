@@ -52,7 +52,7 @@ def report(
     files = [*_write_tables(out, tables), *_write_figures(out / "figures", figures)]
     lines = [*frame.lines, *dict.fromkeys(problem for e in frame.evaluations for problem in e.problems)]
     index = out / "README.md"
-    shown = [(f"figures/{figure.stem}", figure.caption) for figure in figures]
+    shown = [(figure.heading, f"figures/{figure.stem}", figure.caption) for figure in figures]
     atomic_write_text(index, markdown.index(title, tables, shown, lines))
     return Report(index, sorted([index, *files]), lines)
 
@@ -104,9 +104,10 @@ def _contents(
             figures.append(tau_curves(group, sweep))
     labels = _run_labels(frame, groups)
     ordinary = [(label, run) for label, run in labels if run.sweep is None]
-    figures.append(training_curves("training", ordinary))
+    figures.append(training_curves("training", "Validation accuracy during meta-training", ordinary))
     for sweep in dict.fromkeys(run.sweep for _, run in labels if run.sweep is not None):
-        figures.append(training_curves(f"training-{sweep.name}", [(label, run) for label, run in labels if run.sweep == sweep]))
+        points = [(label, run) for label, run in labels if run.sweep == sweep]
+        figures.append(training_curves(f"training-{sweep.name}", f"Validation accuracy during meta-training: {sweep.name}", points))
     if title:
         tables = [replace(table, caption=f"{title}. {table.caption}") for table in tables]
     return _own_stems(tables), _own_stems([figure for figure in figures if figure is not None])

@@ -21,7 +21,9 @@ def accuracies(shift: float, dataset: str, episodes: int, noise: float = 0.05, s
     return np.clip(np.round((shared + own) * 50) / 50, 0, 1)
 
 
-def make_run(path: Path, method: str = "smat", tau: float | None = None, experts: int | None = None, valid: Sequence[float] = (), **facts: float) -> Path:
+def make_run(
+    path: Path, method: str = "smat", tau: float | None = None, experts: int | None = None, valid: Sequence[float] = (), **facts: float
+) -> Path:
     """A trained run: recipe, checkpoints/best, and a validation every 100 steps with the means `valid`."""
     path.mkdir(parents=True)
     settings: dict[str, object] = {"name": method}
@@ -32,10 +34,12 @@ def make_run(path: Path, method: str = "smat", tau: float | None = None, experts
     lines = [{"step": 1, "kind": "train", "loss": 1.0, "time": 0.1}]
     for i, mean in enumerate(valid):
         per = {name: mean + 0.01 * k for k, name in enumerate(ID)}
-        lines.append({"step": 100 * i, "kind": "valid", "tasks": 200 * i, "mean": mean, "half_width": 0.01, "datasets": per, "time": i, **facts})
+        lines.append(
+            {"step": 100 * i, "kind": "valid", "tasks": 200 * i, "mean": mean, "half_width": 0.01, "datasets": per, "time": i, **facts}
+        )
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (path / "checkpoints" / "best").mkdir(parents=True)
-    (path / "checkpoints" / "best" / "state.json").write_text(json.dumps({"step": 100 * max(0, len(valid) - 1)}))
+    (path / "checkpoints" / "best" / "state.json").write_text(json.dumps({"state": {"step": 100 * max(0, len(valid) - 1)}}))
     return path
 
 
@@ -55,7 +59,13 @@ def add_eval(
             tag = f"{protocol}-{ood_split if domain == 'OOD' else 'test'}"
             facts[name] = {"domain": domain, "content_hash": name}
             half_width = 1.96 * accuracy.std(ddof=1) / np.sqrt(len(accuracy)) if len(accuracy) > 1 else float("nan")
-            numbers = {"mean": float(accuracy.mean()), "half_width": float(half_width), "episodes": len(accuracy), "protocol": tag, "seconds": 1.5}
+            numbers = {
+                "mean": float(accuracy.mean()),
+                "half_width": float(half_width),
+                "episodes": len(accuracy),
+                "protocol": tag,
+                "seconds": 1.5,
+            }
             rows.append(SummaryRow(run.name, method, adapt, name, domain, **numbers, tau=tau, experts=experts))  # type: ignore[arg-type]
     (folder / "settings.json").write_text(json.dumps({"settings": {"seed": seed}, "datasets": facts}))
     write_summary(folder / "summary.csv", rows)

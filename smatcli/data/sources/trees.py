@@ -9,7 +9,6 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-
 from smatcli.data.images import MAX_BYTES, Unreadable
 from smatcli.errors import UserError
 from smatcli.files import pointer_kind

@@ -1,6 +1,7 @@
 """Generated data sets: seven training domains and four unseen ones, drawn from a seed; nothing is downloaded."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,16 +9,22 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from smatcli.data.synthetic import glyphs, plants, shapes, signs, sketches, small_worlds, textures
+from smatcli.data.splits import class_counts
+from smatcli.data.store import Store, write_store
+from smatcli.data.synthetic import glyphs, plants, shapes, signs, sketches, small_worlds, textures, tilings
 from smatcli.data.synthetic.canvas import Draws
 from smatcli.errors import UserError, nearest
 
 LICENCE = "generated, CC0"
+GENERATION = 1  # add one whenever a drawing changes: stores of another generation are not taken for the same
 
 
 @dataclass(frozen=True)
 class Domain:
-    """A family of classes. `catalogue(draws)` lists (class name, specification); `draw(spec, draws, n, size)` -> uint8 [n, size, size, 3]."""
+    """A family of classes; `role` is "id" (training domain) or "ood" (unseen).
+
+    `catalogue(draws)` lists (class name, specification); `draw(spec, draws, n, size)` -> uint8 [n, size, size, 3].
+    """
 
     role: str
     description: str
@@ -35,22 +42,101 @@ DOMAINS: dict[str, Domain] = {
     "fungi": Domain("id", "mushrooms: cap, stem, markings, colour", plants.mushroom_catalogue, plants.draw_mushroom),
     "numbers": Domain("ood", "two-digit numbers in nine fonts that no training domain uses", glyphs.number_catalogue, glyphs.draw_number),
     "sprites": Domain("ood", "mirror-symmetric pixel sprites", small_worlds.sprite_catalogue, small_worlds.draw_sprite),
-    "tilings": Domain("ood", "plane patterns with 2-, 3-, 4- or 6-fold symmetry", textures.tiling_catalogue, textures.draw_tiling),
+    "tilings": Domain("ood", "plane patterns with 2-, 3-, 4- or 6-fold symmetry", tilings.tiling_catalogue, tilings.draw_tiling),
     "cells": Domain("ood", "cells under a microscope", small_worlds.cell_catalogue, small_worlds.draw_cells),
 }
 
 
 class Progress(Protocol):
-    """The part of the engine's reporter that is used here."""
+    """The part of an engine's reporter that is used here."""
+
+    def line(self, text: str) -> None: ...
 
     def start(self, total: int, what: str) -> None: ...
 
-    def update(self, done: int, **numbers: float) -> None: ...
+    def update(self, done: int) -> None: ...
 
     def finish(self) -> None: ...
 
 
+def make_synthetic(
+    out: Path,
+    seed: int = 0,
+    size: int = 32,
+    classes: int = 40,
+    per_class: int = 30,
+    domains: Sequence[str] | None = None,
+    reporter: Progress | None = None,
+) -> list[Path]:
+    """Write one store `<out>/<domain>.h5` for each of `domains` (None: all) and return their paths.
+
+    Equal seed and size give equal images; more classes or images only add to them. The classes of a training domain are split 60/15/25 into
+    train/valid/test, those of an unseen domain are all test classes. A store that already holds exactly this is kept.
+    Raises UserError for an unknown domain, numbers out of range, or another store in the way, before anything is drawn.
+    """
+    out = Path(out)
+    names = list(dict.fromkeys(DOMAINS if domains is None else domains))
+    _check(names, seed, size, classes, per_class)
+    catalogues = {name: catalogue(name, seed) for name in names}
+    for name in names:
+        if classes > len(catalogues[name]):
+            raise UserError(f"domain {name}: has {len(catalogues[name])} classes, {classes} were asked for; ask for fewer")
+    facts = {"fingerprint": f"synthetic/{GENERATION} seed {seed}, {classes} x {per_class}, {size} px"}
+    paths = {name: out / f"{name}.h5" for name in names}
+    missing = [name for name in names if not _kept(paths[name], facts["fingerprint"])]
+    out.mkdir(parents=True, exist_ok=True)
+    if reporter:
+        if len(missing) < len(names):
+            reporter.line(f"{len(names) - len(missing)} of {len(names)} synthetic datasets are in {out} already and are kept")
+        reporter.start(classes * len(missing), "drawing")
+    try:
+        for turn, name in enumerate(missing):
+            drawn = _drawn(name, catalogues[name][:classes], seed, size, per_class, reporter, turn * classes)
+            write_store(paths[name], name, size, drawn, f"smat data synthetic, seed {seed}", LICENCE, facts=facts)
+    finally:
+        if reporter:
+            reporter.finish()
+    return list(paths.values())
+
+
+@functools.lru_cache(maxsize=64)
+def catalogue(domain: str, seed: int = 0) -> list[tuple[str, Any]]:
+    """All classes of a domain that can be drawn, (name, specification), in the order in which a store takes them."""
+    return DOMAINS[domain].catalogue(Draws(seed, domain))
+
+
 def draw_class(domain: str, index: int, seed: int = 0, size: int = 32, per_class: int = 30) -> NDArray[np.uint8]:
-    """Images uint8 [per_class, size, size, 3] of one class; image j is the same for any `per_class` > j and any other classes."""
-    _, spec = DOMAINS[domain].catalogue(Draws(seed, domain))[index]
-    return DOMAINS[domain].draw(spec, Draws(seed, domain, index + 1), per_class, size)
+    """Images uint8 [per_class, size, size, 3] of class `index`; image j is the same for any `per_class` > j."""
+    return DOMAINS[domain].draw(catalogue(domain, seed)[index][1], Draws(seed, domain, index + 1), per_class, size)
+
+
+def _drawn(
+    domain: str, classes: list[tuple[str, Any]], seed: int, size: int, per_class: int, reporter: Progress | None, done: int
+) -> Iterator[tuple[str, int, NDArray[np.uint8]]]:
+    shares = (60, 15, 25) if DOMAINS[domain].role == "id" else (0, 0, 100)
+    split = np.repeat(np.arange(3), class_counts(len(classes), shares))
+    for index, (name, _) in enumerate(classes):
+        yield name, int(split[index]), draw_class(domain, index, seed, size, per_class)
+        if reporter:
+            reporter.update(done + index + 1)
+
+
+def _check(names: Sequence[str], seed: int, size: int, classes: int, per_class: int) -> None:
+    for name in names:
+        if name not in DOMAINS:
+            raise UserError(f"there is no synthetic domain {name!r}{nearest(name, list(DOMAINS))} (there: {', '.join(DOMAINS)})")
+    if not names:
+        raise UserError(f"no synthetic domain is named (there: {', '.join(DOMAINS)})")
+    ranges = (("seed", seed, 0, 2**63), ("size", size, 8, 512), ("classes", classes, 1, 1000), ("per_class", per_class, 1, 10000))
+    for what, value, low, high in ranges:
+        if not low <= value <= high:
+            raise UserError(f"synthetic data: {what} is {value}, it must be from {low} to {high}")
+
+
+def _kept(path: Path, fingerprint: str) -> bool:
+    """Whether `path` holds exactly what would be drawn; False if it is not there, UserError if it holds something else."""
+    if not path.exists():
+        return False
+    if Store.open(path).facts.get("fingerprint") != fingerprint:
+        raise UserError(f"{path}: exists and was made differently; choose another folder, or remove it first")
+    return True

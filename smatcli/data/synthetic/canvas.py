@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]  # float32 in practice; numpy's stubs lose that in arithmetic
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -91,7 +91,7 @@ def turn(x: Array, y: Array, angle: ArrayLike) -> tuple[Array, Array]:
 def smooth_noise(draws: Draws, n: int, size: int, cells: int, amplitude: ArrayLike = 1.0, channels: int = 0) -> Array:
     """Smooth noise of `cells` bumps per side, [n, size, size] (or [n, size, size, channels]): cubic interpolation of a random grid."""
     knots = draws.uniform(-1, 1, n, cells + 3, cells + 3, max(channels, 1))
-    return np.float32(amplitude) * upsample(knots if channels else knots[..., 0], size)
+    return np.asarray(amplitude, np.float32) * upsample(knots if channels else knots[..., 0], size)
 
 
 def upsample(knots: Array, size: int) -> Array:
@@ -122,13 +122,13 @@ def polar(x: Array, y: Array) -> tuple[Array, Array]:
 
 def fold(angle: Array, count: ArrayLike) -> Array:
     """The angle within one of `count` equal sectors, in [-pi / count, pi / count]."""
-    sector = np.float32(2 * np.pi) / np.asarray(count, np.float32)
+    sector = 2 * np.pi / np.asarray(count, np.float32)
     return angle - sector * np.round(angle / sector)
 
 
 def hsv(hue: ArrayLike, saturation: ArrayLike, value: ArrayLike) -> Array:
     """RGB in [0, 1], [..., 3]; hue counts turns."""
-    hue, saturation, value = np.broadcast_arrays(np.float32(hue), np.float32(saturation), np.float32(value))
+    hue, saturation, value = np.broadcast_arrays(*(np.asarray(part, np.float32) for part in (hue, saturation, value)))
     offset = np.array([5, 3, 1], np.float32)
     k = (offset + hue[..., None] * 6) % 6
     ramp = np.clip(np.minimum(k, 4 - k), 0, 1)
@@ -165,7 +165,7 @@ def blurred(images: Array, radius: float) -> Array:
     return images
 
 
-def finished(draws: Draws, images: Array, grain: float = 0.04, light: float = 0.2) -> NDArray[np.uint8]:
+def finished(draws: Draws, images: Array, grain: float = 0.03, light: float = 0.2) -> NDArray[np.uint8]:
     """uint8 images of [n, S, S, 3] in [0, 1] with random exposure, contrast and grain."""
     n, size = images.shape[:2]
     gain, lift = np.exp(draws.uniform(-light, light, n)), draws.uniform(-light / 2, light / 2, n)

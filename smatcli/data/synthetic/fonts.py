@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from smatcli.data.synthetic.canvas import Array, cover, rows
+from smatcli.data.synthetic.canvas import Array, blurred, rows
 from smatcli.errors import SmatError
 
 BOX = 64
@@ -60,7 +60,7 @@ def glyph_mask(font: str, text: str, extent: int = 44) -> Array:
 
 
 def stamped(masks: Array, which: NDArray[np.int64], x: Array, y: Array, weight: Array) -> Array:
-    """Coverage [n, S, S] of mask number `which` [n] of `masks` [k, 64, 64] at object coordinates x, y; `weight` [n] > 0 thickens strokes."""
+    """Coverage [n, S, S] of mask number `which` [n] of `masks` [k, 64, 64] at object coordinates x, y; `weight` [n] thickens."""
     column, row = ((np.clip(c, -1, 0.999) + 1) * (BOX / 2) - 0.5 for c in (x, y))
     left, top = np.clip(column.astype(int), 0, BOX - 2), np.clip(row.astype(int), 0, BOX - 2)
     right, down = np.clip(column - left, 0, 1), np.clip(row - top, 0, 1)
@@ -74,9 +74,4 @@ def stamped(masks: Array, which: NDArray[np.int64], x: Array, y: Array, weight: 
 
 def soft(masks: Array) -> Array:
     """Masks blurred by a few pixels, so that a threshold on them changes the stroke weight."""
-    from smatcli.data.synthetic.canvas import blurred
-
     return blurred(masks, 1.4)
-
-
-__all__ = ["BOX", "DIGIT_FONTS", "LETTER_FONTS", "code_points", "cover", "font_folder", "glyph_mask", "soft", "stamped"]

@@ -17,6 +17,7 @@ SCRIPTS = {
 }  # fmt: skip
 PER_SCRIPT = 25
 LETTERS = 200
+MIN_INK = 3.5
 
 
 def letter_catalogue(draws: Draws) -> list[tuple[str, str]]:
@@ -43,11 +44,11 @@ def letter_catalogue(draws: Draws) -> list[tuple[str, str]]:
 
 
 def _signature(text: str) -> Array | None:
-    """The glyph's ink [1024], blurred and of unit length after removing the mean; None for a blank."""
+    """The glyph's ink [1024], blurred and of unit length after removing the mean; None for a blank or a mere dot."""
     page = soft(soft(glyph_mask("DejaVuSans", text)[None]))[0].reshape(32, 2, 32, 2).mean((1, 3)).ravel()
     page = page - page.mean()
     length = float(np.linalg.norm(page))
-    return page / length if length > 0.5 else None
+    return page / length if length > MIN_INK else None
 
 
 @functools.lru_cache(maxsize=4)

@@ -52,7 +52,7 @@ def _petal(within: Array, form: str) -> Array:
 def _foliage(draws: Draws, n: int, size: int) -> Array:
     base = hsv(draws.uniform(0.2, 0.45, n), draws.uniform(0.3, 0.8, n), draws.uniform(0.15, 0.6, n))
     leaves = smooth_noise(draws, n, size, 6, 0.5) + smooth_noise(draws, n, size, 3, 0.4)
-    image = base[:, None, None, :] * (1 + leaves[..., None])
+    image: Array = base[:, None, None, :] * (1 + leaves[..., None])
     for _ in range(2):
         x, y = posed(draws, n, size, scale=(0.4, 0.7), shift=0.9, stretch=0.2)
         leaf = cover(np.hypot(x, y * (2.2 + 1.2 * x)) - 1)

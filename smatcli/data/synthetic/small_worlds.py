@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from smatcli.data.synthetic.canvas import Array, Draws, backdrop, cover, finished, hsv, ink_and_paper, paint, posed, rows, shuffled, smooth_noise
+from smatcli.data.synthetic.canvas import Array, Draws, backdrop, cover, finished, hsv, ink_and_paper, paint, posed, rows, shuffled
 
 SPRITES = 150
 SIDE = 10
@@ -66,21 +66,26 @@ class Culture:
 
 
 def cell_catalogue(draws: Draws) -> list[tuple[str, Culture]]:
-    axes = ((0.2, 0.3, 0.44), (1.0, 1.9), ("smooth", "lobed", "spiky", "membrane"), ("none", "one", "twin", "grains", "hollow"), (0.93, 0.75, 0.58))
-    kinds = [Culture(*combination) for combination in shuffled(draws, *axes)][:200]
-    return [(f"r{round(c.radius * 100)}-{'long' if c.long > 1 else 'round'}-{c.outline}-{c.nucleus}-h{round(c.hue * 360)}", c) for c in kinds]
+    outlines, nuclei = ("smooth", "lobed", "spiky", "membrane"), ("none", "one", "twin", "grains", "hollow")
+    combinations = shuffled(draws, (0.26, 0.36, 0.5), (1.0, 1.9), outlines, nuclei, (0.93, 0.75, 0.58))
+    return [(_culture_name(kind), kind) for kind in (Culture(*combination) for combination in combinations[:200])]
+
+
+def _culture_name(kind: Culture) -> str:
+    form = "long" if kind.long > 1 else "round"
+    return f"r{round(kind.radius * 100)}-{form}-{kind.outline}-{kind.nucleus}-h{round(kind.hue * 360)}"
 
 
 def draw_cells(kind: Culture, draws: Draws, n: int, size: int) -> NDArray[np.uint8]:
     hue = kind.hue + draws.normal(0.03, n)
     light = hsv(hue, draws.uniform(0.02, 0.2, n), draws.uniform(0.75, 1.0, n))
-    body = hsv(hue, draws.uniform(0.25, 0.55, n), draws.uniform(0.6, 0.9, n))
+    body = hsv(hue, draws.uniform(0.3, 0.6, n), draws.uniform(0.55, 0.8, n))
     dark = hsv(hue + 0.02, draws.uniform(0.5, 0.9, n), draws.uniform(0.25, 0.55, n))
     image = backdrop(draws, light, size, uneven=0.12, cells=3)
-    count = round(1.1 / kind.radius)
+    count = round(1.2 / kind.radius)
     for k in range(count * 2):
         here = draws.flip(0.55 if k else 1.0, n)
-        x, y = posed(draws, n, size, scale=(0.85 * kind.radius, 1.15 * kind.radius), shift=0.85, stretch=0.1)
+        x, y = posed(draws, n, size, scale=(0.85 * kind.radius, 1.15 * kind.radius), shift=0.85 if k else 0.4, stretch=0.1)
         radius, edge = np.hypot(x / kind.long**0.5, y * kind.long**0.5), 1 + 0 * x
         angle = np.arctan2(y, x)
         if kind.outline == "lobed":
@@ -99,8 +104,8 @@ def _nucleus(kind: Culture, x: Array, y: Array, draws: Draws) -> Array:
     if kind.nucleus == "none":
         return np.zeros_like(x)
     if kind.nucleus == "grains":
-        n, size = x.shape[:2]
-        return cover(0.12 - smooth_noise(draws, n, size, 12))
+        u, v = x * 7 + rows(draws.uniform(0, 7, len(x))), y * 7 + rows(draws.uniform(0, 7, len(x)))
+        return cover(0.2 - np.sin(u) * np.sin(v))
     dx, dy = (rows(draws.uniform(-0.15, 0.15, len(x))) for _ in range(2))
     if kind.nucleus == "twin":
         return cover(np.hypot(np.abs(x - dx) - 0.35, y - dy) - 0.28)

@@ -1,4 +1,4 @@
-"""Procedural textures (training) and tilings (unseen): the structure is the class; phase, pose, colours and light vary."""
+"""Procedural textures: the structure is the class; phase, pose, colours and light vary."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,13 +55,15 @@ def _value(family: str, numbers: list[float], x: Array, y: Array, draws: Draws) 
         return np.sin(wave * x) * np.sin(wave * y * squeeze) + 0.9 * b * np.sin(wave * x / 2)
     if family == "dots":
         u, v = (wave * (x + (0.5 * y if a > 0.5 else 0.0)), wave * y * (0.87 if a > 0.5 else 1.0))
-        return -np.hypot(np.sin(u / 2), np.sin(v / 2)) ** (0.5 + 2 * b)
+        return -(np.hypot(np.sin(u / 2), np.sin(v / 2)) ** (0.5 + 2 * b))
     if family == "rings":
         u, v = np.sin(wave * x / 3), np.sin(wave * y / 3)
         return np.sin((4 + 5 * a) * np.hypot(u, v) + 3 * b)
     if family in ("cells", "cracks", "bubbles"):
         first, second = _nearest(x, y, 1.2 + 2.2 * level, 0.25 + 0.75 * a, draws)
-        return {"cells": second - first, "bubbles": np.sin((6 + 8 * b) * first), "cracks": -np.exp(-(8 + 10 * b) * (second - first))}[family]
+        return {"cells": second - first, "bubbles": np.sin((6 + 8 * b) * first), "cracks": -np.exp(-(8 + 10 * b) * (second - first))}[
+            family
+        ]
     if family == "scratches":
         u, v = turn(x, y, np.pi * a)
         return _noise(u * wave * 0.7, v * wave * (0.12 + 0.1 * b), draws, n)
@@ -69,7 +71,7 @@ def _value(family: str, numbers: list[float], x: Array, y: Array, draws: Draws) 
     for octave in (1, 2, 4):
         cloud += _noise(x * wave * 0.35 * octave, y * wave * 0.35 * octave, draws, n) * (0.3 + 0.5 * a) ** np.log2(octave)
     if family == "ridges":
-        return -np.abs(cloud) ** (0.4 + 0.6 * b)
+        return -(np.abs(cloud) ** (0.4 + 0.6 * b))
     if family == "marble":
         return np.sin(wave * 0.7 * x + (2 + 5 * b) * cloud)
     return cloud
@@ -111,31 +113,3 @@ def _nearest(x: Array, y: Array, wave: float, disorder: float, draws: Draws) -> 
             second = np.minimum(second, np.maximum(first, distance))
             first = np.minimum(first, distance)
     return first, second
-
-
-TILINGS = 90
-
-
-def tiling_catalogue(draws: Draws) -> list[tuple[str, tuple[int, Array]]]:
-    """Sums of waves with 2-, 3-, 4- or 6-fold symmetry: (fold, waves [3, 4] = frequency, direction, amplitude, phase)."""
-    waves = draws.uniform((3.5, 0.0, 0.4, 0.0), (9.0, np.pi, 1.0, 2 * np.pi), TILINGS, 3, 4)
-    folds = (4, 6, 2, 3)
-    return [(f"p{folds[k % 4]}-{k // 4}", (folds[k % 4], waves[k])) for k in range(TILINGS)]
-
-
-def draw_tiling(spec: tuple[int, Array], draws: Draws, n: int, size: int) -> NDArray[np.uint8]:
-    fold, waves = spec
-    x, y = posed(draws, n, size, scale=(0.8, 1.1), angle=np.pi, shift=1.5, stretch=0.08)
-    value = np.zeros_like(x)
-    for wave, direction, amplitude, phase in waves.tolist():
-        for k in range(fold):
-            angle = direction + 2 * np.pi * k / fold
-            value += amplitude * np.sin(wave * (np.cos(angle) * x + np.sin(angle) * y) + phase)
-    value /= value.std((1, 2), keepdims=True) + 1e-3
-    image = np.broadcast_to(draws.uniform(0, 1, n, 1, 1, 3), (*x.shape, 3))
-    for level in (-0.6, 0.5):
-        mask = np.clip((value - level) * 5 + 0.5, 0, 1)
-        image = paint(image, mask, draws.uniform(0, 1, n, 3))
-    # Three random greys can fall together; a shade that follows the pattern keeps it visible.
-    sign = np.where(draws.flip(0.5, n), 0.14, -0.14)
-    return finished(draws, image + (rows(sign) * np.clip(value, -1.5, 1.5))[..., None])
