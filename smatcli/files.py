@@ -20,12 +20,12 @@ _FULL = {
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a hidden temporary path (same folder, same suffix) that becomes `path` on success and is removed on failure.
 
-    The data and the folder entry are flushed to the disk before it returns. Raises SmatError when the disk is full or the folder is read-only.
+    Data and folder entry are flushed to the disk before it returns. Raises SmatError for a full disk or a folder that cannot be written.
     """
     path = Path(path)
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    draft = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         with _disk_errors(path):
             yield draft
@@ -60,14 +60,12 @@ def _disk_errors(path: Path) -> Iterator[None]:
         reason = _FULL.get(error.errno or 0) or next((text for text in _FULL.values() if "No space left" in str(error)), None)
         if reason:
             raise SmatError(f"{path}: {reason}; nothing was changed: free some space and run it again") from error
-        if (
-            error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-            and error.filename
-            and Path(str(error.filename)).parent in (path.parent, path.parent.parent)
-        ):
+        culprit = Path(os.fsdecode(error.filename)) if error.filename else None
+        ours = culprit is not None and (culprit.parent == path.parent or culprit in path.parents)
+        if ours and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise SmatError(f"{path}: cannot be written here ({os.strerror(error.errno).lower()}); choose another folder") from error
-        if error.errno in (errno.ENOTDIR, errno.EEXIST) and error.filename and not path.parent.is_dir():
-            raise SmatError(f"{path}: {error.filename} is a file, not a folder") from error
+        if ours and error.errno in (errno.ENOTDIR, errno.EEXIST) and not path.parent.is_dir():
+            raise SmatError(f"{path}: {culprit} is a file, not a folder") from error
         raise
 
 

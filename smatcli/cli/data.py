@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from smatcli.engine.prepare import Prepared
 
-ROOT_HELP = "Folder of the stores, searched with its subfolders [default: $SMAT_DATA, else data]."
+ROOT_HELP = "Folder of the stores, searched with its subfolders, by default $SMAT_DATA, else data."
 
 app = typer.Typer(help="Make, list, check and look at stores of images (one HDF5 file per dataset).", no_args_is_help=True)
 prepare = typer.Typer(help="Turn source data into stores; `smat data prepare folder --help`.", no_args_is_help=True)
@@ -22,25 +22,27 @@ RootOption = Annotated[Path | None, typer.Option("--root", help=ROOT_HELP, show_
 
 @prepare.command("folder", no_args_is_help=True)
 def prepare_folder(
-    sources: Annotated[list[str], typer.Argument(metavar="SRC...", help="Directories or ZIPs of class folders; one store each.")],
+    sources: Annotated[list[str], typer.Argument(metavar="SRC", help="Directories or ZIPs of class folders; one store each.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the stores; made if missing.")],
-    name: Annotated[str | None, typer.Option("--name", help="Dataset name, for a single source [default: its file name].")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Dataset name, for a single source (default: its file name).")] = None,
     size: Annotated[int, typer.Option("--size", min=1, max=4096, help="Side of the stored square images, pixels.")] = 64,
     fit: Annotated[
         Literal["crop", "squash"], typer.Option("--fit", help="Keep the centre square, or squash the whole image as Meta-Dataset does.")
     ] = "crop",
-    split: Annotated[str, typer.Option("--split", help="Per cent of the classes for train/valid/test, drawn by chance.")] = "65/15/20",
+    split: Annotated[
+        str | None, typer.Option("--split", help="Per cent of the classes for train/valid/test, drawn by chance (default: 65/15/20).")
+    ] = None,
     splits: Annotated[
         Path | None, typer.Option("--splits", help="JSON with the class names of train, valid and test; instead of --split.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the split.")] = 0,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the split (default: 0).")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="An unreadable image is an error, and no store is written.")] = False,
     min_images: Annotated[
-        int | None, typer.Option("--min-images", min=2, help="Drop classes with fewer readable images [default: 2, fewer is an error].")
+        int | None, typer.Option("--min-images", min=2, help="Drop classes with fewer readable images (default: 2, fewer is an error).")
     ] = None,
     depth: Annotated[int, typer.Option("--depth", min=1, help="Folders that make a class: 2 for group/class/image.")] = 1,
     licence: Annotated[str, typer.Option("--licence", help="Licence text to keep in the stores.")] = "",
-    workers: Annotated[int | None, typer.Option("--workers", "-j", min=1, help="Decoding threads [default: all cores].")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", "-j", min=1, help="Decoding threads (default: all cores).")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Rebuild a store that exists with other content.")] = False,
 ) -> None:
     """Make one store from each directory or ZIP of class folders (<class name>/<image>).
@@ -121,7 +123,7 @@ def info(name: Name, root: RootOption = None) -> None:
 @app.command("verify")
 def verify(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Dataset names or paths [default: all below the root].", show_default=False)
+        list[str] | None, typer.Argument(help="Dataset names or paths (default: all below the root).", show_default=False)
     ] = None,
     root: RootOption = None,
 ) -> None:
@@ -150,7 +152,7 @@ def verify(
 @app.command("show", no_args_is_help=True)
 def show(
     name: Name,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Picture file [default: <name>.png].", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Picture file (default: <name>.png).", show_default=False)] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, max=200, help="Classes.")] = 20,
     columns: Annotated[int, typer.Option("--columns", min=1, max=100, help="Images a class.")] = 12,
     split: Annotated[Literal["train", "valid", "test", "all"], typer.Option("--split", help="Classes of this split only.")] = "all",
@@ -171,13 +173,16 @@ def synthetic(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the stores; made if missing.")],
     seed: Annotated[int, typer.Option("--seed", min=0, help="Equal seeds give equal images.")] = 0,
     size: Annotated[int, typer.Option("--size", min=8, max=512, help="Side of the images, pixels.")] = 32,
-    domains: Annotated[str | None, typer.Option("--domains", help="Only these, a,b,c [default: all].", show_default=False)] = None,
+    classes: Annotated[int, typer.Option("--classes", min=1, help="Classes a domain.")] = 40,
+    per_class: Annotated[int, typer.Option("--per-class", min=2, help="Images a class.")] = 30,
+    domains: Annotated[str | None, typer.Option("--domains", help="Only these, a,b,c (default: all).", show_default=False)] = None,
 ) -> None:
     """Draw the synthetic datasets: training domains and unseen ones, from a seed, without any download."""
     from smatcli.data.synthetic import make_synthetic
+    from smatcli.engine.reporter import auto_reporter
 
     names = [name.strip() for name in domains.split(",") if name.strip()] if domains is not None else None
-    for path in make_synthetic(out, seed=seed, size=size, domains=names):
+    for path in make_synthetic(out, seed, size, classes, per_class, names, auto_reporter()):
         typer.echo(path)
 
 

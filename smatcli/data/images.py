@@ -1,4 +1,4 @@
-"""One image file to uint8 [size, size, 3]: any mode, any size, first frame, upright, on white; unreadable files are named, never guessed at."""
+"""One image file to uint8 [size, size, 3]: any mode, any size, first frame, upright, on white; what cannot be read says why."""
 
 import io
 from functools import cache

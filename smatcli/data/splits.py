@@ -99,8 +99,9 @@ def read_splits(path: str | Path, dataset: str) -> dict[str, str]:
 
 
 def split_by_names(names: Sequence[str], splits: dict[str, str], where: str) -> np.ndarray:
-    """Split codes uint8 [C] of the named classes; UserError for a class of either side that the other does not have, with the nearest name."""
-    unknown = [name for name in splits if name not in set(names)]
+    """Split codes uint8 [C] of the named classes; UserError, with the nearest name, for a class that only one side has."""
+    there = set(names)
+    unknown = [name for name in splits if name not in there]
     if unknown:
         raise UserError(f"{where}: no class {_some(unknown)} in the data{nearest(unknown[0], list(names))}")
     unlisted = [name for name in names if name not in splits]

@@ -113,9 +113,8 @@ def _check_head(path: Path) -> None:
     if not head:
         raise UserError(f"{path}: the file is empty; prepare it again")
     if kind := pointer_kind(head):
-        raise UserError(
-            f"{path}: is a {kind} pointer, not the data; fetch it first (`{kind.replace('-', ' ', 1)} {'pull' if kind == 'git-lfs' else 'get'}`)"
-        )
+        fetch = {"git-lfs": "git lfs pull", "git-annex": "git annex get"}[kind]
+        raise UserError(f"{path}: is a {kind} pointer, not the data; fetch it first (`{fetch}`)")
     if not head.startswith(_SIGNATURE):
         raise UserError(f"{path}: is not an HDF5 file; stores are made by `smat data prepare`")
 

@@ -22,16 +22,27 @@ def difference(first: Column, second: Column, key: Key) -> Difference:
     """The difference on one dataset: paired where both recorded the same episodes, else from the two intervals."""
     if key not in first.estimates or key not in second.estimates:
         return Difference(UNKNOWN, True)
-    a, b = (c.evaluation.accuracies.get(key.dataset) for c in (first, second))
-    if a is not None and b is not None and np.array_equal(a[:, 0], b[:, 0]) and _drawn_alike(first, second, key):
+    if same_episodes(first, second, key):
+        a, b = (c.evaluation.accuracies[key.dataset] for c in (first, second))
         return Difference(paired_difference(a[:, 1], b[:, 1]), True)
     return Difference(unpaired_difference(first.estimates[key], second.estimates[key]), False)
 
 
-def _drawn_alike(first: Column, second: Column, key: Key) -> bool:
-    """Whether episode i is the same episode in both: same seed, same store. (Protocol and split are the same within a row.)"""
-    a, b = (_drawn_by(c.evaluation.origin, key.dataset) for c in (first, second))
-    return a == b
+def same_episodes(first: Column, second: Column, key: Key) -> bool:
+    """Whether both recorded the same episodes: numbers, seed, store. (Protocol and split are the same within a row.)"""
+    a, b = (c.evaluation.accuracies.get(key.dataset) for c in (first, second))
+    if a is None or b is None or not np.array_equal(a[:, 0], b[:, 0]):
+        return False
+    return _drawn_by(first.evaluation.origin, key.dataset) == _drawn_by(second.evaluation.origin, key.dataset)
+
+
+def all_paired(columns: Sequence[Column]) -> bool:
+    """Whether every difference between these columns is taken episode by episode."""
+    for key in {key for column in columns for key in column.estimates}:
+        first, *others = [column for column in columns if key in column.estimates]
+        if not all(same_episodes(first, other, key) for other in others):
+            return False
+    return True
 
 
 def _drawn_by(origin: dict[str, Any], dataset: str) -> tuple[Any, Any]:

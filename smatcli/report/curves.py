@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from smatcli.report.compare import average_difference, difference
 from smatcli.report.groups import DOMAINS, METHOD_LABELS, Column, Group
 from smatcli.report.markdown import csv_number, write_csv
 from smatcli.report.runs import Run, number, whole
 from smatcli.report.statistics import UNKNOWN, Estimate
+
+MOST_BANDS = 5  # lines of a figure; more bands would hide each other
 
 
 @dataclass
@@ -30,7 +33,7 @@ class Curves:
     x_label: str
     y_label: str
     panels: dict[str, list[Series]]
-    band: bool = False
+    interval: Literal["bars", "band", "none"] = "bars"
 
     def csv(self) -> str:
         """panel, series, x, mean and half-width in percent; a reference's x is empty."""
@@ -113,8 +116,10 @@ def training_curves(stem: str, heading: str, runs: Sequence[tuple[str, Run]]) ->
             if len(one.points) > 1:
                 panels[title].append(one)
     kept = {title: series for title, series in panels.items() if series}
-    caption = "Validation accuracy during meta-training, on fixed episodes of the validation classes, 95% bands"
-    return Curves(stem, heading, caption, "Tasks seen", "Validation accuracy (%)", kept, band=True) if kept else None
+    shown = "band" if max(map(len, kept.values()), default=0) <= MOST_BANDS else "none"
+    caption = "Validation accuracy during meta-training, on fixed episodes of the validation classes"
+    caption += ", with 95% bands" if shown == "band" else ""
+    return Curves(stem, heading, caption, "Tasks seen", "Validation accuracy (%)", kept, shown) if kept else None
 
 
 def _validation(record: dict[str, object], ood: frozenset[str]) -> dict[str, Estimate]:

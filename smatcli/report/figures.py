@@ -29,30 +29,25 @@ def draw_curves(curves: Curves, path: Path) -> None:
             ax.set_title(title)
             ax.set_xlabel(curves.x_label)
             for one in series:
-                handles.setdefault(one.label, _line(ax, one, style.look(labels.index(one.label)), curves.band))
+                handles.setdefault(one.label, _line(ax, one, style.look(labels.index(one.label)), curves.interval))
         axes[0].set_ylabel(curves.y_label)
         _legend(figure, handles, wide)
         _save(figure, path)
 
 
-def _line(ax: "Axes", series: Series, look: style.Look, band: bool) -> Any:
+def _line(ax: "Axes", series: Series, look: style.Look, interval: str) -> Any:
     if series.reference is not None:
         mean, spread = _percent(series.reference)
         ax.axhspan(mean - spread, mean + spread, color=look.colour, alpha=0.12, linewidth=0)
         return ax.axhline(mean, color=look.colour, linestyle=look.dashes, linewidth=1.0, label=series.label)
     x = [p[0] for p in series.points]
     y, spread = np.array([_percent(e) for _, e in series.points]).T
-    few: dict[str, Any] = {
-        "marker": look.marker,
-        "markevery": max(1, len(x) // 8),
-        "markersize": 4,
-        "color": look.colour,
-        "linestyle": look.dashes,
-    }
-    if not band:
-        return ax.errorbar(x, y, yerr=spread, label=series.label, elinewidth=0.9, **few)
-    ax.fill_between(x, y - spread, y + spread, color=look.colour, alpha=0.12, linewidth=0)
-    return ax.plot(x, y, label=series.label, **few)[0]
+    drawn: dict[str, Any] = {"marker": look.marker, "markersize": 4, "color": look.colour, "linestyle": look.dashes, "label": series.label}
+    if interval == "bars":
+        return ax.errorbar(x, y, yerr=spread, elinewidth=0.9, **drawn)
+    if interval == "band":
+        ax.fill_between(x, y - spread, y + spread, color=look.colour, alpha=0.12, linewidth=0)
+    return ax.plot(x, y, markevery=max(1, len(x) // 8), **drawn)[0]
 
 
 def draw_gains(gains: Gains, path: Path) -> None:
@@ -132,3 +127,4 @@ def _save(figure: "Figure", path: Path) -> None:
         with atomic_path(path.with_name(f"{path.name}.{end}")) as draft, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # drawn as a box; the CSV has the name
             figure.savefig(draft, format=end, metadata=metadata)
+        figure.set_layout_engine("none")  # both files share the first one's layout

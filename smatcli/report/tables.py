@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
-from smatcli.report.compare import average_difference, best, difference
+from smatcli.report.compare import all_paired, average_difference, best, difference
 from smatcli.report.groups import DOMAINS, Column, Group, Key
 from smatcli.report.statistics import UNKNOWN, Estimate
 
@@ -77,7 +77,7 @@ def gains_table(group: Group, baseline: Column, digits: int = 1) -> Table:
     def row(keys: Sequence[Key]) -> list[Cell]:
         return [_signed(average_difference(column, baseline, keys).estimate) for column in others]
 
-    paired = _pairing(all_paired([baseline], others))
+    paired = _pairing(all_paired([baseline, *others]))
     caption = f"Difference to {baseline.label} in points of accuracy, mean ± 95% half-width, {group.about}. {paired} Bold: 0 lies outside."
     caption += _gaps(group, group.columns)
     blocks, heads = _blocks(group, [baseline, *others], row), [c.label for c in others]
@@ -96,7 +96,7 @@ def pairs_table(group: Group, digits: int = 1) -> Table:
         rows.append(Row(f"{first.label} vs. {second.label}", [*averages, Cell(text=f"{better} / {worse} of {len(each)}")]))
     caption = (
         f"Differences in points of accuracy, averaged over the datasets of a domain, ± 95% half-width; {group.about}. "
-        f"{_pairing(all_paired(group.columns, group.columns))} Bold: 0 lies outside. "
+        f"{_pairing(all_paired(group.columns))} Bold: 0 lies outside. "
         "Last column: datasets on which the first is better / worse with 0 outside the interval."
     )
     heads = [*(f"{DOMAINS[d]} average" for d in domains), "Better / worse"]
@@ -128,15 +128,10 @@ def _sweep_order(column: Column) -> tuple[bool, str, bool, float, str]:
     return adapt != "proto", adapt, tau is None, tau or 0.0, column.label
 
 
-def all_paired(first: Sequence[Column], second: Sequence[Column]) -> bool:
-    """Whether every difference between these columns could be taken episode by episode."""
-    return all(difference(a, b, k).paired for a in first for b in second if a is not b for k in a.estimates if k in b.estimates)
-
-
 def _bold_means(columns: Sequence[Column]) -> str:
     if len(columns) < 2:
         return ""
-    paired = "paired by episode" if all_paired(columns, columns) else "paired by episode where both recorded the same episodes"
+    paired = "paired by episode" if all_paired(columns) else "paired by episode where both recorded the same episodes"
     return f" Bold: the best, and those whose difference from it ({paired}) has 0 in its 95% interval."
 
 

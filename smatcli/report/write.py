@@ -106,7 +106,7 @@ def _contents(
     ordinary = [(label, run) for label, run in labels if run.sweep is None]
     figures.append(training_curves("training", "Validation accuracy during meta-training", ordinary))
     for sweep in dict.fromkeys(run.sweep for _, run in labels if run.sweep is not None):
-        points = [(label, run) for label, run in labels if run.sweep == sweep]
+        points = [(run.path.name, run) for _, run in labels if run.sweep == sweep]
         figures.append(training_curves(f"training-{sweep.name}", f"Validation accuracy during meta-training: {sweep.name}", points))
     if title:
         tables = [replace(table, caption=f"{title}. {table.caption}") for table in tables]

@@ -44,9 +44,16 @@ def make_run(
 
 
 def add_eval(
-    run: Path, adapt: str, values: Mapping[str, np.ndarray], method: str = "smat", protocol: str = "5w5s10q", seed: int = 0, ood_split: str = "all",
-    tau: float | None = None, experts: int | None = None,
-) -> Path:  # fmt: skip
+    run: Path,
+    adapt: str,
+    values: Mapping[str, np.ndarray],
+    method: str = "smat",
+    protocol: str = "5w5s10q",
+    seed: int = 0,
+    ood_split: str = "all",
+    tau: float | None = None,
+    experts: int | None = None,
+) -> Path:
     """An evaluation of `run` with the accuracies `values` (dataset -> [E])."""
     folder = run / "eval" / f"{adapt}-{protocol}"
     folder.mkdir(parents=True)

@@ -4,8 +4,10 @@ import math
 import re
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from matplotlib.text import Text
 
 from smatcli.report import figures, style
 from smatcli.report.curves import Curves, Gains, Series
@@ -14,10 +16,10 @@ from smatcli.report.statistics import UNKNOWN, Estimate
 LONG = "a rather long label of a run, M = 8 + flip"
 
 
-def curves(labels: list[str], band: bool = False) -> Curves:
+def curves(labels: list[str], interval: Literal["bars", "band", "none"] = "bars") -> Curves:
     lines = [Series(n, [(0.5 + 0.1 * k, Estimate(0.5 + 0.01 * k + 0.005 * i, 0.01)) for k in range(5)]) for i, n in enumerate(labels)]
     panels = {"In-domain": [*lines, Series("reference $5_", reference=Estimate(0.5, 0.01))], "Out-of-domain": lines}
-    return Curves("c", "C", "caption", "Sparsity target τ", "Accuracy (%)", panels, band)
+    return Curves("c", "C", "caption", "Sparsity target τ", "Accuracy (%)", panels, interval)
 
 
 def gains(series: int, datasets: int) -> Gains:
@@ -29,9 +31,14 @@ def gains(series: int, datasets: int) -> Gains:
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> list:
     """The figures that were drawn."""
-    found = []
+    found: list = []
     save = figures._save
-    monkeypatch.setattr(figures, "_save", lambda figure, path: (save(figure, path), found.append(figure)))
+
+    def keep(figure, path):
+        save(figure, path)
+        found.append(figure)
+
+    monkeypatch.setattr(figures, "_save", keep)
     return found
 
 
@@ -42,7 +49,7 @@ def overlaps(figure) -> list[tuple[str, str]]:
     for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
         low, high = sorted(axis.get_view_interval())
         hidden |= {label for t in axis.get_major_ticks() if not low <= t.get_loc() <= high for label in (t.label1, t.label2)}
-    texts = figure.findobj(lambda a: hasattr(a, "get_text") and a.get_visible() and a.get_text() and a not in hidden)
+    texts = figure.findobj(lambda a: isinstance(a, Text) and a.get_visible() and a.get_text() and a not in hidden)
     boxes = [(text.get_text(), text.get_window_extent()) for text in dict.fromkeys(texts)]
     pairs = [
         (a, b) for i, (a, one) in enumerate(boxes) for b, two in boxes[i + 1 :] if one.shrunk(0.98, 0.9).overlaps(two.shrunk(0.98, 0.9))
@@ -52,9 +59,9 @@ def overlaps(figure) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("count", [1, 4, 9])
-@pytest.mark.parametrize("band", [False, True])
-def test_curves_are_readable(tmp_path: Path, kept: list, count: int, band: bool):
-    figures.draw_curves(curves([f"{LONG} {i}" for i in range(count)], band), tmp_path / "c")
+@pytest.mark.parametrize("interval", ["bars", "band"])
+def test_curves_are_readable(tmp_path: Path, kept: list, count: int, interval):
+    figures.draw_curves(curves([f"{LONG} {i}" for i in range(count)], interval), tmp_path / "c")
     assert overlaps(kept[0]) == []
     legend = [t.get_text() for t in kept[0].legends[0].get_texts()]
     assert legend == [*(f"{LONG} {i}" for i in range(count)), "reference $5_"]

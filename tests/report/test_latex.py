@@ -14,7 +14,7 @@ from smatcli.report.latex import document, escape, number, percent, tabular
 from smatcli.report.statistics import UNKNOWN, Estimate
 from smatcli.report.tables import Block, Cell, Row, Table
 
-NASTY = r"""a_b & 50% #1 $x$ {y} z~t u^v w\input{/etc/passwd} <|> "q" 'r' `s` [2em] *t --dash---dash ?` !` ,, é ñ ç ß Å ø ł τ Ω Δ ± − “” 中 🙂"""
+NASTY = r"""a_b & 50% #1 $x$ {y} z~t u^v w\input{/etc/passwd} <|> "q" 'r' `s` [2em] *t a---b ?` !` ,, é ñ ç ß Å ø ł τ Ω Δ ± − “” 中 🙂"""
 ENGINES = [name for name in ("pdflatex", "lualatex", "xelatex", "tectonic") if shutil.which(name)]
 
 

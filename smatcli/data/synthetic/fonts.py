@@ -47,10 +47,10 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
 def glyph_mask(font: str, text: str, extent: int = 44) -> Array:
     """Ink of one glyph, [64, 64] in [0, 1], centred; large glyphs are shrunk to `extent` pixels."""
     size = extent
-    for _ in range(2):
+    for attempt in range(2):
         left, top, right, bottom = _font(font, size).getbbox(text)
         longest = max(right - left, bottom - top, 1)
-        if longest <= extent:
+        if longest <= extent or attempt:
             break
         size = max(8, int(size * extent / longest))
     page = Image.new("L", (BOX, BOX))

@@ -61,9 +61,9 @@ def _value(family: str, numbers: list[float], x: Array, y: Array, draws: Draws) 
         return np.sin((4 + 5 * a) * np.hypot(u, v) + 3 * b)
     if family in ("cells", "cracks", "bubbles"):
         first, second = _nearest(x, y, 1.2 + 2.2 * level, 0.25 + 0.75 * a, draws)
-        return {"cells": second - first, "bubbles": np.sin((6 + 8 * b) * first), "cracks": -np.exp(-(8 + 10 * b) * (second - first))}[
-            family
-        ]
+        if family == "bubbles":
+            return np.sin((6 + 8 * b) * first)
+        return second - first if family == "cells" else -np.exp(-(8 + 10 * b) * (second - first))
     if family == "scratches":
         u, v = turn(x, y, np.pi * a)
         return _noise(u * wave * 0.7, v * wave * (0.12 + 0.1 * b), draws, n)
