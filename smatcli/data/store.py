@@ -3,6 +3,7 @@
 Layout (format 1): datasets `images` [N, H, W, 3] uint8, `class_names` [C] UTF-8, `class_offsets` [C + 1] int64 (images of class c are rows
 `class_offsets[c]` to `class_offsets[c + 1]`), `class_split` [C] uint8 (0 train, 1 valid, 2 test); attributes `format_version`, `name`,
 `image_size`, `source`, `licence`, `content_hash`, `fit`, `unreadable`, `fingerprint` (of the source and the settings).
+Behind the HDF5 data stands a seal, see `store_format`.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from smatcli.data.store_format import FORMAT_VERSION, SPLITS, hash_content
+from smatcli.data.store_format import FORMAT_VERSION, SPLITS, hash_content, seal_is_broken
 from smatcli.data.store_writer import write_store
 from smatcli.errors import UserError, nearest
 from smatcli.files import pointer_kind
@@ -46,6 +47,8 @@ class Store:
         path = Path(path)
         _check_head(path)
         try:
+            if seal_is_broken(path):
+                raise UserError(f"{path}: damaged HDF5 file (its structure was changed after it was prepared); prepare it again")
             with h5py.File(path, "r", locking=False) as file:
                 return _read(cls, path, file)
         except UserError:

@@ -9,7 +9,7 @@ from typing import IO, Any
 import h5py
 import numpy as np
 
-from smatcli.data.store_format import FORMAT_VERSION, hash_content
+from smatcli.data.store_format import FORMAT_VERSION, hash_content, seal
 from smatcli.errors import UserError
 from smatcli.files import atomic_path
 
@@ -114,6 +114,7 @@ def _wrap(draft: Path, size: int, names: list[str], offsets: list[int], split: l
                 file.seek(start)
                 file.write(written.read(stop - _START))
             os.replace(frame, draft)
+        seal(draft, start, start + stop - _START)
     finally:
         frame.unlink(missing_ok=True)
 

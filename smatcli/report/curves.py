@@ -116,7 +116,7 @@ def training_curves(stem: str, heading: str, runs: Sequence[tuple[str, Run]]) ->
             if len(one.points) > 1:
                 panels[title].append(one)
     kept = {title: series for title, series in panels.items() if series}
-    shown = "band" if max(map(len, kept.values()), default=0) <= MOST_BANDS else "none"
+    shown: Literal["band", "none"] = "band" if max(map(len, kept.values()), default=0) <= MOST_BANDS else "none"
     caption = "Validation accuracy during meta-training, on fixed episodes of the validation classes"
     caption += ", with 95% bands" if shown == "band" else ""
     return Curves(stem, heading, caption, "Tasks seen", "Validation accuracy (%)", kept, shown) if kept else None
