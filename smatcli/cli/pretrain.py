@@ -18,7 +18,9 @@ def pretrain(
     directory; a train recipe uses them by backbone.weights=RUN. SIGINT and SIGTERM finish the step and keep a checkpoint.
     """
     from smatcli.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [], kind="pretrain")  # before torch is imported: a bad recipe is reported at once
     from smatcli.engine.pretrain import pretrain as run
     from smatcli.engine.reporter import auto_reporter
 
-    run(load_recipe(recipe, overrides or [], kind="pretrain"), auto_reporter(), resume)
+    run(loaded, auto_reporter(), resume)

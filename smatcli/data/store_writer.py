@@ -83,7 +83,7 @@ def _append(file: IO[bytes], digest: Any, images: Images, size: int, where: str)
         if block.dtype != np.uint8 or block.ndim not in (3, 4) or block.shape[-3:] != (size, size, 3):
             raise UserError(f"{where}: images are {block.dtype} {list(block.shape)}, not uint8 [..., {size}, {size}, 3]")
         digest.update(block)
-        file.write(block)
+        file.write(block.data)
         count += 1 if block.ndim == 3 else len(block)
     return count
 
@@ -98,6 +98,7 @@ def _wrap(draft: Path, size: int, names: list[str], offsets: list[int], split: l
             plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             plan.set_layout(h5py.h5d.CONTIGUOUS)
             plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            plan.set_obj_track_times(False)  # equal content gives equal bytes
             plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
             images = h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, h5py.h5s.create_simple(shape), plan)
             file.create_dataset("class_names", data=np.array(names, dtype=object), dtype=h5py.string_dtype())

@@ -1,5 +1,6 @@
 """What every meta-tuning method shares: a frozen backbone as a flat vector, and the embedding call under the run's precision."""
 
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from smatcli.config.schema import GroupConfig
 from smatcli.experts.space import ParameterSpace, call
+from smatcli.seams import Episode, Losses, Support, Task
 
 
 class Autocast(Protocol):
@@ -23,7 +25,7 @@ class FullPrecision:
         return nullcontext()
 
 
-class FlatMethod(nn.Module):
+class FlatMethod(nn.Module, ABC):
     """A method over the flat parameter vector of a frozen backbone: holds `theta_pre` [P] and calls the backbone with any theta [P]."""
 
     theta_pre: Tensor
@@ -47,6 +49,14 @@ class FlatMethod(nn.Module):
         with self.precision.autocast():
             features = call(self.backbone, self.space, theta, images)
         return features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
+
+    @abstractmethod
+    def task(self, support: Support) -> Task:
+        """Task parameters for inference (no noise, no graph)."""
+
+    @abstractmethod
+    def loss(self, episode: Episode, generator: torch.Generator) -> Losses:
+        """Training loss of one episode; `generator` is the only source of noise."""
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Optimizer groups by name."""

@@ -1,6 +1,7 @@
 """The frame of the command line: start-up, help, exit codes, one line per error."""
 
 import errno
+import functools
 import os
 import resource
 import signal
@@ -170,7 +171,11 @@ def test_signals(signum, code):
         "sys.argv = ['smat', 'wait']\n"
         "cli.main()\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell's background job inherits an ignored SIGINT, and so would its tests.
+    listens = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listens
+    )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     os.kill(process.pid, signum)
     _, errors = process.communicate(timeout=30)

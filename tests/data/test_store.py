@@ -148,7 +148,7 @@ def test_any_flipped_byte_is_noticed(made):
         assert verify_store(made)
         if start <= position < stop:
             continue
-        with pytest.raises(UserError, match="damaged|not an HDF5"):
+        with pytest.raises(UserError, match=r"damaged|not an HDF5"):
             Store.open(made)
 
 

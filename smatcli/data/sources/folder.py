@@ -97,7 +97,7 @@ def _descend(files: list[Parts]) -> Parts:
         folders = {parts[0] for parts in here if len(parts) > 1}
         beside = [parts for parts in here if len(parts) == 1]
         inside = [parts for parts in here if len(parts) == 2]
-        if len(folders) != 1 or any(map(_is_image, beside + inside)) or not any(len(parts) > 2 for parts in here):
+        if len(folders) != 1 or any(map(_is_image, [*beside, *inside])) or not any(len(parts) > 2 for parts in here):
             return top
         top = (*top, folders.pop())
 
