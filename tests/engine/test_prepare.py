@@ -1,6 +1,7 @@
 """Source images to stores: contents, splits, what is named, what is refused, what survives an accident."""
 
 import errno
+import functools
 import hashlib
 import io
 import json
@@ -248,7 +249,10 @@ prepare.prepare_folder([sys.argv[1]], sys.argv[2], size=8, workers=1)
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_killed_in_the_middle(tmp_path, kind):
     source, out = write_zip(tmp_path / "pets.zip", tree(40, 20)), tmp_path / "out"
-    process = subprocess.Popen([sys.executable, "-c", SLOW, str(source), str(out)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    # A shell's background job inherits an ignored SIGINT, and so would its tests.
+    listens = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    command = [sys.executable, "-c", SLOW, str(source), str(out)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, preexec_fn=listens)
     deadline = time.monotonic() + 60
     while not (out.is_dir() and os.listdir(out)) and time.monotonic() < deadline:
         time.sleep(0.02)
