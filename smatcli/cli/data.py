@@ -71,7 +71,7 @@ def prepare_folder(
 @app.command("ls")
 def list_stores(root: Annotated[Path | None, typer.Argument(help=ROOT_HELP, show_default=False)] = None) -> None:
     """List the stores below a folder."""
-    from smatcli.data.library import all_stores, default_root
+    from smatcli.data.listing import all_stores, default_root
     from smatcli.data.store import Store
     from smatcli.errors import UserError
 
@@ -99,7 +99,7 @@ def list_stores(root: Annotated[Path | None, typer.Argument(help=ROOT_HELP, show
 @app.command("info", no_args_is_help=True)
 def info(name: Name, root: RootOption = None) -> None:
     """Describe one store: origin, licence, hash, and its classes by split."""
-    from smatcli.data.library import find_store
+    from smatcli.data.listing import find_store
     from smatcli.data.store import SPLITS, Store
 
     store = Store.open(find_store(name, root))
@@ -128,7 +128,7 @@ def verify(
     root: RootOption = None,
 ) -> None:
     """Read every image again and compare with the content hash; exit code 1 if a store is damaged."""
-    from smatcli.data.library import all_stores, default_root, find_store
+    from smatcli.data.listing import all_stores, default_root, find_store
     from smatcli.data.verify import verify_store
     from smatcli.engine.reporter import auto_reporter
     from smatcli.errors import SmatError, UserError
@@ -161,7 +161,7 @@ def show(
 ) -> None:
     """Draw a contact sheet: one row of images a class, with its name and split."""
     from smatcli.data.contact_sheet import write_contact_sheet
-    from smatcli.data.library import find_store
+    from smatcli.data.listing import find_store
     from smatcli.data.store import Store
 
     store = Store.open(find_store(name, root))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from smatcli.data import store_writer
-from smatcli.data.library import all_stores, find_store
+from smatcli.data.listing import all_stores, find_store
 from smatcli.data.store import Store, open_stores, write_store
 from smatcli.data.verify import verify_store
 from smatcli.errors import SmatError, UserError
