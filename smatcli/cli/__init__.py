@@ -76,7 +76,7 @@ def main() -> None:
         os.environ[DEBUG_VARIABLE] = "1"
         args = [a for i, a in enumerate(args) if i >= end or a != "--debug"]
     catch_sigterm()
-    # Threads that spin at OpenMP's barriers starve each other where cores are shared: measured 4 times slower and worse.
+    # Threads that spin at OpenMP's barriers starve each other where cores are shared (benchmarks/RESULTS.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(args, prog_name="smat")
