@@ -31,7 +31,7 @@ quickstart: $(STAMP) ## the whole chain in miniature on embedded data (minutes, 
 	$(SMAT) train $(QUICK)/smat.yaml --resume
 	$(SMAT) eval runs/quickstart/pretrained runs/quickstart/pmf --adapt proto
 	$(SMAT) eval runs/quickstart/smat --adapt proto --adapt flip
-	$(SMAT) sweep tau $(QUICK)/smat.yaml --values 0.5,0.9 train.steps=80 train.valid_every=80 train.groups.masks.lr=0.1 method.sparsity.lr=0.5 eval.episodes=15 eval.adapt=[proto]
+	$(SMAT) sweep tau $(QUICK)/smat.yaml --values 0.5,0.9 --jobs 2 threads=1 train.steps=80 train.valid_every=80 train.groups.masks.lr=0.1 method.sparsity.lr=0.5 eval.episodes=15 eval.adapt=[proto]
 	$(SMAT) report runs/quickstart/* --out report/quickstart
 
 clean-quickstart: ## remove what quickstart made (data, runs, report)

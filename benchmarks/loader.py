@@ -1,63 +1,76 @@
-"""How many images a second does one core load from a store, and how many by a plain per-image h5py loop?
+"""How fast do images and episodes come from a store, and what does it cost to have many of them?
 
-    python benchmarks/loader.py [--store FILE.h5] [--size 64] [--images 20000] [--seconds 2]
+    python benchmarks/loader.py [--sizes 64,128,224] [--workers 1,2] [--seconds 1]
 
-Without --store it writes a temporary one of random images. The process is pinned to one core and PyTorch to one thread, so that every
-number is images a second per core, the background thread included. Goal at 64 px: 5,000 on the raw path (uint8 rows out of the store).
+Episodes of 5 ways, 5 shots and 10 queries, normalised on the CPU, from raw and jpeg stores ("uint8": as they would go to a GPU, which
+normalises them there), from files (torchvision's ImageFolder and Pillow, image by image), and from one HDF5 file a class in PMF's manner:
+a group for each image, files opened in every episode, images of 224 px, shorter side to 256/224 of the size, centre crop, normalised one by
+one. All hold the same images, drawn at 320 x 240 px. One thread of PyTorch. "a CPU second" counts the process's CPU time over all its
+threads: the number to read on a machine that others use too. Everything is in the page cache.
+Goals: raw at 128 px above 8,000 images a second and core, and 20 times PMF's manner; 1,000 classes opened in 50 ms.
 """
 
 import argparse
-import math
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import torch
-import torch.nn.functional as F
+from PIL import Image
 
-from smatcli.config.schema import AugmentConfig, EpisodeConfig
-from smatcli.data.augment import augment, mixup, normalise
+from smatcli.config.schema import EpisodeConfig
 from smatcli.data.episodes import EpisodeSampler
-from smatcli.data.loader import BatchLoader, EpisodeLoader
+from smatcli.data.loader import EpisodeLoader
 from smatcli.data.store import Store, write_store
+from smatcli.engine.prepare import prepare_folder
 
-PRETRAIN = AugmentConfig(crop_scale=(0.3, 1.0), flip=0.5, jitter=0.4, mixup=0.2)
-EVERYTHING = AugmentConfig(crop_scale=(0.3, 1.0), flip=0.5, jitter=0.4, grayscale=0.2, rotate=15, erase=0.25)
-
-
-def rate(step: Callable[[], int], seconds: float) -> float:
-    """Images a second of `step`, which returns how many it loaded; one call is not counted."""
-    step()
-    done, start = 0, time.perf_counter()
-    while (passed := time.perf_counter() - start) < seconds:
-        done += step()
-    return done / passed
+CLASSES, EACH = 20, 30
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
-def milliseconds(step: Callable[[], object], repeats: int = 30) -> float:
-    """Median time of a call."""
-    times = []
-    for _ in range(repeats + 2):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return 1e3 * float(np.median(times[2:]))
-
-
-def random_store(folder: Path, images: int, size: int) -> Store:
-    classes = max(5, images // 100)
+def draw_files(folder: Path) -> None:
+    """JPEG files (quality 90) that shrink about as photographs do: noise at four scales."""
     rng = np.random.default_rng(0)
-    blocks = ((f"class{c}", 0, rng.integers(0, 256, (100, size, size, 3), dtype=np.uint8)) for c in range(classes))
-    return Store.open(write_store(folder / "random.h5", "random", size, blocks))
+    for c in range(CLASSES):
+        (folder / f"c{c:02d}").mkdir(parents=True)
+        for i in range(EACH):
+            image = np.zeros((240, 320, 3))
+            for side, strength in ((4, 90), (16, 40), (64, 20), (240, 6)):
+                noise = Image.fromarray(rng.integers(0, 256, (side, side * 4 // 3, 3), dtype=np.uint8)).resize((320, 240))
+                image += (np.asarray(noise) - 128.0) * strength / 128
+            Image.fromarray(np.clip(image + 128, 0, 255).astype(np.uint8)).save(folder / f"c{c:02d}" / f"{i:03d}.jpg", quality=90)
 
 
-def episodes(sampler: EpisodeSampler, **settings) -> Callable[[], int]:
-    stream = iter(EpisodeLoader(sampler, count(), **settings))
+def write_pmf(source: Path, folder: Path) -> None:
+    folder.mkdir()
+    for label, path in enumerate(sorted(source.iterdir())):
+        with h5py.File(folder / f"{label}.h5", "w") as file:
+            for i, image in enumerate(sorted(path.iterdir())):
+                group = file.create_group(str(i))
+                group["image"] = np.asarray(Image.open(image).resize((224, 224), Image.Resampling.BILINEAR))
+                group["label"] = np.array([label], np.int32)
+
+
+def rates(step: Callable[[], int], seconds: float) -> tuple[float, float]:
+    """Images a second by the clock, and a CPU second; two calls are not counted."""
+    step(), step()
+    done, start, cpu = 0, time.perf_counter(), time.process_time()
+    while (passed := time.perf_counter() - start) < seconds or not done:
+        done += step()
+    return done / passed, done / (time.process_time() - cpu)
+
+
+def from_store(store: Store, workers: int) -> Callable[[], int]:
+    stream = iter(EpisodeLoader(EpisodeSampler({store.name: store}, "all", EpisodeConfig(), 0), count(), workers=workers))
 
     def step() -> int:
         episode = next(stream)
@@ -66,117 +79,133 @@ def episodes(sampler: EpisodeSampler, **settings) -> Callable[[], int]:
     return step
 
 
-def raw_episodes(sampler: EpisodeSampler) -> Callable[[], int]:
-    """Plan and rows, without normalisation."""
-    loader, index = EpisodeLoader(sampler, ()), count()
+def uint8_rows(store: Store) -> Callable[[], int]:
+    loader, index = EpisodeLoader(EpisodeSampler({store.name: store}, "all", EpisodeConfig(), 0), ()), count()
     return lambda: len(loader._load(next(index)).images)
 
 
-def raw_batches(store: Store) -> Callable[[], int]:
-    rows = np.arange(len(store))
-    loader = BatchLoader([store], [rows], [rows], 128)
-    stream = (batch for k in count() for batch in loader.epoch(k))
-    return lambda: len(next(stream)[0])
+def from_files(folder: Path, size: int) -> Callable[[], int]:
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
+
+    kept = Compose([Resize(size), CenterCrop(size), ToTensor(), Normalize(MEAN.flatten().tolist(), STD.flatten().tolist())])
+    dataset, rng = ImageFolder(str(folder), kept), np.random.default_rng(0)
+    return lambda: len(torch.stack([dataset[int(i)][0] for i in rng.integers(0, len(dataset), 75)]))
 
 
-def plain_h5py(sampler: EpisodeSampler, store: Store, normal: bool) -> Callable[[], int]:
-    """What is usually written: open the file, read image by image by its row, stack."""
-    file, index = h5py.File(store.path, "r"), count()
-    images = file["images"]
-    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+def from_pmf(folder: Path, size: int) -> Callable[[], int]:
+    from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
+
+    normal = Normalize(MEAN.flatten().tolist(), STD.flatten().tolist())
+    change, rng = Compose([Resize(size * 256 // 224), CenterCrop(size), ToTensor(), normal]), np.random.default_rng(0)
 
     def step() -> int:
-        plan = sampler.plan(next(index))
-        rows = np.concatenate([plan.support, plan.query])
-        read = [torch.from_numpy(images[row]) for row in rows]
-        if normal:
-            read = [(image.permute(2, 0, 1).float() / 255 - mean) / std for image in read]
-        return len(torch.stack(read))
+        images = []
+        for label in rng.permutation(CLASSES)[:5]:
+            with h5py.File(folder / f"{label}.h5") as file:
+                images += [change(Image.fromarray(file[str(i)]["image"][()])) for i in rng.permutation(EACH)[:15]]
+        return len(torch.stack(images))
 
     return step
 
 
-def grid_sample(images: torch.Tensor, size: int) -> Callable[[], object]:
-    """The usual way to crop on the device, for comparison with the crop by interpolation matrices (which antialiases)."""
-    theta = torch.eye(2, 3).repeat(len(images), 1, 1) * torch.empty(len(images), 1, 1).uniform_(0.5, 1)
-    pixels = images.permute(0, 3, 1, 2).float().contiguous()
-    shape = [len(images), 3, size, size]
-    return lambda: F.grid_sample(pixels, F.affine_grid(theta, shape, align_corners=False), align_corners=False)
+def throughput(folder: Path, sizes: list[int], workers: list[int], seconds: float) -> None:
+    draw_files(folder / "images")
+    write_pmf(folder / "images", folder / "pmf")
+    print(f"{'px':>4} {'from':22} {'images/s':>9} {'a CPU second':>13} {'episodes/s':>11} {'x PMF':>6} {'kB an image':>12}")
+    for size in sizes:
+        files, classes = sum(p.stat().st_size for p in (folder / "images").rglob("*.jpg")), CLASSES * EACH
+        rows: list[tuple[str, Callable[[], int], float]] = [
+            ("PMF's manner", from_pmf(folder / "pmf", size), sum(p.stat().st_size for p in (folder / "pmf").iterdir())),
+            ("ImageFolder, Pillow", from_files(folder / "images", size), files),
+        ]
+        for encoding in ("raw", "jpeg"):
+            out = folder / f"{encoding}{size}"
+            store = Store.open(prepare_folder([folder / "images"], out, size=size, encoding=encoding)[0].path)
+            held = store.path.stat().st_size
+            rows.append((f"{encoding}, uint8", uint8_rows(store), held))
+            rows += [(f"{encoding}, {n} worker{'s' * (n > 1)}", from_store(store, n), held) for n in workers]
+        base = 0.0
+        for name, step, space in rows:
+            wall, cpu = rates(step, seconds)
+            base = base or cpu
+            print(f"{size:4} {name:22} {wall:9,.0f} {cpu:13,.0f} {wall / 75:11.1f} {cpu / base:6.1f} {space / classes / 1e3:12.1f}")
 
 
-def throughput(store: Store, seconds: float) -> None:
-    five = EpisodeSampler({store.name: store}, "all", EpisodeConfig(), 0)
-    varied = EpisodeSampler({store.name: store}, "all", EpisodeConfig(kind="variable"), 0)
-    rows: list[tuple[str, float]] = [
-        ("plain h5py loop, raw", rate(plain_h5py(five, store, False), seconds)),
-        ("episodes 5w5s10q, raw", rate(raw_episodes(five), seconds)),
-        ("episodes variable, raw", rate(raw_episodes(varied), seconds)),
-        ("batches of 128, raw", rate(raw_batches(store), seconds)),
-        ("plain h5py loop, normalised", rate(plain_h5py(five, store, True), seconds)),
-        ("episodes 5w5s10q, normalised", rate(episodes(five), seconds)),
-        ("episodes variable, normalised", rate(episodes(varied), seconds)),
-        ("episodes 5w5s10q, augmented", rate(episodes(five, augment=EVERYTHING), seconds)),
-    ]
-    base = {"raw": rows[0][1], "other": rows[4][1]}
-    print(f"{'images/s on one core':32} {'images/s':>10} {'x h5py':>8}")
-    for name, value in rows:
-        print(f"{name:32} {value:10,.0f} {value / base['raw' if name.endswith('raw') else 'other']:8.1f}")
-    goal, got = 5000, min(value for name, value in rows[1:4])
-    print(f"raw path, slowest of three: {got:,.0f} images/s per core, goal {goal:,}: {'met' if got >= goal else 'MISSED'}")
+def milliseconds(step: Callable[[], Any], repeats: int = 20) -> tuple[float, float]:
+    """Median time of a call by the clock and of the CPU."""
+    times = []
+    for _ in range(repeats + 2):
+        start, cpu = time.perf_counter(), time.process_time()
+        step()
+        times.append((time.perf_counter() - start, time.process_time() - cpu))
+    wall, busy = np.median(times[2:], axis=0)
+    return 1e3 * float(wall), 1e3 * float(busy)
 
 
-def planning(seconds: float) -> None:
-    class Sizes:
-        def __init__(self, counts: np.ndarray) -> None:
-            self.counts, self.class_offsets = counts, np.concatenate([[0], np.cumsum(counts)])
+def many_classes(folder: Path) -> None:
+    """Opening a store and an episode, images included, as the number of classes grows."""
+    print(f"\n{'classes':>8} {'open, ms':>9} {'(CPU)':>7} {'5w5s10q episode, ms':>20} {'(CPU)':>7} {'variable, ms':>13} {'(CPU)':>7}")
+    rng = np.random.default_rng(0)
+    for classes in (10, 100, 1_000, 10_000):
+        blocks = ((f"class {c}", 0, rng.integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)) for c in range(classes))
+        path = write_store(folder / f"many{classes}.h5", "many", 16, blocks)
+        opened = milliseconds(partial(Store.open, path))
+        store, cells = Store.open(path), []
+        # `variable` with at most 10 ways, so that 10 classes are asked for the same as 10,000
+        for config in (EpisodeConfig(), EpisodeConfig(kind="variable", max_ways=10)):
+            sampler = EpisodeSampler({"many": store}, "all", config, 0)
+            stream = iter(EpisodeLoader(sampler, count(), prefetch=0))
+            cells.append(milliseconds(partial(next, stream), 200))
+        print(
+            f"{classes:8,} {opened[0]:9.1f} {opened[1]:7.1f} {cells[0][0]:20.2f} {cells[0][1]:7.2f} {cells[1][0]:13.2f} {cells[1][1]:7.2f}"
+        )
 
-        def classes(self, split: str) -> np.ndarray:
-            return np.arange(len(self.counts))
 
-    sizes = Sizes(np.random.default_rng(0).integers(20, 3000, 300))
-    print("\nplanning an episode (300 classes of 20 to 3000 images)")
-    for name, config in (("5w5s10q", EpisodeConfig()), ("variable", EpisodeConfig(kind="variable"))):
-        sampler, index = EpisodeSampler({"x": sizes}, "all", config, 0), count()
-
-        def plan(sampler: EpisodeSampler = sampler, index: count = index) -> int:
-            sampler.plan(next(index))
-            return 1
-
-        print(f"  {name:10} {1e3 / rate(plan, seconds):.3f} ms")
+def resident() -> float:
+    """Resident memory of this process, MB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def augmentation(size: int) -> None:
-    images = torch.randint(0, 256, (128, size, size, 3), dtype=torch.uint8)
-    generator, floats, labels = torch.Generator().manual_seed(0), normalise(images), torch.arange(128)
-    print(f"\n128 images of {size} px, one thread (median)")
-    for name, step in {
-        "normalise": lambda: normalise(images),
-        "augment as in pretraining": lambda: augment(images, PRETRAIN, generator),
-        "augment, everything on": lambda: augment(images, EVERYTHING, generator),
-        "mixup": lambda: mixup(floats, labels, 275, 0.2, generator),
-        "crop alone, matrices": lambda: augment(images, AugmentConfig(crop_scale=(0.3, 1.0)), generator),
-        "crop alone, grid_sample (aliases)": grid_sample(images, size),
-    }.items():
-        print(f"  {name:34} {milliseconds(step):7.1f} ms")
+def read_all(path: str) -> None:
+    store = Store.open(path)
+    stream = iter(EpisodeLoader(EpisodeSampler({"x": store}, "all", EpisodeConfig(), 0), count()))
+    next(stream)
+    before = resident()
+    for _ in range(2 * len(store) // 75):
+        next(stream)
+    size, after = store.path.stat().st_size / 1e6, resident()
+    print(f"{size:9.0f} MB on disk: {before:6.0f} MB resident at first, {after:6.0f} MB after twice its images")
+
+
+def memory(folder: Path) -> None:
+    print("\nresident memory of a process that reads a raw store of 64 px")
+    rng = np.random.default_rng(0)
+    for classes in (50, 500):
+        blocks = ((f"c{c}", 0, rng.integers(0, 256, (100, 64, 64, 3), dtype=np.uint8)) for c in range(classes))
+        path = write_store(folder / f"memory{classes}.h5", "memory", 64, blocks)
+        subprocess.run([sys.executable, __file__, "--read", path], check=True)
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--sizes", type=numbers, default=[64, 128, 224])
+    parser.add_argument("--workers", type=numbers, default=[1, 2])
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--read", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
+    if chosen.read:
+        read_all(chosen.read)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        store = Store.open(chosen.store) if chosen.store else random_store(Path(folder), chosen.images, chosen.size)
-        megabytes = math.prod(store.images.shape) / 1e6
-        print(f"{store.name}: {len(store):,} images of {store.image_size} px ({megabytes:,.0f} MB)\n")
-        throughput(store, chosen.seconds)
-        planning(chosen.seconds / 2)
-        augmentation(store.image_size)
+        throughput(Path(folder), chosen.sizes, chosen.workers, chosen.seconds)
+        many_classes(Path(folder))
+        memory(Path(folder))
 
 
 if __name__ == "__main__":

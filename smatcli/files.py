@@ -23,18 +23,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Data and folder entry are flushed to the disk before it returns. Raises SmatError for a full disk or a folder that cannot be written.
     """
     path = Path(path)
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
-        with _disk_errors(path):
+        with disk_errors(path):
             yield draft
-            _flush(draft)
-            os.replace(draft, path)
-            _flush(path.parent)
+            publish(draft, path)
     except BaseException:
         _remove(draft)
         raise
+
+
+def publish(draft: Path, path: Path) -> None:
+    """Make the finished file or folder `draft` become `path` (same folder), with data and folder entry flushed to the disk."""
+    _flush(draft)
+    os.replace(draft, path)
+    _flush(path.parent)
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
@@ -53,7 +58,8 @@ def pointer_kind(head: bytes) -> str | None:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns a full disk and a folder that cannot be written into SmatError about `path`."""
     try:
         yield
     except OSError as error:

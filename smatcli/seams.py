@@ -1,11 +1,14 @@
 """The small types that rooms hand to each other. S support images, Q query images, C ways, D features, P parameters, M experts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from smatcli.experts.space import ParameterSpace
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,27 @@ class Episode:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """What a method makes theta of, to be tuned together: named initial `tensors`, and `compose(tensors)` -> theta [P] with graph.
+
+    Composed of the initial tensors it is the task's theta; the model's own tensors are never written.
+    """
+
+    tensors: dict[str, Tensor]
+    compose: Callable[[Mapping[str, Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
 class Task:
     """What a method makes of a support set.
 
     `theta` [P] the task's parameters; `alpha` [M] merging scores or None; `merge(alpha)` -> theta for other scores of any scale (it
     normalises them; all zero = the pre-trained model), or None; `embed(images, theta)` -> features [B, D] (fp32).
     `delta(alpha_from, alpha_to, theta)` -> theta for scores that differ from `alpha_from` in few experts, touching only their non-zeros
-    (None: use `merge`); equal to `merge(alpha_to)`.
+    (None: use `merge`); equal to `merge(alpha_to)`. `space` names the tensors of theta.
+    `module` is the network's architecture (its own weights mean nothing), and `run(module, tensors, images)` -> features [B, D] of it or of
+    a variant of it, in the method's precision. `parts()` are what theta is made of (None: a method without experts).
+    `seed` is counted from the episode: an adaptation draws its noise from it and from nothing else.
     """
 
     theta: Tensor
@@ -48,6 +65,11 @@ class Task:
     alpha: Tensor | None = None
     merge: Callable[[Tensor], Tensor] | None = None
     delta: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    space: "ParameterSpace | None" = None
+    seed: int = 0
+    module: torch.nn.Module | None = None
+    run: Callable[[torch.nn.Module, Mapping[str, Tensor], Tensor], Tensor] | None = None
+    parts: Callable[[], Parts] | None = None
 
 
 @dataclass

@@ -12,38 +12,72 @@ seen before cannot be accepted, and a round that keeps no flip ends the search, 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import inf, isfinite
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from smatcli.adaptation.proto import PrototypeClassifier
+from smatcli.adaptation.states import Bits, Measure, State, normalised
 from smatcli.config.schema import FlipConfig
-from smatcli.errors import SmatError, UserError
-from smatcli.methods.prototypes import cosine_logits, leave_one_out_logits, prototypes
 from smatcli.seams import Support, Task
 
-Bits = tuple[int, ...]
+
+class Flip:
+    """Flip search with `config.rounds` R, acceptance `config.rho` and support loss `config.loss`."""
+
+    def __init__(self, config: FlipConfig | None = None):
+        self.config = config or FlipConfig()
+
+    @torch.no_grad()
+    def adapt(self, task: Task, support: Support) -> PrototypeClassifier:
+        """The prototype classifier of the best state.
+
+        `info`: `bits` (None when the router's own scores were best), `scores` [M], `loss_start`, `loss`, `evaluations` (states measured),
+        `passes` (forward passes, those of `predict` included; with augmented copies each has 1 + copies times the images), `accepted`,
+        `trace` ((bits, loss) in the order of measurement).
+        Raises `UserError` for a task without experts, `SmatError` when the loss of the router's scores is not finite.
+        """
+        measure = Measure("flip", self.config, task, support)
+        start = measure.start()
+        best, accepted = walk(start, self.config, measure.visit)
+        return PrototypeClassifier(task, best.theta, best.centres, {**chosen(start, best, measure), "accepted": accepted})
 
 
-@dataclass(frozen=True)
-class State:
-    """A measured state: its scores [M] (None: alpha_i as the router gave it), parameters, prototypes [C, D] and support loss."""
+def chosen(start: State, best: State, measure: Measure) -> dict[str, Any]:
+    """What every search over states reports."""
+    return {
+        "bits": best.bits,
+        "scores": best.scores,
+        "loss_start": start.loss,
+        "loss": best.loss,
+        "evaluations": len(measure.trace),
+        "passes": len(measure.trace),
+        "trace": measure.trace,
+    }
 
-    bits: Bits | None
-    scores: Tensor
-    theta: Tensor
-    centres: Tensor
-    loss: float
 
-
-def normalised(bits: Bits, like: Tensor) -> Tensor:
-    """alpha' / sum(alpha') [M] in the dtype and on the device of `like`; zeros when every expert is off."""
-    scores = torch.tensor(bits, dtype=like.dtype, device=like.device)
-    return scores / max(sum(bits), 1)
+def walk(start: State, config: FlipConfig, visit: Callable[[State, Bits], State]) -> tuple[State, int]:
+    """The best state that Algorithm 2 meets from alpha_i (`start`), and how many flips it keeps; `visit(here, bits)` measures a state."""
+    at = nearest_bits(start.scores)
+    same = torch.equal(normalised(at, start.scores), start.scores)
+    here = start if same else visit(start, at)
+    best = min(start, here, key=lambda state: state.loss)
+    seen, accepted = {at}, 0
+    for _ in range(config.rounds):
+        kept_before = accepted
+        for expert in range(len(at)):
+            bits = flipped(at, expert)
+            if bits in seen:
+                continue
+            seen.add(bits)
+            there = visit(here, bits)
+            best = min(best, there, key=lambda state: state.loss)
+            if there.loss < here.loss - config.rho:
+                here, at, accepted = there, bits, accepted + 1
+        if accepted == kept_before:
+            break
+    return best, accepted
 
 
 def nearest_bits(alpha: Tensor) -> Bits:
@@ -61,93 +95,6 @@ def nearest_bits(alpha: Tensor) -> Bits:
     count = int((distance <= distance.min() + 1e-9).nonzero().max())
     chosen = set(order[:count].tolist())
     return tuple(int(m in chosen) for m in range(len(scores)))
-
-
-def support_loss(kind: str, features: Tensor, centres: Tensor, support: Support, scale: float) -> Tensor:
-    """Cross-entropy of the support set with its own prototypes, or with prototypes that leave out the image in question."""
-    if kind == "leave-one-out":
-        logits = leave_one_out_logits(features, support.labels, support.ways, scale)
-    else:
-        logits = cosine_logits(features, centres, scale)
-    return F.cross_entropy(logits, support.labels)
-
-
-def mover(task: Task) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """How theta follows the scores: by the flipped expert's non-zeros where the task can, else by a new merge."""
-    if task.delta is not None:
-        return task.delta
-    merge = task.merge
-    if merge is None:
-        raise UserError("flip needs a task whose parameters can be merged for other scores")
-    return lambda before, after, theta: merge(after)
-
-
-class Flip:
-    """Flip search with `config.rounds` R, acceptance `config.rho` and support loss `config.loss`."""
-
-    def __init__(self, config: FlipConfig | None = None):
-        self.config = config or FlipConfig()
-
-    @torch.no_grad()
-    def adapt(self, task: Task, support: Support) -> PrototypeClassifier:
-        """The prototype classifier of the best state.
-
-        `info`: `bits` (None when the router's own scores were best), `scores` [M], `loss_start`, `loss`, `evaluations` (states measured),
-        `passes` (forward passes, those of `predict` included), `accepted`, `trace` ((bits, loss) in the order of measurement).
-        Raises `UserError` for a task without experts, `SmatError` when the loss of the router's scores is not finite.
-        """
-        if task.alpha is None:
-            raise UserError("flip needs a method with experts: use --adapt proto")
-        trace: list[tuple[Bits | None, float]] = []
-
-        def measure(bits: Bits | None, scores: Tensor, theta: Tensor) -> State:
-            features = task.embed(support.images, theta)
-            centres = prototypes(features, support.labels, support.ways)
-            loss = float(support_loss(self.config.loss, features, centres, support, task.scale))
-            trace.append((bits, loss))
-            loss = loss if isfinite(loss) else inf  # so that it is never chosen
-            return State(bits, scores, theta, centres, loss)
-
-        start = measure(None, task.alpha, task.theta)
-        if not isfinite(start.loss):
-            raise SmatError("flip: the support loss of the router's scores is not finite")
-        best, accepted = self._walk(task, start, measure)
-        info: dict[str, Any] = {
-            "bits": best.bits,
-            "scores": best.scores,
-            "loss_start": start.loss,
-            "loss": best.loss,
-            "evaluations": len(trace),
-            "passes": len(trace),
-            "accepted": accepted,
-            "trace": trace,
-        }
-        return PrototypeClassifier(task, best.theta, best.centres, info)
-
-    def _walk(self, task: Task, start: State, measure: Callable[[Bits | None, Tensor, Tensor], State]) -> tuple[State, int]:
-        """The best state measured, and how many flips were kept."""
-        move = mover(task)
-        at = nearest_bits(start.scores)
-        scores = normalised(at, start.scores)
-        same = torch.equal(scores, start.scores)
-        here = start if same else measure(at, scores, task.merge(scores) if task.merge else move(start.scores, scores, start.theta))
-        best = min(start, here, key=lambda state: state.loss)
-        seen, accepted = {at}, 0
-        for _ in range(self.config.rounds):
-            kept_before = accepted
-            for expert in range(len(at)):
-                bits = flipped(at, expert)
-                if bits in seen:
-                    continue
-                seen.add(bits)
-                scores = normalised(bits, start.scores)
-                there = measure(bits, scores, move(here.scores, scores, here.theta))
-                best = min(best, there, key=lambda state: state.loss)
-                if there.loss < here.loss - self.config.rho:
-                    here, at, accepted = there, bits, accepted + 1
-            if accepted == kept_before:
-                break
-        return best, accepted
 
 
 def flipped(bits: Bits, expert: int) -> Bits:

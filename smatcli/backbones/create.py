@@ -20,9 +20,17 @@ RESERVED = {
 def create_backbone(config: BackboneConfig) -> nn.Module:
     """The timm model of a recipe: images [B, 3, image_size, image_size] to features [B, D] (`num_features` = D).
 
-    Position and patch embeddings of the weights are resampled to the recipe's image and patch size, whatever the weights' source.
+    Position and patch embeddings of the weights are resampled to the recipe's image and patch size, whatever the weights' source; with
+    `position_size` the position embedding is kept at that size and stretched at every call.
     UserError names an unknown model, a wrong argument, and weights that are missing, damaged, not finite or of another architecture.
     """
+    if config.position_size not in (None, config.image_size):
+        from smatcli.backbones.positions import stretched
+
+        at = {"image_size": config.position_size, "position_size": None}
+        model = stretched(create_backbone(config.model_copy(update=at)), config)
+        _check_size(model, config)
+        return model
     weights = Path(config.weights)
     if config.weights == "none":
         return _create(config)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from smatcli.config.schema import BackboneConfig
 from smatcli.errors import UserError
-from smatcli.files import atomic_path, atomic_write_text
+from smatcli.files import atomic_path, atomic_write_text, pointer_kind
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 WRAPPERS = ("state_dict", "model", "model_state_dict", "teacher", "module", "backbone")
@@ -32,6 +32,7 @@ HARMLESS = {
     "patch_size",
     "weight_init",
 }
+FETCH = {"git-lfs": "git lfs pull", "git-annex": "git annex get"}
 BUNDLE, FACTS = "backbone.safetensors", "backbone.json"
 
 
@@ -74,7 +75,7 @@ def load_file_weights(model: nn.Module, config: BackboneConfig, path: Path) -> N
     tensors = {k: v for k, v in tensors.items() if k in own or not k.startswith(HEADS)}
     bad = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if bad:
-        raise UserError(f"backbone.weights: {path} has NaN or infinite values in {_some(bad)}")
+        raise UserError(f"backbone.weights: {path} has NaN or infinite values in {some(bad)}")
     _check_prefix(model, tensors, path)
     try:
         tensors = _resample(model, config, tensors)
@@ -84,24 +85,28 @@ def load_file_weights(model: nn.Module, config: BackboneConfig, path: Path) -> N
     model.load_state_dict(tensors)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def load_tree(path: Path, where: str = "backbone.weights") -> Any:
+    """What a weights file holds, read without running any code in it; UserError that begins with `where` for one that cannot be read."""
     with path.open("rb") as file:
-        start = file.read(64)
+        start = file.read(1000)
     if not start:
-        raise UserError(f"backbone.weights: {path} is empty")
-    if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"backbone.weights: {path} is a git-lfs pointer, not the weights; fetch them with `git lfs pull`")
+        raise UserError(f"{where}: {path} is empty")
+    if kind := pointer_kind(start):
+        raise UserError(f"{where}: {path} is a {kind} pointer, not the weights; fetch them with `{FETCH[kind]}`")
     try:
         # Published checkpoints often carry their argparse settings, which are as harmless as a dictionary.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise UserError(f"backbone.weights: {path} is truncated or not a safetensors file ({error})") from None
+        raise UserError(f"{where}: {path} is truncated or not a safetensors file ({error})") from None
     except Exception as error:  # unpickling raises whatever the bytes lead to
         foreign = "unsupported global" in str(error).lower() or "unsupported class" in str(error).lower()
         reason = "it holds objects other than tensors; save its state_dict alone" if foreign else "truncated or not a PyTorch file"
-        raise UserError(f"backbone.weights: {path} cannot be read: {reason}") from None
-    found = _unwrap(loaded)
+        raise UserError(f"{where}: {path} cannot be read: {reason}") from None
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    found = _unwrap(load_tree(path))
     if not found:
         raise UserError(f"backbone.weights: {path} holds no tensors by name")
     return found
@@ -153,8 +158,8 @@ def _resample(model: nn.Module, config: BackboneConfig, tensors: dict[str, Tenso
 def _check_keys(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path, config: BackboneConfig) -> None:
     missing, unexpected = [k for k in own if k not in tensors], [k for k in tensors if k not in own]
     if missing or unexpected:
-        parts = [f"lacks {_some(missing)}"] if missing else []
-        parts += [f"has unexpected {_some(unexpected)}"] if unexpected else []
+        parts = [f"lacks {some(missing)}"] if missing else []
+        parts += [f"has unexpected {some(unexpected)}"] if unexpected else []
         hint = ""
         if "fc_norm.weight" in missing and "norm.weight" in unexpected:
             hint = "; its norm comes before the pooling: set backbone.args.fc_norm to false"
@@ -167,5 +172,6 @@ def _check_keys(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: 
             raise UserError(f"backbone.weights: {key} of {path} has shape {shapes}; set backbone.args to the same architecture")
 
 
-def _some(keys: list[str]) -> str:
+def some(keys: list[str]) -> str:
+    """The first three names, and how many more there are."""
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

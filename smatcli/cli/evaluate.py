@@ -22,15 +22,27 @@ def evaluate(
         list[str], typer.Argument(metavar="RUN... [KEY=VALUE]...", help="run directories, and recipe values such as eval.seed=1")
     ],
     adapt: Annotated[
-        list[str] | None, typer.Option("--adapt", help="proto or flip; repeat for several (default: eval.adapt of the recipe)")
+        list[str] | None, typer.Option("--adapt", help="proto, flip, full, lora, joint, ...; repeat for several (default: eval.adapt)")
     ] = None,
     datasets: Annotated[str | None, typer.Option("--datasets", help="only these: a,b,c (default: all of data.id and data.ood)")] = None,
     episodes: Annotated[int | None, typer.Option("--episodes", min=1, help="episodes a dataset (default: eval.episodes)")] = None,
-    episode: Annotated[str | None, typer.Option("--episode", help="fixed (ways and shots) or variable (Meta-Dataset's rule)")] = None,
+    episode: Annotated[
+        str | None,
+        typer.Option("--episode", help="protocol: meta-dataset, md-oneshot, variable, 5w5s, 5w1s15q, ...; or the file of an episode list"),
+    ] = None,
     ways: Annotated[str | None, typer.Option("--ways", help="classes of a fixed episode: 5, or 5-10")] = None,
     shots: Annotated[str | None, typer.Option("--shots", help="support images a class: 5, or 1-5")] = None,
     queries: Annotated[int | None, typer.Option("--queries", min=1, help="query images a class")] = None,
-    flip_loss: Annotated[str | None, typer.Option("--flip-loss", help="what flip minimises: support or leave-one-out")] = None,
+    flip_loss: Annotated[
+        str | None, typer.Option("--flip-loss", help="what flip and exhaustive minimise: support, leave-one-out or augmented")
+    ] = None,
+    search: Annotated[
+        str | None,
+        typer.Option("--search", help="where learning rates are chosen: valid (default), paper (test episodes, as the papers did) or none"),
+    ] = None,
+    trajectory: Annotated[
+        bool, typer.Option("--trajectory", help="record the query accuracy after every gradient step (never used for choosing)")
+    ] = False,
     which: Annotated[str, typer.Option("--which", help="checkpoint: best or last")] = "best",
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 (default: the recipe's)")] = None,
 ) -> None:
@@ -43,9 +55,14 @@ def evaluate(
     overrides = [name for name in runs if name not in folders]
     if not folders:
         raise UserError("give at least one run directory, e.g. `smat eval runs/smat --adapt proto`")
-    options = {"episode.kind": episode, "episode.ways": _range(ways), "episode.shots": _range(shots), "episode.queries": queries}
+    options = {"episode.ways": _range(ways), "episode.shots": _range(shots), "episode.queries": queries}
     overrides += [f"eval.{key}={value}" for key, value in options.items() if value is not None]
-    overrides += [f"adapt.flip.loss={flip_loss}"] if flip_loss is not None else []
+    if episode is not None:
+        # the name stands for all its settings, so it comes before those that change single ones
+        overrides.insert(0, "eval.episode.kind=fixed" if episode == "fixed" else f"eval.episode={episode}")
+    overrides += [f"adapt.{name}.loss={flip_loss}" for name in ("flip", "exhaustive")] if flip_loss is not None else []
+    overrides += [f"adapt.search.kind={search}"] if search is not None else []
+    overrides += [f"adapt.{name}.trajectory=true" for name in ("full", "lora", "joint", "dipa")] if trajectory else []
     names = [name.strip() for name in datasets.split(",") if name.strip()] if datasets is not None else None
     if names == []:
         raise UserError("--datasets is empty; give names such as --datasets birds,cars")

@@ -1,7 +1,8 @@
-"""The console of the verbs' tables."""
+"""The console and the tables of the verbs."""
 
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -12,3 +13,21 @@ def console() -> "Console":
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+
+
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[Any]], total: bool = False, left: Sequence[str] = ()) -> None:
+    """Columns are right-aligned but those named in `left` and "dataset", "content", "status"; `total`: the last row is a sum, in bold."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in heads:
+        table.add_column(head, justify="left" if head in ("dataset", "content", "status", *left) else "right", no_wrap=True)
+    for index, row in enumerate(rows):
+        table.add_row(*(Text(str(cell)) for cell in row), style="bold" if total and index == len(rows) - 1 else None)
+    console().print(table)
+
+
+def size_text(count: int) -> str:
+    """Bytes as MB or GB."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

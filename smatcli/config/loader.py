@@ -13,6 +13,7 @@ from smatcli.config import yaml_text
 from smatcli.config.find import find_recipe
 from smatcli.config.overrides import apply_overrides
 from smatcli.config.problems import data_path, describe
+from smatcli.config.protocols import expand, expand_overrides
 from smatcli.config.schema import PretrainRecipe, TrainRecipe
 from smatcli.errors import UserError, nearest
 from smatcli.files import pointer_kind
@@ -35,8 +36,12 @@ class Loaded:
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), kind: str | None = None) -> Loaded:
     """Read, override and validate a recipe (a path, or the name of a packaged one), of `kind` if given; UserError in one line otherwise."""
     file = find_recipe(path)
-    given = _read(file)
-    data, keys = apply_overrides(given, overrides)
+    return build_recipe(_read(file), file, overrides, kind)
+
+
+def build_recipe(given: Mapping[str, Any], file: Path, overrides: Sequence[str] = (), kind: str | None = None) -> Loaded:
+    """Override and validate recipe data that came from `file`, which need not be a recipe itself; UserError in one line otherwise."""
+    data, keys = apply_overrides(expand(given), expand_overrides(overrides))
     if kind in KINDS and data.get("kind") in KINDS and data["kind"] != kind:
         raise UserError(f"{file}: is a {data['kind']} recipe; run it with `smat {data['kind']} {file}`")
     recipe = _validate(data, file, keys)

@@ -1,8 +1,8 @@
 """Settings of the meta-tuning methods, one model each; `method.name` chooses."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import BaseModel, Field, model_validator
 
 from smatcli.config.base import Strict
 
@@ -32,6 +32,12 @@ class MaskConfig(Strict):
     init_mean: float = Field(0.0, description="log_alpha ~ N(init_mean, init_std^2)")
     init_std: float = Field(0.5, ge=0)
     clamp: float = Field(4.605170185988092, gt=0, description="log_alpha is kept within +-clamp; release: log 100")
+    kind: Literal["learned", "random", "magnitude", "dense"] = Field(
+        "learned", description="random, magnitude: drawn once with a share tau of zeros, not trained; dense: no zeros at all"
+    )
+    group: Literal["element", "input", "output"] = Field(
+        "element", description="what one mask entry switches: a parameter, or all weights of an input or output feature"
+    )
 
 
 class RouterConfig(Strict):
@@ -81,6 +87,8 @@ class SmatConfig(Strict):
     name: Literal["smat"] = "smat"
     scale: float = Field(10.0, gt=0, description="logits = scale * cosine(query, prototype)")
     experts: int = Field(8, gt=0, description="M")
+    interpolated: bool = Field(True, description="one theta_delta for all experts; false: each expert has its own")
+    query_split: bool = Field(True, description="false: support and query are one set that makes the prototypes and is classified by them")
     inner_steps: int = Field(0, ge=0, description="steps on the support loss before the query loss; release: 1, paper: 0")
     inner_lr: float = Field(1e-3, gt=0)
     masks: MaskConfig = MaskConfig()
@@ -88,5 +96,63 @@ class SmatConfig(Strict):
     sparsity: SparsityConfig = SparsityConfig()
     teacher: TeacherConfig = TeacherConfig()
 
+    @model_validator(mode="after")
+    def _every_option_is_read(self) -> Self:
+        kind = self.masks.kind
+        if kind != "learned":
+            unread = [f"masks.{key}" for key in _changed(self.masks, {"kind", "group"})]
+            unread += [f"sparsity.{key}" for key in _changed(self.sparsity, {"tau"})]
+            if unread:
+                raise ValueError(f"{unread[0]} is not read with masks.kind {kind}; remove it")
+        if kind == "dense":
+            if self.sparsity.tau:
+                raise ValueError("masks.kind dense has no zeros; set sparsity.tau to 0")
+            if self.masks.group != "element":
+                raise ValueError("masks.group is not read with masks.kind dense; remove it")
+            if self.interpolated and self.experts > 1:
+                raise ValueError("with masks.kind dense all experts are the same; set interpolated to false, or experts to 1")
+        return self
 
-MethodConfig = Annotated[PretrainedConfig | PmfConfig | SmatConfig, Field(discriminator="name")]
+
+class MlpExpertsConfig(Strict):
+    """SMAT with dense experts in the MLP layers alone: where an expert may act is chosen by hand, not learned."""
+
+    name: Literal["mlp_experts"] = "mlp_experts"
+    scale: float = Field(10.0, gt=0, description="logits = scale * cosine(query, prototype)")
+    experts: int = Field(8, gt=0, description="M")
+    router: RouterConfig = RouterConfig()
+    teacher: TeacherConfig = TeacherConfig()
+
+
+class SoftMergeConfig(Strict):
+    """M dense copies of every MLP, averaged by a router's scores for each task (SMEAR, Muqeeth et al. 2023); all parameters are trained."""
+
+    name: Literal["softmerge"] = "softmerge"
+    scale: float = Field(10.0, gt=0, description="logits = scale * cosine(query, prototype)")
+    experts: int = Field(8, gt=0, description="M")
+    router: RouterConfig = RouterConfig()
+
+
+def _changed(config: BaseModel, known: set[str]) -> list[str]:
+    """Fields, but those in `known`, whose value is not the default."""
+    default = type(config)()
+    return [key for key in type(config).model_fields if key not in known and getattr(config, key) != getattr(default, key)]
+
+
+# The last one is the default method: where a recipe names none, its keys are the valid ones.
+MethodConfig = Annotated[PretrainedConfig | PmfConfig | SoftMergeConfig | MlpExpertsConfig | SmatConfig, Field(discriminator="name")]
+
+
+_LATER = {"interpolated": True, "query_split": True, "masks": {"kind": "learned", "group": "element"}}
+
+
+def method_facts(config: BaseModel) -> dict[str, Any]:
+    """A method's settings as results keep them: options that came later are left out at their default, so older results stay comparable."""
+    facts = config.model_dump(mode="json")
+    for key, default in _LATER.items():
+        inner = default if isinstance(default, dict) else {}
+        target = facts.get(key) if inner else facts
+        for name, value in (inner or {key: default}).items():
+            if isinstance(target, dict) and name in target and target[name] == value:
+                del target[name]
+    return facts

@@ -1,10 +1,11 @@
 """The recipe: every setting of a run, typed, with its unit and its default (`extra="forbid"` everywhere)."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from smatcli.config.base import Strict
+from smatcli.config.finetune import FullConfig, JointConfig, LoraAdaptConfig, Rate, SearchConfig
 from smatcli.config.methods import MethodConfig, SmatConfig
 
 Split = Literal["train", "valid", "test", "all"]
@@ -17,6 +18,9 @@ class BackboneConfig(Strict):
     name: str = Field("vit_small_patch16_224", description="timm model name")
     args: dict[str, Any] = Field({}, description="keyword arguments of timm.create_model (embed_dim, depth, ...)")
     image_size: Positive = Field(128, description="side of the square input image, pixels; embeddings are resized to it")
+    position_size: Positive | None = Field(
+        None, description="image size of the position embedding, stretched to image_size at every call (imported runs); null = equal"
+    )
     weights: str = Field("timm", description="'timm' (needs network), 'none', a .safetensors/.pth file, or a pretrain run")
 
 
@@ -32,16 +36,30 @@ class DataConfig(Strict):
 
 
 class EpisodeConfig(Strict):
-    """How one episode is drawn: fixed N-way K-shot, or Meta-Dataset's variable way and shot."""
+    """How one episode is drawn; in a recipe also the name of a protocol (`episode: md-oneshot`), see `smatcli.config.protocols`.
 
-    kind: Literal["fixed", "variable"] = "fixed"
+    fixed: N-way K-shot. variable: Meta-Dataset's variable way and shot over all classes of a split. meta-dataset: the same by the official
+    protocol, whose classes come from one superclass (bilevel) or graph node (dag) where the store has such an ontology. list: from a file.
+    """
+
+    kind: Literal["fixed", "variable", "meta-dataset", "list"] = "fixed"
     ways: int | tuple[int, int] = Field(5, description="fixed: classes; a pair (a, b) is drawn uniformly, inclusive")
     shots: int | tuple[int, int] = Field(5, description="fixed: support images a class; a pair is drawn per episode")
-    queries: Positive = Field(10, description="fixed: query images a class; variable: upper bound (Meta-Dataset: 10)")
-    min_ways: Positive = Field(5, description="variable: fewest classes")
-    max_ways: Positive = Field(50, description="variable: most classes")
-    max_support: Positive = Field(500, description="variable: most support images of an episode")
-    max_support_per_class: Positive = Field(100, description="variable: cap of one class's share of the support size")
+    queries: Positive | Literal["auto"] = Field(
+        10,
+        description="fixed: query images a class, auto: up to 10, what the smallest class leaves; else: upper bound (Meta-Dataset: 10)",
+    )
+    min_ways: Positive = Field(5, description="variable, meta-dataset: fewest classes")
+    max_ways: Positive = Field(50, description="variable, meta-dataset: most classes")
+    max_support: Positive = Field(500, description="variable, meta-dataset: most support images of an episode")
+    max_support_per_class: Positive = Field(100, description="variable, meta-dataset: cap of one class's share of the support size")
+    balanced: int | tuple[int, int] | None = Field(
+        None, description="variable, meta-dataset: support images of every class instead of uneven ones; a pair is drawn per episode"
+    )
+    min_images: int = Field(0, ge=0, description="classes with fewer images are left out")
+    ontology: Literal["both", "dag", "bilevel", "none"] = Field("both", description="meta-dataset: kinds of ontology that are honoured")
+    ignore_hierarchy: float = Field(0.0, ge=0, le=1, description="meta-dataset: probability that an episode ignores the ontology")
+    file: str | None = Field(None, description="list: file of fixed episodes, written by smat data episodes")
 
 
 class AugmentConfig(Strict):
@@ -94,13 +112,47 @@ class FlipConfig(Strict):
 
     rounds: Positive = Field(2, description="R: passes over the experts")
     rho: float = Field(0.0, ge=0, description="acceptance: a flip is kept if it lowers the loss by more than rho")
-    loss: Literal["support", "leave-one-out"] = "support"
+    loss: Literal["support", "leave-one-out", "augmented"] = Field(
+        "support", description="on the support images, without the image in question, or on augmented copies of them"
+    )
+    copies: Positive = Field(1, description="augmented: copies of every support image")
+
+    @model_validator(mode="after")
+    def _copies_are_read(self) -> Self:
+        if self.copies != 1 and self.loss != "augmented":
+            raise ValueError(f"copies is not read with loss {self.loss}; remove it or use loss augmented")
+        return self
+
+
+class ExhaustiveConfig(FlipConfig):
+    """All 2^M binary scores by the loss of `flip`; rounds and rho are those of the flip that is compared with them."""
+
+
+class DipaConfig(Strict):
+    """Scale and shift of the last blocks' features, tuned by the proxy-anchor loss (Perera & Halgamuge, CVPR 2024)."""
+
+    lr: Rate | None = Field(5e-3, description="rate of scales and shifts (NAdam): the authors'; null = searched (adapt.search)")
+    anchor_lr: Rate = Field(5.0, description="rate of the anchors (NAdam)")
+    steps: int = Field(80, gt=0)
+    blocks: Positive = Field(9, description="last blocks that are scaled and shifted; the authors: 7 in-domain, 9 out-of-domain, of 12")
+    fuse: Positive = Field(4, description="last blocks whose class tokens are concatenated to the feature")
+    margin: float = Field(0.1, ge=0, description="delta of the proxy-anchor loss")
+    sharpness: float = Field(32.0, gt=0, description="alpha of the proxy-anchor loss")
+    anchors: Literal["class-means", "random"] = Field("class-means", description="first anchors: class means, or N(0, 2 / ways)")
+    batch: int = Field(1024, gt=0, description="more support images than these are embedded in parts, twice each: less memory")
+    trajectory: bool = Field(False, description="record the query accuracy after every step; never used for choosing")
 
 
 class AdaptConfig(Strict):
     """Settings of the meta-test adaptations, by name."""
 
     flip: FlipConfig = FlipConfig()
+    full: FullConfig = FullConfig()
+    lora: LoraAdaptConfig = LoraAdaptConfig()
+    joint: JointConfig = JointConfig()
+    search: SearchConfig = SearchConfig()
+    exhaustive: ExhaustiveConfig = ExhaustiveConfig()
+    dipa: DipaConfig = DipaConfig()
 
 
 class _Run(Strict):

@@ -25,17 +25,17 @@ def contact_sheet(store: Store, rows: int = 20, columns: int = 12, split: str = 
         raise UserError(f"{store.name}: has no {split} classes")
     shown = [chosen[i] for i in _spread(len(chosen), rows)]
     side = height or max(48, store.image_size)
-    font, small = _font(15), _font(12)
-    labels = [(_shortened(store.class_names[c], 32), SPLITS[store.class_split[c]], int(store.counts[c])) for c in shown]
-    margin = 14 + round(max([font.getlength(name) for name, _, _ in labels] + [small.getlength("valid, 00000 images")]))
+    large, small = font(15), font(12)
+    labels = [(shortened(store.class_names[c], 32), SPLITS[store.class_split[c]], int(store.counts[c])) for c in shown]
+    margin = 14 + round(max([large.getlength(name) for name, _, _ in labels] + [small.getlength("valid, 00000 images")]))
     head = 30
     sheet = Image.new("RGB", (margin + columns * (side + _GAP), head + len(shown) * (side + _GAP)), "white")
     draw = ImageDraw.Draw(sheet)
     title = f"{store.name}: {len(shown)} of {len(chosen)} {'' if split == 'all' else split + ' '}classes, {len(store):,} images in all"
-    draw.text((6, 5), _shortened(title, (sheet.width - 10) // 8), fill="black", font=font)
+    draw.text((6, 5), shortened(title, (sheet.width - 10) // 8), fill="black", font=large)
     for row, (c, (name, part, count)) in enumerate(zip(shown, labels, strict=True)):
         top = head + row * (side + _GAP)
-        draw.text((6, top + side // 2 - 18), name, fill="black", font=font)
+        draw.text((6, top + side // 2 - 18), name, fill="black", font=large)
         draw.text((6, top + side // 2 + 2), f"{part}, {count} images", fill=_COLOURS[part], font=small)
         for column, i in enumerate(_spread(count, columns)):
             tile = Image.fromarray(np.asarray(store.images[store.class_offsets[c] + i]))
@@ -66,12 +66,13 @@ def _spread(total: int, wanted: int) -> list[int]:
     return [i * total // count for i in range(count)]
 
 
-def _shortened(text: str, length: int) -> str:
+def shortened(text: str, length: int) -> str:
+    """At most `length` characters, the last one "…" where some are left out."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """DejaVu Sans from matplotlib's files (many scripts), without importing matplotlib; else Pillow's own."""
     spec = find_spec("matplotlib")
     if spec is not None and spec.origin is not None:

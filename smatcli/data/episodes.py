@@ -1,4 +1,4 @@
-"""Which images an episode is made of: fixed N-way K-shot, and Meta-Dataset's variable way and shot for flat class lists.
+"""Which images an episode is made of: fixed N-way K-shot, Meta-Dataset's variable way and shot, and its official protocol with ontologies.
 
 Episodes are counted, not drawn: episode `index` of (seed, split, dataset) has its own Philox generator, keyed by SHA-256 of these four, and
 uses only its doubles in [0, 1), so that neither the number of workers nor another numpy changes what it holds.
@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from smatcli.config.schema import EpisodeConfig
-from smatcli.data.protocol import LOG_WEIGHTS, num_query, support_per_class, support_set_size
+from smatcli.data.draws import draw, ordered_samples
+from smatcli.data.pools import Pool, bounds, make_pool
+from smatcli.data.protocol import MAX_QUERIES, num_query, support_per_class, support_set_size
 from smatcli.errors import UserError
 
 __all__ = [
+    "Description",
     "EpisodePlan",
     "EpisodeSampler",
     "Pool",
@@ -23,6 +26,7 @@ __all__ = [
     "counted_rng",
     "make_pool",
     "num_query",
+    "plan_digest",
     "protocol_tag",
     "support_per_class",
     "support_set_size",
@@ -54,78 +58,52 @@ class EpisodePlan:
 
 
 @dataclass(frozen=True)
-class Pool:
-    """What episodes of one dataset are drawn from: eligible `classes`, their image `counts`, first rows `offsets` [n]; queries a class."""
+class Description:
+    """An episode without its images: int64 `classes` of the store in the order of their labels, `shots` [C], `queries` of each class.
+
+    `group` is the superclass or the graph's node (wn_id) that the classes were drawn from, None for the whole split.
+    """
 
     dataset: str
-    split: str
+    index: int
     classes: np.ndarray
-    counts: np.ndarray
-    offsets: np.ndarray
+    shots: np.ndarray
     queries: int
-    notes: tuple[str, ...] = ()
+    group: str | None = None
 
 
-def _bounds(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+def plan_digest(plan: EpisodePlan) -> np.uint64:
+    """64-bit hash of what an episode asks: its classes, and the rows and labels of support and query."""
+    found = hashlib.sha256()
+    for part in (plan.classes, plan.support, plan.support_labels, plan.query, plan.query_labels):
+        found.update(len(part).to_bytes(8, "little") + np.ascontiguousarray(part, "<i8").tobytes())
+    return np.uint64(int.from_bytes(found.digest()[:8], "little"))
 
 
-def _text(value: int | tuple[int, int]) -> str:
-    low, high = _bounds(value)
-    return str(low) if low == high else f"{low}-{high}"
+_OFFICIAL = ("ontology", "ignore_hierarchy")
+_UNEVEN = ("max_support", "max_support_per_class")
+_UNREAD = {
+    "fixed": ("min_ways", "max_ways", *_UNEVEN, "balanced", *_OFFICIAL, "file"),
+    "variable": ("ways", "shots", *_OFFICIAL, "file"),
+    "meta-dataset": ("ways", "shots", "file"),
+}
 
 
 def _check_config(config: EpisodeConfig) -> list[str]:
     """Refuses ranges that hold nothing; returns notes on settings that this kind of episode does not read."""
-    for name in ("ways", "shots"):
-        low, high = _bounds(getattr(config, name))
+    if config.kind == "list":
+        raise UserError("episode.kind=list: a fixed list of episodes is for smat eval; choose fixed, variable or meta-dataset here")
+    for name in ("ways", "shots", *(["balanced"] if config.balanced is not None else [])):
+        low, high = bounds(getattr(config, name))
         if low < 1 or low > high:
             raise UserError(f"episode.{name}: [{low}, {high}] is no range of whole numbers from 1 up; the smaller number comes first")
     if config.min_ways > config.max_ways:
         raise UserError(f"episode.min_ways is {config.min_ways}, above episode.max_ways {config.max_ways}; lower one or raise the other")
-    unread = ("ways", "shots") if config.kind == "variable" else ("min_ways", "max_ways", "max_support", "max_support_per_class")
+    unread = _UNREAD[config.kind] + (_UNEVEN if config.balanced is not None else ())
     default = EpisodeConfig()
-    changed = [f"{name}={getattr(config, name)}" for name in unread if getattr(config, name) != getattr(default, name)]
-    return [f"episode.kind={config.kind} does not use {', '.join(changed)}"] if changed else []
-
-
-def make_pool(store: Any, dataset: str, split: str, config: EpisodeConfig) -> Pool:
-    """Classes of the split that can be used, and how many queries; UserError with the numbers when an episode is impossible.
-
-    Fixed episodes leave out classes with fewer than shots + queries images. Where too few would remain, the queries are lowered for this
-    dataset, to the most that keeps the ways asked and at least half of its classes; `notes` says both.
-    """
-    classes = np.asarray(store.classes(split), np.int64)
-    counts = np.asarray(store.counts, np.int64)[classes]
-    offsets = np.asarray(store.class_offsets, np.int64)[classes]
-    if not len(classes):
-        raise UserError(f"{dataset}: no classes in split {split!r}; choose another split or prepare the dataset with one")
-    fixed = config.kind == "fixed"
-    ways = _bounds(config.ways)[1] if fixed else config.min_ways
-    shots = _bounds(config.shots)[1] if fixed else 1
-    queries = config.queries if fixed else 1
-    usable = np.sort(counts[counts >= shots + 1])[::-1]
-    asked = f"{ways} ways of {shots} + {queries} images" if fixed else f"at least {ways} ways of 2 images"
-    if len(usable) < ways:
-        raise UserError(
-            f"{dataset}: {asked} asked, but split {split!r} has {len(classes)} classes, {len(usable)} of them with the {shots + 1} images "
-            f"needed at least (the smallest has {counts.min()}); ask for fewer ways or shots, or another split"
-        )
-    notes = []
-    if (counts >= shots + queries).sum() < ways:
-        queries = int(usable[max(ways, -(-len(usable) // 2)) - 1]) - shots
-        notes.append(f"{dataset}: {queries} queries a class (asked {config.queries}: {_few(counts, shots + config.queries, split)})")
-    keep = counts >= shots + queries
-    if not keep.all():
-        notes.append(f"{dataset}: {(~keep).sum()} of {len(keep)} classes of split {split!r} left out: fewer than {shots + queries} images")
-    return Pool(dataset, split, classes[keep], counts[keep], offsets[keep], queries if fixed else config.queries, tuple(notes))
-
-
-def _few(counts: np.ndarray, needed: int, split: str) -> str:
-    low, high = counts.min(), counts.max()
-    if low == high:
-        return f"its classes have {low} images"
-    return f"only {(counts >= needed).sum()} of the {len(counts)} classes of split {split!r} have {needed} images"
+    changed = [f"{name}={getattr(config, name)}" for name in dict.fromkeys(unread) if getattr(config, name) != getattr(default, name)]
+    balanced = "" if config.balanced is None or config.kind == "fixed" else " with balanced shots"
+    return [f"episode.kind={config.kind}{balanced} does not use {', '.join(changed)}"] if changed else []
 
 
 class EpisodeSampler:
@@ -176,16 +154,26 @@ class EpisodeSampler:
         rng = counted_rng("dataset", self.seed, self.split, int(index), self.names)
         return self.names[int(rng.random() * len(self.names))]
 
-    def plan(self, index: int | np.integer) -> EpisodePlan:
-        """Episode `index`."""
+    def describe(self, index: int | np.integer) -> Description:
+        """Classes and numbers of images of episode `index`, the same as in its plan."""
         name = self.dataset(index)
         pool = self.pools[name]
-        rng = counted_rng("episode", self.seed, pool.split, name, int(index))
-        draw = _draw_fixed if self.config.kind == "fixed" else _draw_variable
-        chosen, shots, queries = draw(rng, pool, self.config)
-        images = _ordered_samples(rng, pool.counts[chosen], shots + queries)
-        labels = np.arange(len(chosen))
+        made = draw(self._rng(pool, index), pool, self.config)
+        group = None if made.group < 0 else pool.groups[made.group].name
+        return Description(name, int(index), pool.classes[made.chosen], made.shots, made.queries, group)
+
+    def _rng(self, pool: Pool, index: int | np.integer) -> np.random.Generator:
+        return counted_rng("episode", self.seed, pool.split, pool.dataset, int(index))
+
+    def plan(self, index: int | np.integer) -> EpisodePlan:
+        """Episode `index`; the images of a class are uniform without replacement, the first ones support."""
+        name = self.dataset(index)
+        pool = self.pools[name]
+        rng = self._rng(pool, index)
+        chosen, shots, queries, _ = draw(rng, pool, self.config)
         total = shots + queries
+        images = ordered_samples(rng, pool.counts[chosen], total)
+        labels = np.arange(len(chosen))
         rows = np.repeat(pool.offsets[chosen], total) + images
         of_class = np.repeat(labels, total)
         in_support = np.arange(len(rows)) - np.repeat(np.cumsum(total) - total, total) < shots[of_class]
@@ -200,54 +188,27 @@ class EpisodeSampler:
         )
 
 
-def _integer(rng: np.random.Generator, low: int, high: int) -> int:
-    """Uniform on the integers [low, high]."""
-    return low + int(rng.random() * (high - low + 1))
-
-
-def _ordered_samples(rng: np.random.Generator, sizes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """For each i, `wanted[i]` different numbers below `sizes[i]` in random order, one after the other: the start of a Fisher-Yates shuffle.
-
-    Only the touched positions are kept, so the cost does not grow with the size of a class.
-    """
-    step = np.concatenate([np.arange(w) for w in wanted])
-    target = step + (rng.random(len(step)) * (np.repeat(sizes, wanted) - step)).astype(np.int64)
-    picked: list[int] = []
-    moved: dict[int, int] = {}
-    for position, other in zip(step.tolist(), target.tolist(), strict=True):
-        if position == 0:
-            moved = {}
-        picked.append(moved.get(other, other))
-        moved[other] = moved.get(position, position)
-    return np.asarray(picked, np.int64)
-
-
-def _draw_fixed(rng: np.random.Generator, pool: Pool, config: EpisodeConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positions in the pool of the episode's classes, support and query images of each."""
-    ways = _integer(rng, *_bounds(config.ways))
-    shots = _integer(rng, *_bounds(config.shots))
-    chosen = _ordered_samples(rng, np.array([len(pool.classes)]), np.array([ways]))
-    return chosen, np.full(ways, shots), np.full(ways, pool.queries)
-
-
-def _draw_variable(rng: np.random.Generator, pool: Pool, config: EpisodeConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same by Meta-Dataset's rules: uniform ways, a support set of uneven classes (see `protocol`)."""
-    ways = _integer(rng, config.min_ways, min(config.max_ways, len(pool.classes)))
-    chosen = _ordered_samples(rng, np.array([len(pool.classes)]), np.array([ways]))
-    counts = pool.counts[chosen]
-    queries = num_query(counts, pool.queries)
-    remaining = counts - queries
-    size = support_set_size(remaining, rng.random(), config.max_support, config.max_support_per_class)
-    low, high = LOG_WEIGHTS
-    shots = support_per_class(counts, remaining, size, low + (high - low) * rng.random(ways))
-    return chosen, shots, np.full(ways, queries)
+def _text(value: int | tuple[int, int]) -> str:
+    low, high = bounds(value)
+    return str(low) if low == high else f"{low}-{high}"
 
 
 def protocol_tag(config: EpisodeConfig, split: str) -> str:
-    """Name of the protocol, fit for a folder: "5w5s10q-test", "5-10w1-5s10q-train", "variable-test" (Meta-Dataset's numbers) ..."""
+    """Name of the protocol, fit for a folder: "5w5s10q-test", "variable-test", "meta-dataset-test", "md-oneshot-all".
+
+    Numbers that are not Meta-Dataset's follow the name: "variable5-20w10q500s100c-test", "meta-dataset-1-10s-min20-test".
+    """
+    least = f"-min{config.min_images}" if config.min_images else ""
     if config.kind == "fixed":
-        return f"{_text(config.ways)}w{_text(config.shots)}s{config.queries}q-{split}"
-    numbers = (config.min_ways, config.max_ways, config.queries, config.max_support, config.max_support_per_class)
-    if numbers == (5, 50, 10, 500, 100):
-        return f"variable-{split}"
-    return f"variable{numbers[0]}-{numbers[1]}w{numbers[2]}q{numbers[3]}s{numbers[4]}c-{split}"
+        return f"{_text(config.ways)}w{_text(config.shots)}s{config.queries}q{least}-{split}"
+    queries = MAX_QUERIES if config.queries == "auto" else config.queries
+    numbers = (config.min_ways, config.max_ways, queries, config.max_support, config.max_support_per_class)
+    name = config.kind if numbers == (5, 50, 10, 500, 100) else "{}{}-{}w{}q{}s{}c".format(config.kind, *numbers)
+    if name == "meta-dataset" and config.balanced == 1:
+        name = "md-oneshot"
+    elif config.balanced is not None:
+        name += f"-{_text(config.balanced)}s"
+    if config.kind == "meta-dataset":
+        name += "" if config.ontology == "both" else f"-ontology-{config.ontology}"
+        name += f"-flat{config.ignore_hierarchy:g}" if config.ignore_hierarchy else ""
+    return f"{name}{least}-{split}"

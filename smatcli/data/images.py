@@ -1,6 +1,8 @@
 """One image file to uint8 [size, size, 3]: any mode, any size, first frame, upright, on white; what cannot be read says why."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Literal
 
@@ -24,6 +26,22 @@ class Unreadable(Exception):
 
 def decode_image(data: bytes, size: int, fit: Fit = "crop") -> np.ndarray:
     """Decode an encoded image to uint8 RGB [size, size, 3]; `fit` as in `fit_image`. Raises Unreadable with the reason."""
+    with _opened(data) as image:
+        image.draft(None, (round(_GAP * size), round(_GAP * size)))
+        image.load()
+        return np.asarray(fit_image(to_rgb(_upright(image)), size, fit))
+
+
+def decode_whole(data: bytes) -> Image.Image:
+    """Decode an encoded image to RGB in its own size, as its pixels are stored (not turned upright). Raises Unreadable with the reason."""
+    with _opened(data) as image:
+        image.load()
+        return to_rgb(image)
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """The image, not yet loaded; whatever goes wrong with it inside the block is raised as Unreadable."""
     if not data:
         raise Unreadable("empty file")
     if kind := pointer_kind(data[:1000]):
@@ -35,9 +53,7 @@ def decode_image(data: bytes, size: int, fit: Fit = "crop") -> np.ndarray:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise Unreadable(f"decompression bomb: {width} x {height} pixels, more than {MAX_PIXELS:,}")
-            image.draft(None, (round(_GAP * size), round(_GAP * size)))
-            image.load()
-            return np.asarray(fit_image(to_rgb(_upright(image)), size, fit))
+            yield image
     except (Unreadable, MemoryError):
         raise
     except Image.DecompressionBombError:

@@ -9,20 +9,25 @@ from torch import Tensor
 
 from smatcli.config.schema import AugmentConfig
 from smatcli.data.augment import augment, normalise, resize
+from smatcli.data.encoded import EncodedImages, MappedImages
+from smatcli.data.episode_list import ListSampler
 from smatcli.data.episodes import EpisodePlan, EpisodeSampler, counted_key, counted_rng
 from smatcli.data.prefetch import prefetched
 from smatcli.errors import SmatError, UserError
 from smatcli.seams import Episode, Support
 
 
-def gather(images: np.ndarray, rows: np.ndarray, out: np.ndarray, places: np.ndarray | None = None) -> None:
+def gather(images: np.ndarray | EncodedImages, rows: np.ndarray, out: np.ndarray, places: np.ndarray | None = None) -> None:
     """out[places[i]] = images[rows[i]] (uint8 [N, H, W, 3]; places None: i), read in the order of the file."""
-    images = images.view(np.ndarray)  # indexing a memmap makes memmaps, which is slow
     order = np.argsort(rows, kind="stable")
-    out[order if places is None else places[order]] = images[rows[order]]
+    where = order if places is None else places[order]
+    if isinstance(images, EncodedImages) or (isinstance(images, MappedImages) and images.rows is not None):
+        images.read(rows[order], out, where)
+    else:
+        out[where] = images.view(np.ndarray)[rows[order]]  # indexing a memmap makes memmaps, which is slow
 
 
-def _buffer(count: int, images: np.ndarray, pinned: bool) -> Tensor:
+def _buffer(count: int, images: np.ndarray | EncodedImages, pinned: bool) -> Tensor:
     return torch.empty((count, *images.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
 
 
@@ -42,7 +47,7 @@ class EpisodeLoader:
 
     def __init__(
         self,
-        sampler: EpisodeSampler,
+        sampler: EpisodeSampler | ListSampler,
         indices: Iterable[int],
         device: torch.device | str = "cpu",
         augment: AugmentConfig | None = None,

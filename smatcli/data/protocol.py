@@ -11,6 +11,8 @@ import numpy as np
 from smatcli.errors import UserError
 
 LOG_WEIGHTS = (math.log(0.5), math.log(2.0))
+MAX_QUERIES = 10
+MAX_SPAN = 392  # classes below a node of the graph that an episode may still be drawn from
 
 
 def num_query(images_per_class: np.ndarray, max_num_query: int = 10, shots: int | Sequence[int] | None = None) -> int:
@@ -40,3 +42,12 @@ def support_per_class(images_per_class: np.ndarray, remaining_per_class: np.ndar
     share = weights / weights.sum()
     wanted = np.floor(share * (size - len(counts))).astype(np.int64) + 1
     return np.minimum(np.asarray(remaining_per_class, np.int64), wanted)
+
+
+def chunk_sizes(ways: int, shots: int | None, queries: int = MAX_QUERIES, max_support: int = 500) -> tuple[int, int, int]:
+    """(flush, support, query): sizes to which the reference pads an episode's image streams.
+
+    `ways` and `queries` are upper bounds, `shots` the images a class (the highest), None for an uneven support set.
+    """
+    support = max_support if shots is None else ways * shots
+    return support + ways * queries, support, ways * queries

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +50,9 @@ def class_counts(total: int, shares: Shares) -> tuple[int, int, int]:
         train, valid = train + valid, 0.0
     counts = _rounded(total, (train, valid, test))
     for part in wanted:
-        if (train, valid, test)[part] > 0 and counts[part] < FEWEST:
-            counts[int(np.argmax(counts))] -= FEWEST - counts[part]
-            counts[part] = FEWEST
+        while (train, valid, test)[part] > 0 and counts[part] < FEWEST:
+            counts[int(np.argmax(counts))] -= 1  # one at a time, so that no part falls below FEWEST itself
+            counts[part] += 1
     return counts[0], counts[1], counts[2]
 
 
@@ -78,7 +80,10 @@ def split_remark(total: int, shares: Shares) -> str | None:
 
 
 def read_splits(path: str | Path, dataset: str) -> dict[str, str]:
-    """Class name -> split from a JSON file {"train": [names], "valid": [...], "test": [...]}, or one such object per dataset name."""
+    """Class name -> split from a JSON file {"train": [names], "valid": [...], "test": [...]}, or one such object per dataset name.
+
+    Meta-Dataset's `*_splits.json` are of the first kind; its older ones give numbers, which become names of digits.
+    """
     path = Path(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -88,6 +93,8 @@ def read_splits(path: str | Path, dataset: str) -> dict[str, str]:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(data, dict) or not data:
         raise UserError(f'{path}: expected {{"train": [class names], "valid": [...], "test": [...]}}, or one such object per dataset')
+    if "__class__" in data and "class_names" in data:
+        raise UserError(f"{path}: is a dataset_spec.json, not a list of splits; `smat data prepare meta-dataset` reads it with its records")
     where = str(path)
     if not any(isinstance(value, list) for value in data.values()):
         if dataset not in data:
@@ -98,16 +105,74 @@ def read_splits(path: str | Path, dataset: str) -> dict[str, str]:
     return _by_class(data, where)
 
 
-def split_by_names(names: Sequence[str], splits: dict[str, str], where: str) -> np.ndarray:
-    """Split codes uint8 [C] of the named classes; UserError, with the nearest name, for a class that only one side has."""
-    there = set(names)
-    unknown = [name for name in splits if name not in there]
+def match_splits(names: Sequence[str], splits: dict[str, str], where: str, dropped: Sequence[str] = ()) -> dict[str, str]:
+    """Class of the data -> split, for class names that a splits file may write in another way.
+
+    Rules, the first that fits a pair and only it: the same name; a group of classes by its folder ("Greek" for "Greek/character01"); the
+    same letters and digits ("F-16A/B", "F-16A_B"); the same without a number in front ("035.alpine sea holly", "alpine_sea_holly"); the
+    number alone ("35" or "00035"). `dropped` are classes that the source left out: the file may list them.
+    Raises UserError, with the nearest name, for a class that only one side has.
+    """
+    found: dict[str, str] = {}
+    names = [*names, *dropped]
+    for rule in (str, _group, _letters, _unnumbered, _number):
+        left = [name for name in names if name not in found]
+        used = set(found.values())
+        listed = [name for name in splits if name not in used] if left else []
+        found.update(_pairs(left, listed, rule))
+    used = set(found.values())
+    unknown = [name for name in splits if name not in used]
     if unknown:
         raise UserError(f"{where}: no class {_some(unknown)} in the data{nearest(unknown[0], list(names))}")
-    unlisted = [name for name in names if name not in splits]
+    unlisted = [name for name in names if name not in found and name not in dropped]
     if unlisted:
         raise UserError(f"{where}: the data's class {_some(unlisted)} is in no split{nearest(unlisted[0], list(splits))}")
-    return np.array([SPLITS.index(splits[name]) for name in names], np.uint8)
+    return {name: splits[listed] for name, listed in found.items() if name not in dropped}
+
+
+def split_by_names(names: Sequence[str], splits: dict[str, str], where: str, dropped: Sequence[str] = ()) -> np.ndarray:
+    """Split codes uint8 [C] of the named classes, see `match_splits`."""
+    found = match_splits(names, splits, where, dropped)
+    return np.array([SPLITS.index(found[name]) for name in names], np.uint8)
+
+
+def _pairs(names: Sequence[str], listed: Sequence[str], rule: Callable[[str], str | None]) -> dict[str, str]:
+    """Class -> listed name of equal key, where the key is unique among the listed and (but for groups) among the classes."""
+    ours, theirs = _by_key(names, rule), _by_key(listed, str if rule is _group else rule)
+    pairs: dict[str, str] = {}
+    for key, group in ours.items():
+        other = theirs.get(key, [])
+        if len(other) != 1 or (len(group) > 1 and rule is not _group):
+            continue
+        if rule is _number and not (other[0].isdigit() or group[0].isdigit()):
+            continue  # two names that only share their number
+        pairs.update(dict.fromkeys(group, other[0]))
+    return pairs
+
+
+def _by_key(names: Sequence[str], rule: Callable[[str], str | None]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if (key := rule(name)) is not None:
+            found.setdefault(key, []).append(name)
+    return found
+
+
+def _group(name: str) -> str | None:
+    return name.rpartition("/")[0] or None
+
+
+def _letters(name: str) -> str | None:
+    return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFC", name).casefold())) or None
+
+
+def _unnumbered(name: str) -> str | None:
+    return _letters(re.sub(r"^\d+\.", "", name))
+
+
+def _number(name: str) -> str | None:
+    start = re.match(r"\d+(?=\.|$)", name)
+    return str(int(start[0])) if start and len(start[0]) < 16 else None
 
 
 def _by_class(data: Any, where: str) -> dict[str, str]:
@@ -117,9 +182,9 @@ def _by_class(data: Any, where: str) -> dict[str, str]:
     for split, names in data.items():
         if split not in SPLITS:
             raise UserError(f"{where}: there is no split {split!r} (train, valid, test){nearest(split, list(SPLITS))}")
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        if not isinstance(names, list) or not (all(type(name) is int for name in names) or all(type(name) is str for name in names)):
             raise UserError(f"{where}: {split} is not a list of class names")
-        for name in names:
+        for name in map(str, names):
             if name in found:
                 raise UserError(f"{where}: the class {name!r} is listed twice ({found[name]} and {split})")
             found[name] = split

@@ -1,21 +1,32 @@
-"""What reading and writing a store have in common: format version, split names, content hash, seal."""
+"""What reading and writing a store have in common: format version, names of splits and encodings, content hash, seal."""
 
 import hashlib
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 SPLITS = ("train", "valid", "test")
+ENCODINGS = ("raw", "jpeg")
 
 
-def hash_content(image_digest: bytes, image_size: int, names: Sequence[str], offsets: Sequence[int], split: Sequence[int]) -> str:
-    """SHA-256 (hex) over a JSON line of image size, class names, offsets and splits, followed by the SHA-256 digest of all image bytes."""
-    head = json.dumps(
-        [image_size, list(names), [int(o) for o in offsets], [int(s) for s in split]], ensure_ascii=True, separators=(",", ":")
-    )
+def hash_content(
+    image_digest: bytes,
+    image_size: int,
+    names: Sequence[str],
+    offsets: Sequence[int],
+    split: Sequence[int],
+    extras: Mapping[str, str] | None = None,
+) -> str:
+    """SHA-256 (hex) over a JSON line of image size, class names, offsets and splits, followed by the SHA-256 digest of all image bytes.
+
+    `extras`, when there are any, are a fifth element of the line: encoding "jpeg", and SHA-256 of the optional datasets (hex).
+    """
+    facts: list[object] = [image_size, list(names), [int(o) for o in offsets], [int(s) for s in split]]
+    head = json.dumps(facts + ([dict(sorted(extras.items()))] if extras else []), ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(head.encode() + b"\n" + image_digest).hexdigest()
 
 

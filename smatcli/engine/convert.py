@@ -1,58 +1,40 @@
-"""One source to one store: decode in parallel, leave out what cannot be read and say so, split the classes, write."""
+"""One source to one store: decode in parallel, leave out what cannot be read and say so, split the classes, write; to be continued."""
 
+import shutil
+import signal
+import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
+from PIL import Image
 
-from smatcli.data import splits
-from smatcli.data.images import Fit, Unreadable, decode_image, fit_image, to_rgb
-from smatcli.data.sources import Source, SourceClass
-from smatcli.data.store import SPLITS, write_store
+from smatcli import __version__
+from smatcli.data import store_writer
+from smatcli.data.images import Unreadable, decode_image, fit_image, to_rgb
+from smatcli.data.sources import Source
+from smatcli.data.store import SPLITS
+from smatcli.data.store_draft import Draft, Mark, records_path
+from smatcli.engine.encode import encode
+from smatcli.engine.journal import Journal, hidden
 from smatcli.engine.ordered import ordered_map
+from smatcli.engine.progress import Progress
 from smatcli.engine.reporter import Reporter
-from smatcli.errors import UserError
-from smatcli.files import atomic_write_text
+from smatcli.engine.selection import Item, Selection
+from smatcli.engine.settings import Settings
+from smatcli.engine.signals import Interrupted, StopRequest
+from smatcli.errors import SmatError, UserError
+from smatcli.files import atomic_write_text, disk_errors, publish
 
 NAMED = 20  # unreadable images named one by one; if there are more, a text file lists all of them
+MOST_UNREADABLE = 1_000_000
 EVERY = 64  # images between two progress updates
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the content of a store, besides the source. Raises UserError for values that make no sense."""
-
-    size: int = 64
-    fit: Fit = "crop"
-    split: str = splits.DEFAULT_SPLIT
-    splits: str | None = None
-    seed: int = 0
-    min_images: int | None = None
-    depth: int = 1
-    licence: str = ""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.size <= 4096:
-            raise UserError(f"size {self.size}: give 1 to 4096 pixels")
-        if self.fit not in ("crop", "squash"):
-            raise UserError(f"fit {self.fit!r}: give crop or squash")
-        if self.min_images is not None and self.min_images < 2:
-            raise UserError(f"min-images {self.min_images}: an episode needs at least 2 images a class")
-        if self.depth < 1:
-            raise UserError(f"depth {self.depth}: give 1 or more")
-        if len(self.licence.encode()) > 30_000:
-            raise UserError("the licence text is longer than 30,000 bytes; give its name and where it stands")
-        splits.parse_shares(self.split)
-
-    @property
-    def fewest(self) -> int:
-        """Readable images that a class needs."""
-        return self.min_images or 2
+MARK_SECONDS = 10.0  # between two entries of the journal: what a killed process loses at most
 
 
 @dataclass
@@ -69,110 +51,185 @@ class Conversion:
     strict: bool = False
     unreadable: list[tuple[str, str]] = field(default_factory=list)
 
-    def run(self, fingerprint: str, replace: bool) -> None:
-        """Raises UserError for a class that is too small (without `min_images`), a wrong splits file, or (strict) an unreadable image."""
-        settings, listed = self.settings, self.source.classes()
-        assign = self._assigner(listed)
-        classes = self._large_enough(listed)
-        facts: dict[str, Any] = {"fit": settings.fit, "fingerprint": fingerprint, "unreadable": 0}
-        work = [(index, image) for index, c in enumerate(classes) for image in c.images]
-        self.reporter.start(len(work), self.name, unit="images")
-        with warnings.catch_warnings(), closing(ordered_map(self._decode, work, self.workers)) as decoded:
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            images = self._classes(classes, self._noted(decoded), len(work), facts)
-            write_store(
-                self.target, self.name, settings.size, images, self.origin, settings.licence, facts=facts, assign=assign, replace=replace
-            )
+    def run(self, fingerprint: str, journal: Journal) -> None:
+        """Raises UserError for a class that is too small (without `min_images`), a wrong splits file, or (strict) an unreadable image.
 
-    def _decode(self, item: tuple[int, str]) -> np.ndarray | str:
-        """The image, or why it cannot be read."""
+        Interrupted, when SIGINT or SIGTERM arrives: draft and journal are kept, and the same call continues. After an error they are gone.
+        """
+        draft = None
         try:
-            data = self.source.read(item[1])
-            if isinstance(data, bytes):
-                return decode_image(data, self.settings.size, self.settings.fit)
-            from PIL import Image
+            self.unreadable.clear()
+            self.progress = Progress([], self.unreadable)
+            self.selection = Selection(self.source.classes(), self.name, self.settings, self.reporter, getattr(self.source, "dropped", ()))
+            with disk_errors(self.target):
+                draft = self._draft(journal, {"fingerprint": fingerprint, "smat": __version__, "pillow": PIL.__version__})
+                self._convert(draft, journal)
+                self._finish(draft, fingerprint)
+            journal.close(remove=True)
+        except BaseException as error:
+            if draft is not None:
+                draft.close()
+            if isinstance(error, SmatError) and not isinstance(error, Interrupted):
+                self._discard(journal)
+            else:
+                journal.close()
+            raise
+        finally:
+            self.reporter.finish()
 
-            return np.asarray(fit_image(to_rgb(Image.fromarray(data)), self.settings.size, self.settings.fit))
+    def _draft(self, journal: Journal, header: dict[str, Any]) -> Draft:
+        """The draft of an earlier attempt that did the same, or a new one."""
+        path, records = hidden(self.target, "draft.h5"), self.settings.encoding != "raw" or self.selection.by_image
+        before = journal.header or {}
+        if path.exists() and journal.entries and all(before.get(key) == value for key, value in header.items()):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                progress = Progress.read(journal.entries, self.unreadable)
+                draft = Draft(path, records, Mark(**journal.entries[-1]["mark"]))
+                self.progress = progress
+                self.reporter.line(f"{self.name}: continues at image {self._done():,} of {self.selection.total:,}")
+                return draft
+        if path.exists():
+            self.reporter.line(f"{self.name}: an unfinished attempt that cannot be continued is discarded")
+        self.unreadable.clear()
+        journal.restart(header)
+        needed, free = self.selection.total * self.settings.size**2 * 3, shutil.disk_usage(path.parent).free
+        if self.settings.encoding == "raw" and needed > free:
+            self.reporter.line(f"{self.name}: will need {needed / 1e9:,.1f} GB, but only {free / 1e9:,.1f} GB are free")
+        return Draft(path, records)
+
+    def _convert(self, draft: Draft, journal: Journal) -> None:
+        progress = self.progress
+        self.reporter.start(self.selection.total, self.name, done=self._done(), unit="images")
+        began = time.monotonic()
+        rest = self.selection.items(len(progress.counts), progress.seen)
+        with warnings.catch_warnings(), StopRequest() as stop, closing(ordered_map(self._decode, rest, self.workers)) as decoded:
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            for done, ((index, before, position), image) in enumerate(decoded, self._done() + 1):
+                while len(progress.counts) < index:
+                    self._end_class()
+                if isinstance(image, str):
+                    self._note_unreadable(index, position, image)
+                else:
+                    self._add(draft, index, position, image)
+                progress.seen = before + 1
+                if done % EVERY == 0:
+                    self.reporter.update(done, unreadable=len(self.unreadable))
+                if stop:
+                    journal.add(progress.entry(draft.mark()))
+                    raise self._stopped(stop.signum or 0, done)
+                if time.monotonic() - began > MARK_SECONDS:
+                    journal.add(progress.entry(draft.mark()))
+                    began = time.monotonic()
+        while len(progress.counts) < len(self.selection.classes):
+            self._end_class()
+        self.reporter.update(self.selection.total, unreadable=len(self.unreadable))
+        self.reporter.finish()
+        self._say_unreadable()
+
+    def _stopped(self, signum: int, done: int) -> Interrupted:
+        where = f"{signal.Signals(signum).name} at image {done:,} of {self.selection.total:,}"
+        return Interrupted(signum, f"{self.name}: stopped by {where}; what is done is kept, the same command continues")
+
+    def _decode(self, item: Item) -> np.ndarray | bytes | str:
+        """Pixels or an encoded image, as the store wants it, or why it cannot be read."""
+        index, _, position = item
+        size, fit = self.settings.size, self.settings.fit
+        try:
+            data = self.source.read(self.selection.classes[index].images[position])
+            pixels = decode_image(data, size, fit) if isinstance(data, bytes) else _fitted(data, size, fit)
+            return pixels if self.settings.encoding == "raw" else encode(data, pixels)
         except Unreadable as error:
             return str(error)
 
-    def _noted(self, decoded: Iterator[tuple[tuple[int, str], np.ndarray | str]]) -> Iterator[tuple[int, np.ndarray | None]]:
-        """Class index and image, None in the place of an unreadable one."""
-        for done, ((index, image), pixels) in enumerate(decoded, 1):
-            if isinstance(pixels, str):
-                self.unreadable.append((image, pixels))
-            if done % EVERY == 0:
-                self.reporter.update(done, unreadable=len(self.unreadable))
-            yield index, None if isinstance(pixels, str) else pixels
-
-    def _classes(
-        self, classes: Sequence[SourceClass], images: Iterator[tuple[int, np.ndarray | None]], total: int, facts: dict[str, Any]
-    ) -> Iterator[tuple[str, int, Iterator[np.ndarray]]]:
-        for index, group in groupby(images, key=lambda pair: pair[0]):
-            readable = (image for _, image in group if image is not None)
-            head = list(islice(readable, self.settings.fewest))
-            if len(head) < self.settings.fewest:
-                self._too_small(classes[index], len(head))
+    def _add(self, draft: Draft, index: int, position: int, image: np.ndarray | bytes) -> None:
+        """Write the image, or hold it until its class has enough to be written."""
+        progress, c = self.progress, self.selection.classes[index]
+        split = SPLITS.index(c.image_splits[position]) if c.image_splits is not None else 0
+        progress.held.append((image, split))
+        if progress.kept + len(progress.held) < self.settings.fewest:
+            return
+        where = f"{self.name}, class {c.name!r}"
+        for data, code in progress.held:
+            if isinstance(data, bytes):
+                draft.append(data, code)
             else:
-                yield classes[index].name, 0, chain(head, readable)
-        self.reporter.update(total, unreadable=len(self.unreadable))
-        self.reporter.finish()
-        facts["unreadable"] = len(self.unreadable)
-        self._say_unreadable()
+                store_writer.append(draft, [data], self.settings.size, where)
+                draft.record(0, code)
+            progress.kept += 1
+        progress.held.clear()
 
-    def _large_enough(self, classes: Sequence[SourceClass]) -> list[SourceClass]:
-        """The classes with enough files; how many of them are readable is only known later."""
-        kept = []
-        for c in classes:
-            if len(c.images) < self.settings.fewest:
-                self._too_small(c, len(c.images))
-            else:
-                kept.append(c)
-        if not kept:
-            raise UserError(f"{self.name}: no class has {self.settings.fewest} images")
-        return kept
+    def _end_class(self) -> None:
+        progress = self.progress
+        c = self.selection.classes[len(progress.counts)]
+        if progress.kept == 0:
+            self.selection.too_small(c, len(progress.held), self.unreadable[progress.unreadable_before :])
+        progress.end_class()
 
-    def _too_small(self, c: SourceClass, readable: int) -> None:
-        files = len(c.images)
-        kind = "" if readable == files else "readable "
-        have = {0: f"no {kind}image", 1: f"one {kind}image"}.get(readable, f"{readable} {kind}images")
-        reasons = "; ".join(f"{image}: {reason}" for image, reason in self.unreadable if image in set(c.images)) if kind else ""
-        of = f" ({files} file{'s' * (files > 1)}; {reasons[:300]})" if kind else ""
-        if self.settings.min_images is None:
-            raise UserError(
-                f"{self.name}: class {c.name!r} has {have}{of}: an episode needs support and query; "
-                "add images, or drop such classes with --min-images 2"
-            )
-        self.reporter.line(f"{self.name}: class {c.name!r} dropped: {have}{of}, fewer than {self.settings.min_images}")
+    def _finish(self, draft: Draft, fingerprint: str) -> None:
+        settings, counts = self.settings, self.progress.counts
+        kept = [c.name for c, count in zip(self.selection.classes, counts, strict=True) if count]
+        contents = store_writer.Contents(
+            name=self.name,
+            image_size=settings.size,
+            classes=kept,
+            counts=[count for count in counts if count],
+            split=self.selection.split(kept),
+            encoding=settings.encoding,
+            split_by_image=self.selection.by_image,
+            ontology=self._ontology(kept),
+            source=self.origin,
+            licence=settings.licence,
+            facts={"fit": settings.fit, "fingerprint": fingerprint, "unreadable": len(self.unreadable)},
+        )
+        store_writer.finish(draft, contents)
+        publish(draft.path, self.target)
+        draft.records_path.unlink(missing_ok=True)
 
-    def _assigner(self, listed: Sequence[SourceClass]) -> Callable[[list[str]], Sequence[int]]:
-        """Gives the split codes of the classes that are kept; a splits file is checked at once, against all classes of the source."""
+    def _ontology(self, kept: list[str]) -> str | None:
+        ontology, there = self.source.ontology, set(kept)
+        if ontology is None:
+            return None
         if self.settings.splits is not None:
-            chosen = splits.read_splits(self.settings.splits, self.name)
-            splits.split_by_names([c.name for c in listed], chosen, self.settings.splits)
-        elif listed and all(c.split is not None for c in listed):
-            chosen = {c.name: c.split for c in listed if c.split is not None}
-        else:
-            return self._by_chance
-        return lambda names: [SPLITS.index(chosen[name]) for name in names]
+            self.reporter.line(f"{self.name}: its ontology is left out: {self.settings.splits} splits the classes in another way")
+            return None
+        return ontology.keep([i for i, c in enumerate(self.selection.listed) if c.name in there]).to_json()
 
-    def _by_chance(self, names: list[str]) -> Sequence[int]:
-        shares = splits.parse_shares(self.settings.split)
-        if remark := splits.split_remark(len(names), shares):
-            self.reporter.line(f"{self.name}: {remark}")
-        return splits.split_by_chance(names, self.name, shares, self.settings.seed).tolist()
+    def _discard(self, journal: Journal) -> None:
+        draft = hidden(self.target, "draft.h5")
+        for path in (draft, records_path(draft), store_writer.frame_path(draft)):
+            path.unlink(missing_ok=True)
+        journal.close(remove=True)
+
+    def _done(self) -> int:
+        return self.selection.before(len(self.progress.counts), self.progress.seen)
+
+    def _note_unreadable(self, index: int, position: int, reason: str) -> None:
+        c = self.selection.classes[index]
+        image = c.images[position]
+        describe: Callable[[Any], str] | None = getattr(self.source, "describe", None)
+        name = describe(image) if describe else image if isinstance(image, str) else f"{c.name}, image {position}"
+        self.unreadable.append((name, reason))
+        if len(self.unreadable) > MOST_UNREADABLE or (self.strict and len(self.unreadable) > NAMED):
+            self._say_unreadable()
 
     def _say_unreadable(self) -> None:
         bad = self.unreadable
         if not bad:
             return
         text = [f"{image}: {reason}" for image, reason in bad]
-        if self.strict:
-            more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-            raise UserError(f"{self.name}: {len(bad)} unreadable (--strict): {'; '.join(text[:NAMED])}{more}")
+        if self.strict or len(bad) > MOST_UNREADABLE:
+            many = f"more than {NAMED}" if len(bad) > NAMED else len(bad)
+            why = " (--no-strict leaves them out)" if self.strict else "; this is not what was expected"
+            raise UserError(f"{self.name}: {many} unreadable{why}: {'; '.join(text[:NAMED])}")
         for line in text[:NAMED]:
             self.reporter.line(f"{self.name}: unreadable: {line}")
         if len(bad) > NAMED:
             file = self.target.with_suffix(".unreadable.txt")
             atomic_write_text(file, "".join(f"{line}\n" for line in text))
             self.reporter.line(f"{self.name}: unreadable: {len(bad) - NAMED} more, all {len(bad)} are listed in {file}")
+
+
+def _fitted(pixels: np.ndarray, size: int, fit: Any) -> np.ndarray:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        raise Unreadable(f"pixels are {pixels.dtype} {list(pixels.shape)}, not uint8 [H, W, 3]")
+    return np.asarray(fit_image(to_rgb(Image.fromarray(pixels)), size, fit))

@@ -1,15 +1,19 @@
 """The folder of one evaluation, `eval/<adapt>-<protocol>/`: what it was made with, the episodes done so far, and its results.
 
-settings.json  parts/<dataset>-<from>-<to>.h5 (while unfinished)  results.h5  summary.csv
+settings.json  search.json (learning rates that were searched)  parts/<dataset>-<from>-<to>.h5 (while unfinished)  results.h5  summary.csv
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from smatcli.data.episode_list import list_hash
+from smatcli.engine.choices import GIVEN, Choice, read_choices, write_choices
 from smatcli.engine.results import Records, SummaryRow, as_records, interval, joined, read_records, write_records, write_summary
 from smatcli.errors import SmatError, UserError
 from smatcli.files import atomic_write_text
@@ -34,6 +38,8 @@ class EvalFolder:
         self.settings: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **settings}))
         self.datasets: dict[str, dict[str, Any]] = {name: dict(facts) for name, facts in datasets.items()}
         self.kept: dict[str, list[Records]] = {}
+        self.choices: dict[str, Choice] = {}
+        self._completed = False
 
     @property
     def results(self) -> Path:
@@ -48,6 +54,7 @@ class EvalFolder:
         known = self._known()
         if known is None:
             return
+        self.choices = read_choices(self.path)
         changed = differences(known["settings"], self.settings)
         shared = known["datasets"].keys() & self.datasets.keys()
         changed += [f"dataset {n} ({d})" for n in sorted(shared) for d in differences(known["datasets"][n], self.datasets[n])]
@@ -83,6 +90,25 @@ class EvalFolder:
                     self.kept.setdefault(name, []).append(records)
             yield
 
+    def complete(self, dataset: str, digest: Callable[[int], np.uint64]) -> None:
+        """Give records of before there was a column `plan` the hashes of their episodes."""
+        for records in self.kept.get(dataset, []):
+            if "plan" not in records:
+                records["plan"] = np.array([digest(int(i)) for i in records["index"]], np.uint64)
+                self._completed = True
+
+    def choose(self, dataset: str, choice: Choice) -> None:
+        """Keep the learning rate of a dataset."""
+        self.choices[dataset] = choice
+        write_choices(self.path, self.choices)
+
+    def rate(self, dataset: str) -> dict[str, Any]:
+        """`lr` of the dataset and on what it was chosen (`search`); empty where the adaptation has none."""
+        if dataset in self.choices:
+            return {"lr": self.choices[dataset].rate, "search": self.choices[dataset].label}
+        lr = self.settings.get("adapt", {}).get("lr")
+        return {} if lr is None else {"lr": float(lr), "search": GIVEN}
+
     def done(self, dataset: str) -> set[int]:
         """Indices of the episodes that are on disk."""
         return {int(i) for records in self.kept.get(dataset, []) for i in records["index"]}
@@ -103,14 +129,19 @@ class EvalFolder:
         `row` holds the summary's constant columns, `top` the attributes of results.h5.
         """
         groups = {name: joined(self.kept[name]) for name in self.datasets if name in self.kept}
-        if self._parts() or not self.results.exists():
-            write_records(self.results, groups, self.datasets, {**top, "settings": json.dumps(self.settings)})
+        hashes = {n: list_hash(n, self.datasets[n]["content"], r["plan"]) if "plan" in r else "" for n, r in groups.items()}
+        if self._parts() or self._completed or not self.results.exists():
+            attributes = {name: {**self.datasets[name], "list_hash": hashes[name], **self.rate(name)} for name in groups}
+            write_records(self.results, groups, attributes, {**top, "settings": json.dumps(self.settings)})
         rows = []
         for name, records in groups.items():
             mean, half_width = interval(records["accuracy"])
             facts = self.datasets[name]
             known = {"dataset": name, "domain": facts["domain"], "protocol": facts["protocol"], "mean": mean, "half_width": half_width}
-            rows.append(SummaryRow(**known, episodes=len(records["index"]), seconds=round(float(records["seconds"].sum()), 3), **row))
+            seconds = round(float(records["seconds"].sum()), 3)
+            rows.append(
+                SummaryRow(**known, episodes=len(records["index"]), seconds=seconds, list_hash=hashes[name], **self.rate(name), **row)
+            )
         write_summary(self.summary, sorted(rows, key=lambda r: r.domain))
         for part in self._parts():
             part.unlink()

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from smatcli.adaptation import NEEDS_EXPERTS, check_adaptation
+from smatcli.adaptation import NEEDS_EXPERTS, check_adaptation, has_search
+from smatcli.adaptation.exhaustive import check_experts
 from smatcli.config import load_recipe
 from smatcli.config.schema import TrainRecipe
 from smatcli.engine.run import RunDir
@@ -43,9 +44,27 @@ def plan(run: Path | str, adapts: Sequence[str] | None = None, episodes: int | N
         raise UserError("no adaptation is named; add --adapt proto")
     for name in recipe.eval.adapt:
         check_adaptation(name)
-        if name in NEEDS_EXPERTS and getattr(recipe.method, "experts", None) is None:
+        experts: int | None = getattr(recipe.method, "experts", None)
+        if name in NEEDS_EXPERTS and experts is None:
             raise UserError(f"{name} needs a method with experts; {run} is {recipe.method.name}: use --adapt proto")
+        if name == "exhaustive" and experts is not None:
+            check_experts(experts)
+    _check_rates(recipe, overrides)
     return recipe
+
+
+def _check_rates(recipe: TrainRecipe, overrides: Sequence[str]) -> None:
+    """A rate is given or searched; what is asked of fine-tuning is asked of an adaptation that does it."""
+    adapts, settings = recipe.eval.adapt, recipe.adapt
+    asked = {key.strip(): value.strip() for key, _, value in (text.partition("=") for text in overrides)}
+    for name in adapts:
+        if settings.search.kind == "none" and getattr(getattr(settings, name, None), "lr", 0) is None:
+            raise UserError(f"{name} needs a learning rate: give adapt.{name}.lr=0.001, or let it be chosen by --search valid")
+    if asked.get("adapt.search.kind") == "paper" and not any(has_search(name, settings) for name in adapts):
+        raise UserError(f"search paper: {', '.join(adapts)} has no learning rate to be searched (adapt.NAME.lr is null where it is)")
+    watched = [name for name in adapts if getattr(getattr(settings, name, None), "trajectory", False)]
+    if not watched and any(key.endswith(".trajectory") and value == "true" for key, value in asked.items()):
+        raise UserError(f"trajectory: {', '.join(adapts)} takes no gradient steps; add --adapt full, lora or joint")
 
 
 def choose_datasets(recipe: TrainRecipe, names: Sequence[str] | None = None) -> list[Dataset]:

@@ -4,6 +4,8 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,21 +13,28 @@ import numpy as np
 import torch
 from torch import nn
 
-from smatcli.adaptation import build_adaptation, variant
+from smatcli.adaptation import build_adaptation, facts, has_search, variant
+from smatcli.config.methods import method_facts
 from smatcli.config.schema import TrainRecipe
-from smatcli.data.episodes import EpisodeSampler, protocol_tag
+from smatcli.data.episodes import counted_key
 from smatcli.data.loader import EpisodeLoader
 from smatcli.data.store import Store, open_stores
 from smatcli.device import threads
+from smatcli.engine.choices import Choice
 from smatcli.engine.evalfolder import EvalFolder
 from smatcli.engine.evalplan import Dataset, choose_datasets, plan
+from smatcli.engine.questions import Questions
+from smatcli.engine.ratesearch import Rated, RateSearch
 from smatcli.engine.reporter import Reporter, SilentReporter
 from smatcli.engine.run import RunDir
 from smatcli.engine.signals import Interrupted, StopRequest
+from smatcli.engine.trajectory import Trajectory
 from smatcli.errors import SmatError
 from smatcli.seams import Adaptation, Episode, Method, Task
 
 PART_EPISODES, PART_SECONDS = 100, 30.0
+FROM_EXHAUSTIVE = ("loss_binary", "flip_loss", "flip_gap", "flip_evaluations")
+KEPT = ("passes", "loss_start", "loss", "evaluations", "accepted", "rate", "steps", *FROM_EXHAUSTIVE)
 
 
 def evaluate(
@@ -72,7 +81,7 @@ class Evaluation:
         if not opened.finished:
             reporter.line(f"{run} is not finished ({opened.info.get('status')}): its {which} checkpoint so far is evaluated")
         stores = open_stores(Path(recipe.data.root), [d.name for d in datasets])
-        self.samplers = {d.name: EpisodeSampler({d.name: stores[d.name]}, d.split, recipe.eval.episode, recipe.eval.seed) for d in datasets}
+        self.questions = Questions(recipe.eval, datasets, stores)
         method, _ = load_method(run, which, reporter, device)
         self.method = cast(Method, method)
         self.device = method.theta_pre.device
@@ -82,47 +91,63 @@ class Evaluation:
         self.folders = {name: self._folder(name, which, fingerprint(method), stores) for name in self.adaptations}
         for folder in self.folders.values():
             folder.check()
+        self.searched = [name for name in self.adaptations if has_search(name, recipe.adapt)]
+        self.search = RateSearch(recipe, self.questions, stores, self.method, self.device, reporter, self._known)
+        for name in self.searched:
+            for d in datasets:
+                self.search.check(name, d.name)
 
-    def _seed(self) -> str:
-        return f"-seed{self.recipe.eval.seed}" if self.recipe.eval.seed else ""
+    def _known(self, adapt: str, dataset: str) -> Choice | None:
+        return self.folders[adapt].choices.get(dataset)
+
+    def _rated(self, adapt: str, dataset: str, stop: StopRequest) -> Adaptation:
+        """An adaptation as it is used for a dataset: at the rate that was, or now is, chosen for it."""
+        adaptation = self.adaptations[adapt]
+        if adapt not in self.searched:
+            return adaptation
+        rated, choice = cast(Rated, adaptation), self._known(adapt, dataset)
+        if choice is None:
+            choice = self.search.choose(adapt, rated, dataset, stop)
+            self.folders[adapt].choose(dataset, choice)
+        return rated.at(choice.rate)
 
     def _folder(self, adapt: str, which: str, weights: str, stores: Mapping[str, Store]) -> EvalFolder:
         recipe = self.recipe
-        suffix = self._seed() + ("-last" if which == "last" else "")
-        path = self.run / "eval" / f"{variant(adapt, recipe.adapt)}-{protocol_tag(recipe.eval.episode, 'test')}{suffix}"
-        options = getattr(recipe.adapt, adapt, None)
+        suffix = "-last" if which == "last" else ""
+        path = self.run / "eval" / f"{variant(adapt, recipe.adapt)}-{self.questions.folder}{suffix}"
         settings = {
             "weights": weights,
             "precision": self.precision,
-            "method": recipe.method.model_dump(mode="json"),
+            "method": method_facts(recipe.method),
             "image_size": recipe.backbone.image_size,
-            "episode": recipe.eval.episode.model_dump(mode="json"),
-            "seed": recipe.eval.seed,
-            "adapt": {"name": adapt, **(options.model_dump(mode="json") if options is not None else {})},
+            "episode": self.questions.settings,
+            "seed": self.questions.seed,
+            "adapt": {"name": adapt, **facts(adapt, recipe.adapt)},
         }
-        facts = {
+        about = {
             d.name: {
                 "domain": d.domain,
-                "split": d.split,
+                "split": self.questions.splits[d.name],
                 "content": stores[d.name].content_hash,
-                "protocol": f"{protocol_tag(recipe.eval.episode, '')}".rstrip("-") + f"{self._seed()}-{d.split}",
+                "protocol": self.questions.protocol(d.name),
             }
             for d in self.datasets
         }
-        return EvalFolder(path, settings, facts)
+        return EvalFolder(path, settings, about)
 
     def execute(self) -> list[Path]:
         """Evaluate what is missing, then join the results."""
         with ExitStack() as stack:
             for folder in self.folders.values():
                 stack.enter_context(folder.opened())
+                for dataset in self.datasets:
+                    folder.complete(dataset.name, partial(self.questions.digest, dataset.name))
             todo = [(d, index, missing) for d in self.datasets for index, missing in self._missing(d.name)]
             if todo:
                 self._evaluate(todo)
             else:
-                self.reporter.line(
-                    f"{self.run}: all {self.recipe.eval.episodes} episodes of {len(self.datasets)} datasets are evaluated already"
-                )
+                each = " or ".join(str(n) for n in sorted(set(self.questions.counts.values())))
+                self.reporter.line(f"{self.run}: all {each} episodes of {len(self.datasets)} datasets are evaluated already")
             for name, folder in self.folders.items():
                 folder.merge(self._summary(name), {"run": self.run.name, "method": self.recipe.method.name, "adapt": name})
         return [folder.path for folder in self.folders.values()]
@@ -141,13 +166,13 @@ class Evaluation:
     def _missing(self, dataset: str) -> list[tuple[int, list[str]]]:
         """Episode indices of a dataset that some adaptation lacks, and which."""
         done = {name: folder.done(dataset) for name, folder in self.folders.items()}
-        wanted = [(i, [n for n in done if i not in done[n]]) for i in range(self.recipe.eval.episodes)]
+        wanted = [(i, [n for n in done if i not in done[n]]) for i in range(self.questions.counts[dataset])]
         return [(i, names) for i, names in wanted if names]
 
     def _evaluate(self, todo: list[tuple[Dataset, int, list[str]]]) -> None:
-        for note in dict.fromkeys(note for sampler in self.samplers.values() for note in sampler.notes):
+        for note in dict.fromkeys(self.questions.notes):
             self.reporter.line(note)
-        total = self.recipe.eval.episodes * len(self.datasets)
+        total = sum(self.questions.counts.values())
         before = done = total - len(todo)
         if before:
             self.reporter.line(f"{self.run}: {before} of {total} episodes are evaluated already, continuing")
@@ -162,13 +187,14 @@ class Evaluation:
 
     def _dataset(self, name: str, work: dict[int, list[str]], done: int, total: int, stop: StopRequest) -> int:
         """Evaluate the episodes `work` (index -> adaptations) of a dataset, storing parts as it goes."""
-        loader = EpisodeLoader(self.samplers[name], list(work), self.device, image_size=self.recipe.backbone.image_size)
+        adaptations = {a: self._rated(a, name, stop) for a in self.adaptations if any(a in names for names in work.values())}
+        loader = EpisodeLoader(self.questions.samplers[name], list(work), self.device, image_size=self.recipe.backbone.image_size)
         rows: dict[str, list[dict[str, Any]]] = {a: [] for a in self.adaptations}
         means: dict[str, list[float]] = {a: [] for a in self.adaptations}
         written = time.monotonic()
         try:
             for episode in loader:
-                for adapt, row in self._episode(episode, work[episode.index]).items():
+                for adapt, row in self._episode(episode, {a: adaptations[a] for a in work[episode.index]}).items():
                     rows[adapt].append(row)
                     means[adapt].append(row["accuracy"])
                 done += 1
@@ -190,17 +216,21 @@ class Evaluation:
             self.folders[adapt].add(dataset, found)
             found.clear()
 
-    def _episode(self, episode: Episode, adapts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    def _episode(self, episode: Episode, adaptations: Mapping[str, Adaptation]) -> dict[str, dict[str, Any]]:
         """One record an adaptation; the task is made once for all of them."""
         begun = time.perf_counter()
-        task = self.method.task(episode.support)
+        noise = counted_key("adaptation", episode.seed, episode.dataset, episode.index) % 2**63
+        task = replace(self.method.task(episode.support), seed=noise)
         self._synchronise()
         shared = time.perf_counter() - begun
         found = {}
-        for name in adapts:
+        digest = self.questions.digest(episode.dataset, episode.index)
+        for name, adaptation in adaptations.items():
             begun = time.perf_counter()
+            options, path = getattr(self.recipe.adapt, name, None), Trajectory(episode)
+            watched = {"watch": path} if getattr(options, "trajectory", False) else {}
             try:
-                classifier = self.adaptations[name].adapt(task, episode.support)
+                classifier = adaptation.adapt(task, episode.support, **watched)
                 logits = classifier.predict(episode.query_images)
             except SmatError as error:
                 raise type(error)(f"{episode}: {error}") from None
@@ -208,8 +238,10 @@ class Evaluation:
                 raise SmatError(
                     f"{episode}: the logits of {name} are not finite; the weights or the precision are broken (episodes before it are kept)"
                 )
-            seconds = shared + time.perf_counter() - begun
-            found[name] = record(episode, task, logits, classifier.info, seconds)
+            seconds = shared + time.perf_counter() - begun - path.seconds
+            found[name] = {**record(episode, task, logits, classifier.info, seconds), "plan": digest}
+            if watched:
+                found[name]["trajectory"] = path.padded(options.steps)  # type: ignore[union-attr]
         return found
 
     def _synchronise(self) -> None:
@@ -226,7 +258,7 @@ def record(episode: Episode, task: Task, logits: torch.Tensor, info: Mapping[str
         "support": len(episode.support.labels),
         "query": len(episode.query_labels),
         "seconds": seconds,
-        **{key: info[key] for key in ("passes", "loss_start", "loss", "evaluations", "accepted") if key in info},
+        **{key: info[key] for key in KEPT if key in info},
     }
     if task.alpha is not None:
         alpha = task.alpha.float().cpu().numpy()

@@ -1,20 +1,28 @@
 """`smat data prepare`: source images to one store per dataset."""
 
+import dataclasses
 import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from smatcli.data import splits
 from smatcli.data.images import Fit
-from smatcli.data.sources import SOURCES, Source
-from smatcli.data.store import FORMAT_VERSION, SPLITS, Store
-from smatcli.engine.convert import Conversion, Settings
+from smatcli.data.sources import Source, open_source
+from smatcli.data.store import SPLITS, Store
+from smatcli.engine.convert import Conversion
+from smatcli.engine.journal import Journal
 from smatcli.engine.reporter import Reporter, SilentReporter
+from smatcli.engine.settings import Settings
+from smatcli.engine.signals import Interrupted
 from smatcli.errors import SmatError, UserError
+
+_FINGERPRINT = 1  # changes when the same source and settings would give other images
 
 
 @dataclass
@@ -45,51 +53,88 @@ class PrepareError(SmatError):
         self.exit_code = max(error.exit_code for _, error in failed)
 
 
-def prepare_folder(
-    sources: Sequence[str | Path],
+@dataclass(frozen=True)
+class Job:
+    """One store to be: its name and what is recorded as its origin (None: as the source says), how to open the source, a word for it."""
+
+    name: str | None
+    origin: str | None
+    open: Callable[[], Source]
+    label: str = ""
+
+
+def prepare(
+    sources: Sequence[Job],
     out: str | Path,
     *,
     name: str | None = None,
     size: int = 64,
     fit: Fit = "crop",
+    encoding: str = "raw",
     split: str | None = None,
     splits_file: str | Path | None = None,
     seed: int | None = None,
-    strict: bool = False,
-    licence: str = "",
+    max_per_class: int | None = None,
     min_images: int | None = None,
-    depth: int = 1,
+    strict: bool | None = None,
+    licence: str = "",
     workers: int | None = None,
     replace: bool = False,
     reporter: Reporter | None = None,
 ) -> list[Prepared]:
-    """Write `<out>/<name>.h5` for each directory or ZIP of class folders; the same as `smat data prepare folder`.
+    """Write `<out>/<name>.h5` for each source; the same as `smat data prepare KIND`.
 
-    `name` is the file stem by default (for one source only otherwise). A store that was made from the same files with the same settings
-    is kept; another one is refused without `replace`. `split` is 65/15/20 by default, `seed` 0.
-    Raises UserError before anything is read, PrepareError after all sources were tried.
+    A store that was made from the same files with the same settings is kept; another one is refused without `replace`. What was
+    interrupted (also by SIGKILL) continues. `split` is 65/15/20 by default, unless the source knows its own, `seed` 0; `strict` (an
+    unreadable image is an error) is what the source says: records of an official conversion are expected to be whole.
+    Raises UserError before anything is read, Interrupted for SIGINT and SIGTERM, PrepareError after all sources were tried.
     """
-    if splits_file and (split is not None or seed is not None):
+    if splits_file and (split is not None or (seed is not None and max_per_class is None)):
         raise UserError(f"the splits file {splits_file} says which classes are for what; leave --split and --seed out")
-    listed = str(splits_file) if splits_file else None
-    settings = Settings(size, fit, splits.DEFAULT_SPLIT if split is None else split, listed, seed or 0, min_images, depth, licence)
+    settings = Settings(
+        size=size, fit=fit, encoding=encoding, split=splits.DEFAULT_SPLIT if split is None else split, split_asked=split is not None,
+        splits=str(splits_file) if splits_file else None, seed=seed or 0, max_per_class=max_per_class, min_images=min_images,
+        licence=licence,
+    )  # fmt: skip
     reporter = reporter or SilentReporter()
-    jobs = _jobs([Path(source) for source in sources], Path(out), name)
-    for path, result in jobs:
+    results: list[Prepared] = []
+    for job in _named(sources, name):
+        result = Prepared(job.name or job.label or job.origin or "source", Path(out))
+        results.append(result)
         began = time.monotonic()
         try:
-            _prepare(path, result, settings, strict, workers or usable_cores(), replace, reporter)
+            _prepare(job, result, results[:-1], settings, strict, workers or usable_cores(), replace, reporter)
+        except Interrupted:
+            raise
         except SmatError as error:
             result.error = error
-            if len(jobs) > 1:
+            if len(sources) > 1:
                 reporter.line(f"{result.name}: FAILED: {error}")
         finally:
             reporter.finish()
         result.seconds = time.monotonic() - began
-    results = [result for _, result in jobs]
     if any(result.error for result in results):
         raise PrepareError(results)
     return results
+
+
+def prepare_folder(sources: Sequence[str | Path], out: str | Path, *, depth: int = 1, **options: Any) -> list[Prepared]:
+    """`prepare` for directories or ZIPs of class folders; the same as `smat data prepare folder`."""
+    return prepare(folder_jobs(sources, depth), out, **options)
+
+
+def folder_jobs(sources: Sequence[str | Path], depth: int = 1) -> list[Job]:
+    """Jobs of directories or ZIPs of class folders; UserError for one that does not exist."""
+    if depth < 1:
+        raise UserError(f"depth {depth}: give 1 or more")
+    jobs = []
+    for path in map(Path, sources):
+        if not path.exists():
+            star = " (the pattern matches nothing)" if set("*?[") & set(path.name) else ""
+            raise UserError(f"{path}: there is no such folder or ZIP{star}")
+        own = path.resolve().name if path.is_dir() else path.stem
+        jobs.append(Job(own, f"folder {path.resolve().name}", partial(open_source, "folder", path, depth=depth), str(path)))
+    return jobs
 
 
 def usable_cores() -> int:
@@ -97,38 +142,66 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _jobs(sources: list[Path], out: Path, name: str | None) -> list[tuple[Path, Prepared]]:
-    if not sources:
-        raise UserError("give at least one source: a folder or a ZIP of class folders")
-    if name is not None and len(sources) > 1:
-        raise UserError(f"--name {name} with {len(sources)} sources: each store is named after its file; give one source")
-    jobs: dict[str, tuple[Path, Prepared]] = {}
-    for path in sources:
-        if not path.exists():
-            star = " (the pattern matches nothing)" if set("*?[") & set(path.name) else ""
-            raise UserError(f"{path}: there is no such folder or ZIP{star}")
-        own = name or (path.resolve().name if path.is_dir() else path.stem)
-        if own in jobs:
-            raise UserError(f"{path} and {jobs[own][0]} would both become the store {own!r}; prepare one of them with --name")
-        if not own.isprintable() or "/" in own or own.startswith("."):
-            raise UserError(f"{path}: {own!r} cannot be a dataset's name; give one with --name")
-        jobs[own] = (path, Prepared(own, out / f"{own}.h5"))
-    return list(jobs.values())
+def _named(jobs: Sequence[Job], name: str | None) -> list[Job]:
+    """The jobs with the name that was asked for; UserError for names that cannot be, as far as they are known before the source is open."""
+    if not jobs:
+        raise UserError("give at least one source")
+    if name is not None and len(jobs) > 1:
+        raise UserError(f"--name {name} with {len(jobs)} sources: each store is named after its source; give one source")
+    jobs = [dataclasses.replace(job, name=name or job.name) for job in jobs]
+    seen: dict[str, Job] = {}
+    for job in jobs:
+        if job.name is None:
+            continue
+        if job.name in seen:
+            raise UserError(f"{job.label} and {seen[job.name].label} would both become the store {job.name!r}; prepare one with --name")
+        _check_name(job.name, job.label)
+        seen[job.name] = job
+    return jobs
 
 
-def _prepare(path: Path, result: Prepared, settings: Settings, strict: bool, workers: int, replace: bool, reporter: Reporter) -> None:
-    source = SOURCES["folder"](path, depth=settings.depth)
+def _check_name(name: str, label: str) -> None:
+    if not name or not name.isprintable() or "/" in name or name.startswith(".") or len(name.encode()) > 200:
+        raise UserError(f"{label}: {name[:300]!r} cannot be a dataset's name; give one with --name")
+
+
+def _prepare(
+    job: Job,
+    result: Prepared,
+    earlier: Sequence[Prepared],
+    settings: Settings,
+    strict: bool | None,
+    workers: int,
+    replace: bool,
+    reporter: Reporter,
+) -> None:
+    source = job.open()
     try:
+        strict = bool(getattr(source, "strict", False)) if strict is None else strict
+        result.name = job.name or source.name
+        _check_name(result.name, job.label)
+        result.path = result.path / f"{result.name}.h5"
+        if any(other.path == result.path for other in earlier):
+            raise UserError(f"{job.label}: another source already became the store {result.name!r}; prepare one with --name")
         fingerprint = _fingerprint(source, settings, result.name)
-        if result.path.exists() and not replace:
-            _keep(result, fingerprint, strict)
-            reporter.line(f"{result.name}: already prepared, {result.path} is kept")
+        if _there(result, fingerprint, strict, replace, reporter):
             return
+        journal = Journal(result.path)
+        try:  # the process that had the lock may just have finished it
+            finished = _there(result, fingerprint, strict, replace, reporter)
+        except BaseException:
+            journal.close(remove=True)
+            raise
+        if finished:
+            journal.close(remove=True)
+            return
+        if not journal.locked:
+            reporter.line(f"{result.name}: this file system knows no locks; do not prepare the same store twice at once")
         for remark in source.remarks:
             reporter.line(f"{result.name}: {remark}")
-        origin = f"folder {path.resolve().name}"
+        origin = job.origin or f"{source.kind} {source.name}"
         Conversion(source, origin, result.name, result.path, settings, reporter, workers, strict, result.unreadable).run(
-            fingerprint, replace
+            fingerprint, journal
         )
     finally:
         source.close()
@@ -136,12 +209,21 @@ def _prepare(path: Path, result: Prepared, settings: Settings, strict: bool, wor
     result.status = "written"
 
 
+def _there(result: Prepared, fingerprint: str, strict: bool, replace: bool, reporter: Reporter) -> bool:
+    """Whether the store exists already, from the same files and settings; UserError if it is another one."""
+    if not result.path.exists() or replace:
+        return False
+    _keep(result, fingerprint, strict)
+    reporter.line(f"{result.name}: already prepared, {result.path} is kept")
+    return True
+
+
 def _fingerprint(source: Source, settings: Settings, name: str) -> str:
     """Changes whenever the store could: SHA-256 over the source's file list and the settings that count."""
-    chosen = asdict(settings)
+    chosen = settings.facts()
     if settings.splits is not None:
         chosen.update(splits=splits.read_splits(settings.splits, name), split=None, seed=None)
-    return hashlib.sha256(json.dumps([FORMAT_VERSION, name, source.fingerprint, chosen], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_FINGERPRINT, name, source.fingerprint, chosen], sort_keys=True).encode()).hexdigest()
 
 
 def _keep(result: Prepared, fingerprint: str, strict: bool) -> None:

@@ -14,8 +14,11 @@ from smatcli.files import atomic_path
 
 Records = dict[str, np.ndarray]
 """Columns of per-episode records, all of length n: `index`, `accuracy` (share), `ways`, `support`, `query`, `loss_start`, `loss`,
-`seconds`, `passes`; for methods with experts `alpha` [n, M] (the router's scores), `scores` [n, M] (those used) and `chosen` [n, M]
-(1 on, 0 off, -1: the router's scores were kept as they are); from flip `evaluations` and `accepted`."""
+`seconds`, `passes`, `plan` (uint64 hash of what the episode asks); for methods
+with experts `alpha` [n, M] (the router's scores), `scores` [n, M] (those used) and `chosen` [n, M]
+(1 on, 0 off, -1: the router's scores were kept as they are); from flip `evaluations` and `accepted`; from
+exhaustive `loss_binary` (lowest loss of the binary states), `flip_loss`, `flip_gap` (flip_loss - loss) and `flip_evaluations`; from
+adaptations with a learning rate `rate`, `steps` (0: nothing was tuned) and, if asked for, `trajectory` [n, 1 + steps] (query accuracy)."""
 
 
 def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
@@ -35,7 +38,11 @@ def average(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One line of summary.csv. Accuracies are shares in [0, 1]; `domain` is ID or OOD; `seconds` is the whole dataset's."""
+    """One line of summary.csv. Accuracies are shares in [0, 1]; `domain` is ID or OOD; `seconds` is the whole dataset's.
+
+    `list_hash` is the hash of the list of episodes: equal hash, equal questions (see `smatcli.data.episode_list`).
+    `lr` is the rate of an adaptation that has one, `search` on what it was chosen (see `smatcli.engine.choices.Choice`), or given.
+    """
 
     run: str
     method: str
@@ -49,10 +56,13 @@ class SummaryRow:
     seconds: float
     tau: float | None = None
     experts: int | None = None
+    list_hash: str = ""
+    lr: float | None = None
+    search: str = ""
 
 
 COLUMNS = tuple(f.name for f in fields(SummaryRow))
-NUMBERS = {"mean": float, "half_width": float, "seconds": float, "tau": float, "episodes": int, "experts": int}
+NUMBERS = {"mean": float, "half_width": float, "seconds": float, "tau": float, "lr": float, "episodes": int, "experts": int}
 
 
 def write_summary(path: Path, rows: Sequence[SummaryRow]) -> None:
@@ -68,7 +78,8 @@ def read_summary(path: Path) -> list[SummaryRow]:
     """The lines of a summary.csv; UserError when it is none."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [SummaryRow(**{k: _value(k, line[k]) for k in COLUMNS}) for line in csv.DictReader(file)]
+            lines = [{"list_hash": "", "lr": "", "search": "", **line} for line in csv.DictReader(file)]  # older summaries have none
+            return [SummaryRow(**{k: _value(k, line[k]) for k in COLUMNS}) for line in lines]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as a summary of smat eval ({type(error).__name__}: {error})") from None
 
@@ -77,7 +88,7 @@ def _value(column: str, text: str) -> Any:
     kind = NUMBERS.get(column, str)
     if kind is str or text:
         return kind(text)
-    return None if column in ("tau", "experts") else math.nan
+    return None if column in ("tau", "experts", "lr") else math.nan
 
 
 def as_records(rows: Sequence[Mapping[str, Any]]) -> Records:

@@ -76,6 +76,6 @@ def validation_names(recipe: TrainRecipe, stores: dict[str, Store]) -> list[str]
 
 def fewest_ways(episode: EpisodeConfig) -> int:
     """The number of classes that a split must have for any episode."""
-    if episode.kind == "variable":
+    if episode.kind != "fixed":
         return episode.min_ways
     return max(episode.ways) if isinstance(episode.ways, Sequence) else episode.ways

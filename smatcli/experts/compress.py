@@ -117,6 +117,16 @@ class CompressedExperts:
         return cls(int(meta["size"]), experts)
 
 
+def mix(theta_pre: Tensor, experts: CompressedExperts, scores: Tensor) -> Tensor:
+    """theta = theta_pre + (sum_m s_m e_m) / sum_m s_m for scores s [M] >= 0 of any scale and experts with parameters of their own, e_m [P].
+
+    All off: theta_pre.
+    """
+    if not bool(scores.any()):
+        return theta_pre.clone()
+    return theta_pre + experts.total((scores / scores.sum()).to(theta_pre), theta_pre)
+
+
 class Merger:
     """theta = theta_pre + theta_delta * (sum_m s_m z_m) / sum_m s_m for a sequence of scores s [M], from compressed experts.
 

@@ -1,4 +1,4 @@
-"""Meta-tuning methods by name. A new one: one file, one line in `METHODS`, one settings model, one row in tests/methods/battery.py."""
+"""Meta-tuning methods by name. A new one: one file, one line in `METHODS`, one settings model, one row in tests/methods/test_battery.py."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,13 +7,17 @@ from torch import nn
 
 from smatcli.config.methods import MethodConfig
 from smatcli.methods.base import FlatMethod
+from smatcli.methods.mlp_experts import MlpExpertsMethod
 from smatcli.methods.pmf import PmfMethod
 from smatcli.methods.pretrained import PretrainedMethod
 from smatcli.methods.smat import SmatMethod
+from smatcli.methods.softmerge import SoftMergeMethod
 
 METHODS: dict[str, Callable[[Any, nn.Module], FlatMethod]] = {
     "pretrained": PretrainedMethod,
     "pmf": PmfMethod,
+    "softmerge": SoftMergeMethod,
+    "mlp_experts": MlpExpertsMethod,
     "smat": SmatMethod,
 }
 

@@ -1,14 +1,17 @@
 """What every meta-tuning method shares: a frozen backbone as a flat vector, and the embedding call under the run's precision."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from smatcli.config.schema import GroupConfig
-from smatcli.experts.space import ParameterSpace, call
+from smatcli.experts.space import ParameterSpace, at_least_fp32, call
 from smatcli.seams import Episode, Losses, Support, Task
 
 
@@ -23,6 +26,23 @@ class FullPrecision:
 
     def autocast(self) -> AbstractContextManager[object]:
         return nullcontext()
+
+
+def pooled(episode: Episode) -> Episode:
+    """An episode without a split: support and query together are both the support and the query (the same tensors)."""
+    support = episode.support
+    images, labels = torch.cat([support.images, episode.query_images]), torch.cat([support.labels, episode.query_labels])
+    return replace(episode, support=Support(images, labels, support.ways), query_images=images, query_labels=labels)
+
+
+def embed_both(embed: Callable[[Tensor, Tensor], Tensor], episode: Episode, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Features of the support [S, D] and the query [Q, D] by one forward pass; a pooled episode is embedded once."""
+    known, asked = episode.support.images, episode.query_images
+    if known is asked:
+        features = embed(known, theta)
+        return features, features
+    first, second = embed(torch.cat([known, asked]), theta).split([len(known), len(asked)])
+    return first, second
 
 
 class FlatMethod(nn.Module, ABC):
@@ -49,6 +69,15 @@ class FlatMethod(nn.Module, ABC):
         with self.precision.autocast():
             features = call(self.backbone, self.space, theta, images)
         return features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
+
+    def made(self, theta: Tensor, **known: Any) -> Task:
+        """A task of this method: `theta` [P] with the backbone that reads it, and what else is `known` (alpha, merge, delta)."""
+        return Task(theta=theta, embed=self.embed, scale=self.scale, space=self.space, module=self.backbone, run=self.run, **known)
+
+    def run(self, module: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        """Features [B, D] (at least fp32) of `module`, a variant of the backbone, with parameters by name, in the method's precision."""
+        with self.precision.autocast():
+            return at_least_fp32(functional_call(module, dict(tensors), (images,)))
 
     @abstractmethod
     def task(self, support: Support) -> Task:

@@ -20,7 +20,7 @@ class PmfMethod(FlatMethod):
 
     def task(self, support: Support) -> Task:
         """The tuned parameters, the same for every task."""
-        return Task(theta=self.theta.detach(), embed=self.embed, scale=self.scale)
+        return self.made(self.theta.detach())
 
     def loss(self, episode: Episode, generator: torch.Generator) -> Losses:
         """Cross-entropy of the query set; support and query share one forward."""

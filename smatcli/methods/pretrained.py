@@ -17,7 +17,7 @@ class PretrainedMethod(FlatMethod):
 
     def task(self, support: Support) -> Task:
         """theta_pre, whatever the support set."""
-        return Task(theta=self.theta_pre, embed=self.embed, scale=self.scale)
+        return self.made(self.theta_pre)
 
     def loss(self, episode: Episode, generator: torch.Generator) -> Losses:
         """Refused: there is nothing to train."""

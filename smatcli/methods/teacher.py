@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from smatcli.config.methods import TeacherConfig
+from smatcli.methods.base import embed_both
 from smatcli.methods.prototypes import cosine_logits, prototypes
 from smatcli.seams import Episode
 
@@ -58,7 +59,7 @@ def teacher_logits(student: Student, episode: Episode, config: TeacherConfig, em
 
 def _logits(theta: Tensor, episode: Episode, embed: Embed, scale: float) -> Tensor:
     support = episode.support
-    known, query = embed(torch.cat([support.images, episode.query_images]), theta).split([len(support.images), len(episode.query_images)])
+    known, query = embed_both(embed, episode, theta)
     return cosine_logits(query, prototypes(known, support.labels, support.ways), scale)
 
 

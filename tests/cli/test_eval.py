@@ -41,6 +41,16 @@ def test_options_reach_the_protocol(run: Path) -> None:
     assert {row.dataset for row in read_summary(run / "eval" / "proto-variable-test" / "summary.csv")} == {"near", "far"}
 
 
+def test_search_and_trajectory(run: Path) -> None:
+    fast = ["adapt.full.steps=2", "adapt.search.rates=[0.01]", "adapt.search.episodes=2", "--episodes", 2, "--datasets", "far"]
+    done = smat(run, "--adapt", "full", "--search", "paper", "--trajectory", *fast)
+    assert done.exit_code == 0, done.output
+    (folder,) = (run / "eval").iterdir()
+    assert folder.name == "full-steps2-trajectory-search-paper-episodes2-rates0.01-4w3s6q-test"
+    assert "search-paper" in done.stdout.replace("\n", "")
+    assert "learning rate" in done.stderr + done.stdout
+
+
 def test_several_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     other = make_run(tmp_path, {"name": "pmf"}, name="other")
     done = smat(run, other, "--adapt", "proto", "--episodes", 2)
@@ -61,6 +71,10 @@ def test_several_runs_side_by_side(run: Path, tmp_path: Path) -> None:
         (["--which", "lst"], "did you mean 'last'"),
         (["--ways", "many"], "ways"),
         (["--flip-loss", "loo"], "leave-one-out"),
+        (["--adapt", "full", "--search", "valit"], "valid"),
+        (["--adapt", "full", "--search", "none"], "adapt.full.lr"),
+        (["--adapt", "proto", "--search", "paper"], "no learning rate"),
+        (["--adapt", "proto", "--trajectory"], "no gradient steps"),
         (["train.steps=3"], "cannot be changed"),
         (["missing"], "missing does not exist"),
     ],

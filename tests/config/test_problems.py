@@ -23,7 +23,7 @@ def message(*args, **kwargs) -> str:
         ("method.router.pol=mean", ["unknown key 'method.router.pol'", "'pool'"]),
         ("method.tau=0.5", ["unknown key 'method.tau'", "method.sparsity.tau"]),
         ("train.groups.theta_delta.rate=1", ["unknown key 'train.groups.theta_delta.rate'", "valid keys here: optimizer, lr"]),
-        ("method.name=pfm", ["method.name: expected 'pretrained', 'pmf', 'smat', got pfm"]),
+        ("method.name=pfm", ["method.name: expected 'pretrained', 'pmf', 'softmerge', 'mlp_experts', 'smat', got pfm"]),
         ("method.experts=many", ["method.experts: expected an integer, got many (text)"]),
         ("method.experts='4'", ["method.experts: expected an integer", "(text)"]),
         ("train.steps=true", ["train.steps: expected an integer, got true (true/false)"]),

@@ -54,7 +54,7 @@ def test_h5py_reads_the_same(made):
     with h5py.File(made) as file:
         np.testing.assert_array_equal(file["images"][()], expected())
         assert file["images"].chunks is None and file["images"].id.get_offset() % 4096 == 0
-        assert file["class_names"].asstr()[2] == "鳥" and file.attrs["format_version"] == 1
+        assert file["class_names"].asstr()[2] == "鳥" and file.attrs["format_version"] == 2
 
 
 def test_content_hash_is_what_the_description_says(made):

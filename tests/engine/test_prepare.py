@@ -123,7 +123,9 @@ def test_many_unreadable_images_are_listed_in_a_file(tmp_path, prepare):
 
 
 def test_strict(tmp_path, prepare):
-    with pytest.raises(PrepareError, match=r"4 unreadable \(--strict\).*c0/half.jpg: truncated.*c1/lfs.png: git-lfs") as caught:
+    with pytest.raises(
+        PrepareError, match=r"4 unreadable \(--no-strict leaves them out\).*c0/half.jpg: truncated.*c1/lfs.png: git-lfs"
+    ) as caught:
         prepare({**tree(3, 3), **BAD}, strict=True)
     assert caught.value.exit_code == 2 and os.listdir(tmp_path / "out") == []
     prepare({**tree(3, 3), **BAD})
@@ -238,27 +240,58 @@ def test_no_space_left(tmp_path, prepare, monkeypatch):
 SLOW = """
 import sys, time
 from smatcli.engine import convert, prepare
+from smatcli.engine.reporter import PlainReporter
 decode = convert.decode_image
-convert.decode_image = lambda *a: (time.sleep(0.05), decode(*a))[1]
-from smatcli.cli.frame import catch_sigterm
+convert.decode_image = lambda *a: (time.sleep(0.01), decode(*a))[1]
+convert.MARK_SECONDS = 0.2
+from smatcli.cli.frame import catch_sigterm, guarded
 catch_sigterm()
-prepare.prepare_folder([sys.argv[1]], sys.argv[2], size=8, workers=1)
+with guarded():
+    settings = {"size": 8, "encoding": sys.argv[3], "min_images": 3}
+    prepare.prepare_folder([sys.argv[1]], sys.argv[2], workers=2, reporter=PlainReporter(every=0.1), **settings)
 """
 
 
-@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_killed_in_the_middle(tmp_path, kind):
-    source, out = write_zip(tmp_path / "pets.zip", tree(40, 20)), tmp_path / "out"
+def started(*arguments):
     # A shell's background job inherits an ignored SIGINT, and so would its tests.
     listens = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    command = [sys.executable, "-c", SLOW, str(source), str(out)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, preexec_fn=listens)
+    command = [sys.executable, "-c", SLOW, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=listens)
+
+
+def wait_until(condition):
     deadline = time.monotonic() + 60
-    while not (out.is_dir() and os.listdir(out)) and time.monotonic() < deadline:
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def content(path):
+    return path.read_text() if path.exists() else ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "encoding"), [(signal.SIGTERM, "jpeg"), (signal.SIGINT, "raw"), (signal.SIGKILL, "raw"), (signal.SIGKILL, "jpeg")]
+)
+def test_killed_in_the_middle_and_continued(tmp_path, kind, encoding):
+    files = {**tree(20, 10), "c3/bad.png": b"x", **{f"bad{n}/{i}.png": b"x" for n in range(5) for i in range(4)}}
+    source, out = write_zip(tmp_path / "pets.zip", files), tmp_path / "out"
+    process = started(source, out, encoding)
+    wait_until(lambda: content(out / ".pets.journal").count('"mark"') >= 2 or process.poll() is not None)
     process.send_signal(kind)
-    assert process.wait(60) != 0
-    assert list(out.glob("pets.h5")) == [] and (kind == signal.SIGKILL or os.listdir(out) == [])
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[kind]
+    assert not (out / "pets.h5").exists() and (out / ".pets.draft.h5").exists()
+    assert kind == signal.SIGKILL or "the same command continues" in said.splitlines()[-1]
+
+    reporter = SilentReporter()
+    options = {"size": 8, "encoding": encoding, "min_images": 3}
+    result = prepare_folder([source], out, reporter=reporter, **options)[0]
+    assert any(line.startswith("pets: continues at image ") for line in reporter.lines)
+    whole = prepare_folder([source], tmp_path / "whole", **options)[0]
+    assert result.path.read_bytes() == whole.path.read_bytes() and verify_store(result.path) is None
+    assert result.unreadable == whole.unreadable and len(whole.unreadable) == 21
+    assert sorted(os.listdir(out)) == ["pets.h5", "pets.unreadable.txt"]
 
 
 def test_the_order_of_a_parallel_map_and_its_errors():

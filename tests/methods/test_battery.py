@@ -1,20 +1,44 @@
-"""What every meta-tuning method must do. A new method adds one row to `CONFIGS`."""
+"""What every meta-tuning method must do. A new method, or a new switch of one, adds one row to `CONFIGS`."""
 
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from smatcli.config.methods import MethodConfig, PmfConfig, PretrainedConfig, RouterConfig, SmatConfig
+from smatcli.config.methods import (
+    MaskConfig,
+    MethodConfig,
+    MlpExpertsConfig,
+    PmfConfig,
+    PretrainedConfig,
+    RouterConfig,
+    SmatConfig,
+    SoftMergeConfig,
+    SparsityConfig,
+    TeacherConfig,
+)
 from smatcli.engine.optim import build_optimizers
 from smatcli.errors import SmatError
 from smatcli.methods import METHODS, build_method
 from smatcli.methods.base import FlatMethod
 from smatcli.seams import Episode, Support
 
+ROUTER, NO_ZEROS = RouterConfig(heads=2), SparsityConfig(tau=0)
 CONFIGS: dict[str, MethodConfig] = {
     "pretrained": PretrainedConfig(),
     "pmf": PmfConfig(),
-    "smat": SmatConfig(experts=3, router=RouterConfig(heads=2)),
+    "softmerge": SoftMergeConfig(experts=3, router=ROUTER),
+    "mlp_experts": MlpExpertsConfig(experts=3, router=ROUTER),
+    "smat": SmatConfig(experts=3, router=ROUTER),
+    "smat, one expert": SmatConfig(experts=1, router=ROUTER),
+    "smat, no teacher": SmatConfig(experts=3, router=ROUTER, teacher=TeacherConfig(steps=0)),
+    "smat, no split": SmatConfig(experts=3, router=ROUTER, query_split=False),
+    "smat, own sparse": SmatConfig(experts=3, router=ROUTER, interpolated=False),
+    "smat, own dense": SmatConfig(experts=3, router=ROUTER, interpolated=False, masks=MaskConfig(kind="dense"), sparsity=NO_ZEROS),
+    "smat, random": SmatConfig(experts=3, router=ROUTER, masks=MaskConfig(kind="random")),
+    "smat, magnitude": SmatConfig(experts=3, router=ROUTER, masks=MaskConfig(kind="magnitude")),
+    "smat, inputs": SmatConfig(experts=3, router=ROUTER, masks=MaskConfig(group="input")),
+    "smat, outputs": SmatConfig(experts=3, router=ROUTER, masks=MaskConfig(group="output")),
+    "smat, random outputs": SmatConfig(experts=3, router=ROUTER, masks=MaskConfig(kind="random", group="output")),
 }
 WAYS, SHOTS = 3, 2
 
@@ -44,7 +68,26 @@ def trained(name: str, steps: int = 3) -> FlatMethod:
 
 
 def test_every_registered_method_is_in_the_battery() -> None:
-    assert set(CONFIGS) == set(METHODS)
+    assert {config.name for config in CONFIGS.values()} == set(METHODS)
+
+
+@pytest.mark.parametrize("name", [n for n, config in CONFIGS.items() if hasattr(config, "experts")])
+def test_a_task_of_experts_merges_scores_of_any_scale(name: str) -> None:
+    method = trained(name)
+    task = method.task(episode().support)
+    assert task.alpha is not None and task.merge is not None
+    assert task.alpha.sum() == pytest.approx(1, abs=1e-6)
+    assert torch.allclose(task.merge(3 * task.alpha), task.theta, atol=1e-6)
+    on = torch.ones_like(task.alpha)
+    on[0] = 0.0
+    if len(on) > 1:
+        assert torch.allclose(task.merge(on), task.merge(on / 4), atol=1e-6)
+        assert not torch.equal(task.merge(on), task.theta)
+    off = task.merge(torch.zeros_like(on))
+    assert torch.equal(off, method.theta_pre) or name == "softmerge"  # whose other parameters are tuned too
+    assert not task.theta.requires_grad and not off.requires_grad
+    if task.delta is not None:
+        assert torch.equal(task.delta(task.alpha, on, task.theta), task.merge(on))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

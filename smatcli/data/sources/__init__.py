@@ -1,10 +1,33 @@
-"""Kinds of source data, by name: a new kind is one file here and one line in `SOURCES`."""
+"""Kinds of source data, by name: a new kind is one file here, one line in `SOURCES` and one command in `cli/prepare.py`."""
 
-from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
 from smatcli.data.sources.base import Source, SourceClass
 from smatcli.data.sources.folder import FolderSource
 
-SOURCES: dict[str, Callable[..., Source]] = {"folder": FolderSource}
+# kind -> module and class; imported when it is used
+SOURCES = {
+    "folder": "folder:FolderSource",
+    "meta-dataset": "meta_dataset:MetaDatasetSource",
+    "pmf-h5": "pmf_h5:PmfH5Source",
+    "pmf-episodes": "pmf_episodes:PmfEpisodesSource",
+    "torchvision": "torchvision_sets:TorchvisionSource",
+    "vtab": "vtab:VtabSource",
+    "fgvc": "fgvc:FgvcSource",
+    "domainnet": "domainnet:DomainNetSource",
+    "coco": "coco:CocoSource",
+    "cub": "cub:CubSource",
+    "fungi": "fungi:FungiSource",
+    "quickdraw": "quickdraw:QuickdrawSource",
+}
 
-__all__ = ["SOURCES", "FolderSource", "Source", "SourceClass"]
+
+def open_source(kind: str, *args: Any, **options: Any) -> Source:
+    """The source of a kind; its constructor takes the rest. Raises UserError for data that is missing, damaged or of another kind."""
+    module, name = SOURCES[kind].split(":")
+    source: Source = getattr(import_module(f"smatcli.data.sources.{module}"), name)(*args, **options)
+    return source
+
+
+__all__ = ["SOURCES", "FolderSource", "Source", "SourceClass", "open_source"]

@@ -22,14 +22,19 @@ class FolderSource:
     Raises UserError for a source that is missing, damaged, a trap (see `trees.ZipTree`) or without class folders.
     """
 
+    kind = "folder"
+
     def __init__(self, path: str | Path, depth: int = 1):
         self.path = Path(path)
+        self.name = self.path.resolve().name if self.path.is_dir() else self.path.stem
+        self.ontology = None
         self.remarks: list[str] = []
         self._tree = open_tree(self.path)
         try:
             listed = {parts: item for item in self._tree.files() if not _junk(parts := PurePosixPath(item.name).parts)}
             lines = sorted(f"{item.name}\0{item.size}\0{item.stamp}\n" for item in listed.values())
-            self.fingerprint = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+            deep = f"depth {depth}\n" if depth > 1 else ""
+            self.fingerprint = hashlib.sha256("".join([*lines, deep]).encode("utf-8", "surrogateescape")).hexdigest()
             top = _descend(list(listed))
             self._classes = self._group(top, list(listed), depth)
         except BaseException:

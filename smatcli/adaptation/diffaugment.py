@@ -1,0 +1,45 @@
+"""Augmentation of a support set while an adaptation trains on it: DiffAugment (Zhao et al. 2020), batched on the images' device."""
+
+import torch
+from torch import Tensor
+
+
+def diff_augment(
+    images: Tensor, generator: torch.Generator, probability: float = 0.9, colour: bool = True, translation: float = 0.125
+) -> Tensor:
+    """Randomly changed images [B, 3, H, W] (normalised float in and out), differentiable.
+
+    With `probability` the whole batch is changed, each image by numbers of its own; else it comes back as it is (as in the release of SMAT
+    and in PMF). `colour`: brightness + U(-0.5, 0.5), then saturation about the pixel's mean by U(0, 2), then contrast about the image's
+    mean by U(0.5, 1.5), all in units of the normalised image. `translation`: the largest shift as a share of the side, in whole pixels;
+    what comes from outside is 0, the mean colour. Every number comes from `generator`: a CPU generator gives the same ones on all devices.
+    """
+    if probability <= 0 or not len(images) or float(_uniform(generator, (1,))) >= probability:
+        return images
+    if colour:
+        brightness, saturation, contrast = _uniform(generator, (3, len(images), 1, 1, 1)).to(images)
+        images = images + (brightness - 0.5)
+        images = torch.lerp(images.mean(1, keepdim=True), images, 2 * saturation)
+        images = torch.lerp(images.mean((1, 2, 3), keepdim=True), images, contrast + 0.5)
+    if translation > 0:
+        for side in (2, 3):
+            images = _shifted(images, side, translation, generator)
+    return images
+
+
+def _uniform(generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
+    return torch.rand(shape, generator=generator, device=generator.device)
+
+
+def _shifted(images: Tensor, side: int, share: float, generator: torch.Generator) -> Tensor:
+    """Each image moved along dimension `side` by a whole number of pixels, uniform up to +-round(share * length)."""
+    length = images.shape[side]
+    most = round(share * length)
+    noise = _uniform(generator, (len(images), 1))
+    shift = ((2 * most + 1) * noise).floor().clamp_(max=2 * most).to(images.device, torch.int64) - most
+    source = torch.arange(length, device=images.device) - shift
+    inside = (source >= 0) & (source < length)
+    form = [len(images), 1, 1, 1]
+    form[side] = length
+    moved = images.gather(side, source.clamp(0, length - 1).view(form).expand_as(images))
+    return moved * inside.view(form).to(images.dtype)

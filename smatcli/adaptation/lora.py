@@ -1,0 +1,152 @@
+"""Fine-tuning of low-rank changes of the q and v projections of every attention layer (LoRA, Hu et al. 2022), by peft on the timm model."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smatcli.adaptation.finetune import FineTune, Tunable
+from smatcli.config.finetune import LoraAdaptConfig
+from smatcli.errors import UserError
+from smatcli.experts.space import ParameterSpace
+from smatcli.seams import Task
+
+TUNED = ("q", "v")
+SEPARATE = {"q", "v", "q_proj", "v_proj", "query", "value"}
+SEED = 0  # of the first A, the same for every task; the first B is zero
+
+
+class SplitQkv(nn.Module):
+    """A fused projection to [q, k, v] as three layers, so that q and v can change alone. The weights are filled in at every call."""
+
+    def __init__(self, fused: nn.Linear) -> None:
+        super().__init__()
+        outputs, bias = fused.out_features // 3, fused.bias is not None
+        like = {"bias": bias, "device": fused.weight.device, "dtype": fused.weight.dtype}
+        self.q, self.k, self.v = (nn.utils.skip_init(nn.Linear, fused.in_features, outputs, **like) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., 3 D]."""
+        return torch.cat([self.q(x), self.k(x), self.v(x)], -1)
+
+
+class LoraNetwork:
+    """A copy of an architecture with LoRA branches: `module` is called with `tensors(theta, branches)`.
+
+    `space` lists the branches' tensors, `initial` [N] are their first values. The copy has no weights of its own.
+    """
+
+    def __init__(self, module: nn.Module, base: ParameterSpace, config: LoraAdaptConfig) -> None:
+        self.base, self.scaling = base, config.alpha / config.rank
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(SEED)
+            self.module, self.fused, self.targets = _branched(module, config)
+        found = {name: p for name, p in self.module.named_parameters() if ".lora_" in name}
+        self.space = ParameterSpace(tuple(found), tuple(p.shape for p in found.values()))
+        self.initial = self.space.flatten(self.module)
+        for parameter in self.module.parameters():
+            parameter.data = parameter.data.new_empty(0)
+        for name, part in self.module.named_modules():
+            if name.endswith(".lora_dropout.default"):
+                part.train()
+
+    def tensors(self, theta: Tensor, branches: Tensor) -> dict[str, Tensor]:
+        """Parameters of `module` by name, for theta [P] and branches [N]; views."""
+        found = {}
+        for name, tensor in self.base.unflatten(theta).items():
+            layer, kind = name.rpartition(".")[::2]
+            if layer in self.fused:
+                for part, third in zip("qkv", tensor.chunk(3), strict=True):
+                    found[self._inner(f"{layer}.{part}", kind)] = third
+            else:
+                found[self._inner(layer, kind)] = tensor
+        return {**found, **self.space.unflatten(branches)}
+
+    def _inner(self, layer: str, kind: str) -> str:
+        return f"{layer}.base_layer.{kind}" if layer in self.targets else f"{layer}.{kind}".removeprefix(".")
+
+    def merged(self, theta: Tensor, branches: Tensor) -> Tensor:
+        """theta [P] with the branches added to the weights that they belong to."""
+        out = theta.clone()
+        weights = self.base.unflatten(out)
+        parts = self.space.unflatten(branches)
+        for target in self.targets:
+            change = self.scaling * (parts[f"{target}.lora_B.default.weight"] @ parts[f"{target}.lora_A.default.weight"])
+            layer, part = target.rpartition(".")[::2]
+            weight = weights[f"{layer}.weight"].chunk(3)["qkv".index(part)] if layer in self.fused else weights[f"{target}.weight"]
+            weight.add_(change)
+        return out
+
+
+def _split(net: nn.Module) -> tuple[set[str], list[str]]:
+    """Names of the fused projections, which become `SplitQkv`, and of all layers that get a branch."""
+    fused, targets = set(), []
+    for name, layer in list(net.named_modules()):
+        parent, last = name.rpartition(".")[::2]
+        if not isinstance(layer, nn.Linear):
+            continue
+        if last == "qkv" and layer.out_features % 3 == 0:
+            owner = net.get_submodule(parent)
+            if getattr(owner, "q_bias", None) is not None:
+                raise UserError(f"lora: {type(owner).__name__} keeps the biases of its fused qkv apart; use --adapt full")
+            setattr(owner, last, SplitQkv(layer))
+            fused.add(name)
+            targets += [f"{name}.{part}" for part in TUNED]
+        elif last in SEPARATE:
+            targets.append(name)
+    return fused, targets
+
+
+def _branched(module: nn.Module, config: LoraAdaptConfig) -> tuple[nn.Module, set[str], set[str]]:
+    """A copy with branches by peft, the names of its split projections, and of the layers with a branch."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    net = copy.deepcopy(module).eval()
+    fused, targets = _split(net)
+    if not targets:
+        raise UserError(f"lora: {type(module).__name__} has no attention layers with q and v projections; use --adapt full")
+    settings: dict[str, Any] = {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout, "bias": "none"}
+    return inject_adapter_in_model(LoraConfig(target_modules=targets, **settings), net), fused, set(targets)
+
+
+class Lora(FineTune[LoraAdaptConfig]):
+    """Branches of rank r on q and v; the classifier holds theta_i with the branches merged into it."""
+
+    name = "lora"
+
+    def __init__(self, config: LoraAdaptConfig) -> None:
+        super().__init__(config)
+        self.factor = config.factor
+        self._made: list[tuple[nn.Module, LoraNetwork]] = []
+
+    def network(self, task: Task) -> LoraNetwork:
+        """The network with branches, made once for an architecture."""
+        if task.module is None or task.space is None:
+            raise UserError("lora needs a method whose task names its network; use --adapt full")
+        if not self._made or self._made[0][0] is not task.module:
+            self._made[:] = [(task.module, LoraNetwork(task.module, task.space, self.config))]
+        return self._made[0][1]
+
+    def tunable(self, task: Task) -> Tunable:
+        """The branches [N]."""
+        net, run, theta = self.network(task), task.run, task.theta.clone()
+        assert run is not None
+        return Tunable(
+            start=net.initial.to(theta),
+            network=lambda values: net.tensors(theta, values),
+            embed=lambda images, tensors: run(net.module, tensors, images),
+            theta=lambda values: net.merged(theta, values),
+        )
+
+    @contextmanager
+    def noise(self, task: Task) -> Iterator[None]:
+        """Dropout draws from the global generators: counted from the task, then put back."""
+        device = task.theta.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.default_generator.manual_seed(task.seed)
+            if device.type == "cuda":
+                torch.cuda.default_generators[device.index or 0].manual_seed(task.seed)
+            yield

@@ -1,0 +1,94 @@
+"""What the searches over merging scores share: a measured state, the support loss that compares states, how theta follows the scores.
+
+Losses of the support set, each from forward passes alone:
+- support: cross-entropy under the support set's own prototypes (Algorithm 2 of SMAT).
+- leave-one-out: the same, with prototypes that leave out the image in question.
+- augmented: cross-entropy of augmented copies of the support images (DiffAugment) under the prototypes of the images as they are.
+"""
+
+from dataclasses import dataclass
+from math import inf, isfinite
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from smatcli.adaptation.diffaugment import diff_augment
+from smatcli.config.schema import FlipConfig
+from smatcli.errors import SmatError, UserError
+from smatcli.methods.prototypes import cosine_logits, leave_one_out_logits, prototypes
+from smatcli.seams import Support, Task
+
+Bits = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """A measured state: its scores [M] (`bits` None: alpha_i as the router gave it), parameters, prototypes [C, D] and support loss."""
+
+    bits: Bits | None
+    scores: Tensor
+    theta: Tensor
+    centres: Tensor
+    loss: float
+
+
+def normalised(bits: Bits, like: Tensor) -> Tensor:
+    """alpha' / sum(alpha') [M] in the dtype and on the device of `like`; zeros when every expert is off."""
+    scores = torch.tensor(bits, dtype=like.dtype, device=like.device)
+    return scores / max(sum(bits), 1)
+
+
+class Measure:
+    """Measures states of one task by the loss of `config`; `trace` holds (bits, loss) in the order of measurement.
+
+    Augmented copies are made once, with the task's own noise: every state is measured on the same images.
+    """
+
+    def __init__(self, name: str, config: FlipConfig, task: Task, support: Support):
+        if task.alpha is None:
+            raise UserError(f"{name} needs a method with experts: use --adapt proto")
+        if task.merge is None and task.delta is None:
+            raise UserError(f"{name} needs a task whose parameters can be merged for other scores")
+        self.name, self.kind, self.task, self.support, self.alpha = name, config.loss, task, support, task.alpha
+        self.images, self.labels = support.images, support.labels
+        if self.kind == "augmented":
+            self.images, self.labels = augmented(task, support, config.copies)
+        self.trace: list[tuple[Bits | None, float]] = []
+
+    def start(self) -> State:
+        """alpha_i as the router gave it; SmatError when its loss is not finite."""
+        state = self._measured(None, self.alpha, self.task.theta)
+        if not isfinite(state.loss):
+            raise SmatError(f"{self.name}: the support loss of the router's scores is not finite")
+        return state
+
+    def visit(self, here: State, bits: Bits) -> State:
+        """The binary state `bits`; theta moves from that of `here` where the task can, else by a new merge."""
+        scores, task = normalised(bits, self.alpha), self.task
+        if task.delta is None or (here.bits is None and task.merge is not None):
+            assert task.merge is not None
+            return self._measured(bits, scores, task.merge(scores))
+        return self._measured(bits, scores, task.delta(here.scores, scores, here.theta))
+
+    def _measured(self, bits: Bits | None, scores: Tensor, theta: Tensor) -> State:
+        features = self.task.embed(self.images, theta)
+        known = features[: len(self.support.labels)]
+        centres = prototypes(known, self.support.labels, self.support.ways)
+        loss = float(self._loss(features, centres))
+        self.trace.append((bits, loss))
+        return State(bits, scores, theta, centres, loss if isfinite(loss) else inf)  # inf: never chosen
+
+    def _loss(self, features: Tensor, centres: Tensor) -> Tensor:
+        support, scale = self.support, self.task.scale
+        if self.kind == "leave-one-out":
+            return F.cross_entropy(leave_one_out_logits(features, support.labels, support.ways, scale), support.labels)
+        asked = features[len(support.labels) :] if self.kind == "augmented" else features
+        return F.cross_entropy(cosine_logits(asked, centres, scale), self.labels)
+
+
+def augmented(task: Task, support: Support, copies: int) -> tuple[Tensor, Tensor]:
+    """Support images followed by `copies` augmented copies of them [(1 + copies) S, 3, H, W], and the labels of the copies."""
+    generator = torch.Generator().manual_seed(task.seed)
+    made = [diff_augment(support.images, generator) for _ in range(copies)]
+    return torch.cat([support.images, *made]), support.labels.repeat(copies)

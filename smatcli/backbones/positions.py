@@ -1,0 +1,59 @@
+"""Position embeddings that stay as they were pre-trained and are stretched to the image at every call, as DINO, PMF and SMAT's release do.
+
+A SMAT expert masks every entry of the position embedding, so the embedding cannot be resized before the experts are merged: the mask of
+a resized entry does not exist. theta_i keeps the size of the checkpoint, and the forward pass resizes it.
+"""
+
+from math import isqrt
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from smatcli.config.schema import BackboneConfig
+from smatcli.errors import UserError
+
+MARGIN = 0.1
+
+
+def stretch(embedding: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[1, 1 + n^2, D] -> [1, 1 + h w, D]: bicubic without antialiasing, at scale (h + 0.1) / n; the class token's row is kept.
+
+    The margin, once there against rounding, is part of what the published models were tuned with (timm resamples otherwise).
+    """
+    side = isqrt(embedding.shape[1] - 1)
+    if grid == (side, side):
+        return embedding
+    token, patches = embedding[:, :1], embedding[:, 1:]
+    square = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    scale = [(length + MARGIN) / side for length in grid]
+    resized = F.interpolate(square, scale_factor=scale, mode="bicubic", align_corners=False)
+    return torch.cat([token, resized.flatten(2).transpose(1, 2)], 1)
+
+
+class StretchedViT(VisionTransformer):
+    """A ViT whose `pos_embed` belongs to another image size than its input."""
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        assert self.cls_token is not None and self.pos_embed is not None
+        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+        return self.pos_drop(tokens + stretch(self.pos_embed, self.patch_embed.grid_size))
+
+
+def stretched(model: nn.Module, config: BackboneConfig) -> nn.Module:
+    """`model`, made for `config.position_size`, as one that takes images of `config.image_size`; UserError where that cannot be done."""
+    plain = type(model) is VisionTransformer and model.cls_token is not None and model.pos_embed is not None
+    if not plain or model.num_prefix_tokens != 1 or model.no_embed_class or model.dynamic_img_size:  # type: ignore[truthy-function]
+        raise UserError(f"backbone.position_size: {config.name} is no plain ViT with a class token; leave position_size at null")
+    # Another class on the same object: every name, hook and attention setting of the timm model stays as it is.
+    model.__class__ = StretchedViT
+    model.patch_embed.set_input_size((config.image_size, config.image_size))  # type: ignore[union-attr, operator]
+    return model
+
+
+def settled(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Tensors of `model` by name as a plain timm model at the same image size takes them: `pos_embed` stretched once."""
+    if not isinstance(model, StretchedViT):
+        return tensors
+    return {**tensors, "pos_embed": stretch(tensors["pos_embed"], model.patch_embed.grid_size)}

@@ -1,0 +1,111 @@
+"""`smat data doctor`, and the table of expected and found numbers of `smat data verify`."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from smatcli.cli.output import print_table, size_text
+
+if TYPE_CHECKING:
+    from smatcli.data.doctor import Finding
+    from smatcli.data.expected import Comparison
+
+ROOT_HELP = "Folder of the stores, searched with its subfolders, by default $SMAT_DATA, else data."
+NAMES_HELP = "Only these datasets, such as omniglot (default: all of the collection)."
+COLLECTION_HELP = "The paper's 18 datasets, the 19 tasks of VTAB-1k, the 5 of FGVC, or all of them."
+
+
+def doctor(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help=NAMES_HELP, show_default=False)] = None,
+    collection: Annotated[Literal["paper", "vtab", "fgvc", "all"], typer.Option("--collection", "-c", help=COLLECTION_HELP)] = "paper",
+    root: Annotated[Path | None, typer.Option("--root", help=ROOT_HELP, show_default=False)] = None,
+) -> None:
+    """Say of each dataset of the paper whether it is present, wrong or missing, and how to get it.
+
+    Stores are known by their names. Only their descriptions are read, which takes a moment; `smat data verify` reads the images too.
+    """
+    from smatcli.data.doctor import diagnose
+    from smatcli.data.listing import default_root
+
+    folder = root or default_root()
+    findings = diagnose(folder, _chosen(names, collection))
+    print_table(["dataset", "", "state", "classes", "images", "px", "store"], [_row(f) for f in findings], left=("", "state", "store"))
+    for finding in findings:
+        if finding.problems:
+            typer.echo(f"{finding.path}: not as {finding.known.title} should be: {'; '.join(finding.problems)}")
+        for remark in finding.remarks:
+            typer.echo(f"{finding.path}: {remark}")
+    counts = {state: sum(f.state == state for f in findings) for state in ("present", "wrong", "missing")}
+    typer.echo(f"\n{len(findings)} datasets below {folder}: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+    lacking = [f for f in findings if f.state != "present"]
+    if lacking:
+        _print_how(lacking, str(folder))
+
+
+def print_comparisons(comparisons: "Iterable[tuple[Path, Comparison]]") -> None:
+    """The table of expected and found numbers, and one line for each mismatch."""
+    rows: list[list[Any]] = []
+    lines = []
+    for path, comparison in comparisons:
+        for i, item in enumerate(comparison.items):
+            head = ["", ""] if i else [path.stem, comparison.known.title]
+            rows.append([*head, item.what, item.expected, item.found, "" if item.agrees else "MISMATCH"])
+        lines += [f"{path}: not as {comparison.known.title} should be: {mismatch}" for mismatch in comparison.mismatches]
+        lines += [f"{path}: {remark}" for remark in comparison.remarks]
+    if rows:
+        typer.echo()
+        print_table(["dataset", "known as", "what", "expected", "found", ""], rows, left=("known as", "what", ""))
+    for line in lines:
+        typer.echo(line)
+
+
+def _chosen(names: list[str] | None, collection: str) -> tuple[Any, ...]:
+    from smatcli.data.known import by_name, collections
+    from smatcli.errors import UserError, nearest
+
+    groups = collections()
+    if not names:
+        return tuple(known for name, group in groups.items() if collection in (name, "all") for known in group)
+    among = tuple(known for name in sorted(groups, key=lambda name: name != collection) for known in groups[name])
+    found = {name: by_name(name, among) for name in names}
+    for name, known in found.items():
+        if known is None:
+            hint = nearest(name, [known.name for known in among])
+            raise UserError(f"{name}: no dataset that is known{hint or '; `smat data doctor --collection all` lists them'}")
+    return tuple(found.values())
+
+
+def _row(finding: "Finding") -> list[Any]:
+    from smatcli.data.expected import counts_text
+
+    store = finding.store
+    if store is None:
+        return [finding.known.name, finding.known.title, finding.state, "", "", "", finding.path or ""]
+    split = finding.known.images_by_split
+    classes = len(store.class_names) if split else counts_text(len(store.classes(part)) for part in ("train", "valid", "test"))
+    return [finding.known.name, finding.known.title, finding.state, classes, f"{len(store):,}", store.image_size, finding.path]
+
+
+def _print_how(findings: "list[Finding]", root: str) -> None:
+    from smatcli.data.known import PMF_URL, RECORDS_URL, SPLITS_URL
+
+    typer.echo("\nHow to get what is missing or wrong:")
+    for finding in findings:
+        known = finding.known
+        size = known.store_bytes
+        store = f"; the store: {size_text(size)}" if size else ""
+        there = finding.path == Path(root, known.collection, f"{known.name}.h5")
+        replace = " --replace" if there else ""
+        typer.echo(f"\n{known.title}: {known.origin}")
+        typer.echo(f"    licence: {known.licence}; download: {known.download}{store}")
+        typer.echo(f"    {known.command_for(root)}{replace}")
+        if known.raw:
+            typer.echo(f"    {known.command_for(root, raw=True)}{replace}    # from its own download")
+    if any("meta-dataset RECORDS" in finding.known.command for finding in findings):
+        typer.echo(
+            f"\nRECORDS is the folder that Meta-Dataset's conversion made: {RECORDS_URL}\n"
+            f"With PMF's HDF5 files of it (all but ImageNet) instead, prepare pmf-h5: {PMF_URL}\n"
+            f"The *_splits.json files of the other commands: {SPLITS_URL}"
+        )

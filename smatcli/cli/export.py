@@ -1,0 +1,52 @@
+"""`smat export`: models for other programs."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+EPILOG = """
+Examples: [bold]smat export runs/smat --support photos/known --out model[/] makes a folder for
+timm.create_model("local-dir:model", pretrained=True); [bold]smat export birds.smat --format onnx --out birds.onnx[/] a classifier for
+onnxruntime; [bold]smat export runs/smat --experts --out experts.safetensors[/] the sparse experts.
+"""
+
+
+def export(
+    source: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="run directory, or a saved classifier (.smat)")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="what is made: a folder (timm), a .onnx or a .safetensors file")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings of the adaptation (adapt.*)")] = None,
+    support: Annotated[Path | None, typer.Option("--support", help="class folders (or ZIP): the parameters of this task")] = None,
+    average: Annotated[bool, typer.Option("--average", help="all experts in equal shares, for no task in particular")] = False,
+    form: Annotated[Literal["timm", "onnx"] | None, typer.Option("--format", help="timm (default) or onnx")] = None,
+    experts: Annotated[bool, typer.Option("--experts", help="the sparse experts instead, in compressed form")] = False,
+    adapt: Annotated[str | None, typer.Option("--adapt", help="adaptation on the support set (default: proto)")] = None,
+    fit: Annotated[Literal["crop", "squash"] | None, typer.Option("--fit", help="support images that are not square (crop)")] = None,
+    skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="leave unreadable support images out")] = False,
+    which: Annotated[str, typer.Option("--which", help="checkpoint of a run: best or last")] = "best",
+) -> None:
+    """Write the merged parameters of a task as a plain timm model or ONNX, or a run's sparse experts.
+
+    A timm folder holds model.safetensors (loads strictly into timm.create_model) and config.json. An ONNX file takes images [B, 3, S, S] in
+    [0, 1] and gives features, and logits where classes are known. Both are checked against the run before they are written.
+    """
+    from smatcli.errors import UserError
+
+    if experts:
+        given: dict[str, object] = {"--support": support, "--average": average or None, "--format": form, "--adapt": adapt, "--fit": fit}
+        given |= {"--skip-unreadable": skip_unreadable or None, "settings": overrides or None}
+        if extra := [name for name, value in given.items() if value is not None]:
+            raise UserError(f"{extra[0]}: is not read with --experts; leave it out")
+
+    from smatcli.deploy.export import export as write
+    from smatcli.deploy.export import export_experts
+    from smatcli.deploy.folder import Fitting
+    from smatcli.engine.reporter import auto_reporter
+
+    reporter = auto_reporter()
+    if experts:
+        size, dense = export_experts(source, out, which, reporter)
+        typer.echo(f"{out}: {size / 1e6:.2f} MB, {dense / size:.1f} times smaller than {dense / 1e6:.2f} MB of dense experts")
+        return
+    fitting = Fitting(support, adapt, tuple(overrides or ()), fit, skip_unreadable)
+    typer.echo(write(source, out, form or "timm", fitting, average, which, reporter))

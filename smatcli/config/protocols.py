@@ -1,0 +1,82 @@
+"""Episode protocols by name: `episode: md-oneshot` in a recipe, `--episode 5w1s` on the command line."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from smatcli.config import yaml_text
+from smatcli.config.overrides import apply_overrides
+from smatcli.config.problems import describe
+from smatcli.config.schema import EpisodeConfig
+from smatcli.errors import UserError, nearest
+
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "meta-dataset": {"kind": "meta-dataset"},
+    "md-oneshot": {"kind": "meta-dataset", "balanced": 1},
+    "variable": {"kind": "variable"},
+    "fixed": {"kind": "fixed"},
+}
+"""Settings of the named protocols; beside these, every N-way K-shot such as 5w5s, 20w1s15q, 5-10w1-5s10q or 5w5sautoq has its name."""
+
+LIST_SUFFIXES = (".npz", ".h5")  # ours; PMF's fixed validation episodes
+_FIXED = re.compile(r"(\d+)(?:-(\d+))?w(\d+)(?:-(\d+))?s(?:(\d+|auto)q)?")
+_KEYS = (("episode",), ("eval", "episode"))
+
+
+def protocol(name: str) -> dict[str, Any]:
+    """Settings of the protocol `name`, or of the episode list in the file `name`; UserError with the nearest name."""
+    if name in PROTOCOLS:
+        return dict(PROTOCOLS[name])
+    if match := _FIXED.fullmatch(name):
+        ways, more_ways, shots, more_shots, queries = match.groups()
+        settings = {"kind": "fixed", "ways": _pair(ways, more_ways), "shots": _pair(shots, more_shots)}
+        return settings | ({} if queries is None else {"queries": queries if queries == "auto" else int(queries)})
+    if name.endswith(LIST_SUFFIXES) or Path(name).is_file():
+        return {"kind": "list", "file": name}
+    raise UserError(
+        f"no episode protocol is called {name!r}{nearest(name, list(PROTOCOLS))} (known: {', '.join(PROTOCOLS)}, N-way K-shot as 5w5s or "
+        "5w1s15q, or the file of an episode list)"
+    )
+
+
+def _pair(low: str, high: str | None) -> int | list[int]:
+    return int(low) if high is None else [int(low), int(high)]
+
+
+def expand(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Recipe data with the settings in place of a protocol's name."""
+    made = dict(data)
+    for *parents, last in _KEYS:
+        target = made
+        for parent in parents:
+            if not isinstance(target.get(parent), dict):
+                break
+            target[parent] = target = dict(target[parent])
+        else:
+            if isinstance(target.get(last), str):
+                target[last] = protocol(target[last])
+    return made
+
+
+def expand_overrides(overrides: Sequence[str]) -> list[str]:
+    """Overrides with the settings in place of a protocol's name, so that `eval.episode=5w5s eval.episode.queries=15` works."""
+    return [_expanded(text) for text in overrides]
+
+
+def _expanded(text: str) -> str:
+    key, equals, value = text.partition("=")
+    named = tuple(key.strip().split(".")) in _KEYS and equals and not value.strip().startswith("{")
+    return f"{key}={yaml_text.flow(protocol(value.strip()))}" if named else text
+
+
+def episode_config(name: str, overrides: Sequence[str] = ()) -> EpisodeConfig:
+    """The protocol `name` with single settings changed (`queries=15`); UserError in one line for what is none."""
+    data, _ = apply_overrides(protocol(name), overrides)
+    try:
+        return EpisodeConfig.model_validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        raise UserError(f"episode protocol {name}: {describe(error, EpisodeConfig, data)[0][1]}") from None

@@ -1,0 +1,116 @@
+"""Source `domainnet`: one domain of DomainNet (Peng et al., ICCV 2019), `<domain>/<class>/<image>` beside its list files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from smatcli.data.images import image_suffixes
+from smatcli.data.sources.base import SourceClass
+from smatcli.data.sources.imagetree import ImageTree, digest, file_stamp, read_pairs, safe_name, some, whole_number
+from smatcli.errors import UserError, nearest
+
+DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
+
+
+class DomainNetSource:
+    """All images that `<domain>_train.txt` and `<domain>_test.txt` list (lines "sketch/zebra/sketch_345_000001.jpg 344"), by class.
+
+    The lists' division is by image and is not kept: classes are split as for any folder. Without list files all images of the folder
+    are taken. `path` holds the folder or ZIP `<domain>`; the lists may lie beside it or in a folder `splits`. Classes are in the lists'
+    label order. Raises UserError for an unknown domain, a missing folder, lists that contradict the folders.
+    """
+
+    kind = "domainnet"
+
+    def __init__(self, path: str | Path, domain: str):
+        if domain not in DOMAINS:
+            raise UserError(f"domain {domain!r}: DomainNet has {', '.join(DOMAINS)}{nearest(domain, list(DOMAINS))}")
+        self.name, self.domain = f"domainnet_{domain}", domain
+        self.remarks: list[str] = []
+        self.ontology = None
+        root, images = _find(Path(path), domain)
+        self._tree = ImageTree(images)
+        try:
+            self._prefix = _prefix(self._tree.names, domain)
+            lists = [file for part in ("train", "test") if (file := _list_file(root, f"{domain}_{part}.txt"))]
+            self.fingerprint = digest([self._tree.fingerprint, *map(file_stamp, lists)])
+            self._classes = self._listed(lists) if lists else self._all()
+        except BaseException:
+            self._tree.close()
+            raise
+
+    def classes(self) -> Sequence[SourceClass]:
+        return self._classes
+
+    def read(self, image: str) -> bytes:
+        return self._tree.read(self._prefix + image)
+
+    def close(self) -> None:
+        self._tree.close()
+
+    def _listed(self, lists: list[Path]) -> list[SourceClass]:
+        labels: dict[int, str] = {}
+        numbers: dict[str, int] = {}
+        images: dict[str, dict[str, None]] = {}
+        for file in lists:
+            for line, name, label in read_pairs(file, last=True):
+                where = f"{file}, line {line}"
+                parts = safe_name(name, where).split("/")
+                if len(parts) != 3 or parts[0] != self.domain:
+                    raise UserError(f"{where}: {name!r} is not {self.domain}/<class>/<image>")
+                number = whole_number(label, where)
+                if labels.setdefault(number, parts[1]) != parts[1] or numbers.setdefault(parts[1], number) != number:
+                    raise UserError(f"{where}: label {number} for the class {parts[1]!r} contradicts an earlier line")
+                inside = "/".join(parts[1:])
+                if inside in images.setdefault(parts[1], {}):
+                    raise UserError(f"{where}: {name!r} is listed twice")
+                images[parts[1]][inside] = None
+        if not images:
+            raise UserError(f"{lists[0]}: lists no image")
+        self._compare(images, lists)
+        return [SourceClass(labels[number], sorted(images[labels[number]])) for number in sorted(labels)]
+
+    def _compare(self, images: dict[str, dict[str, None]], lists: list[Path]) -> None:
+        """Listed images that are not there are left to `read`; none there at all is a wrong folder, others there are remarked."""
+        listed = {image for group in images.values() for image in group}
+        there = self._there()
+        if not listed & there:
+            raise UserError(f"{self._tree.path}: holds none of the {len(listed)} images of {lists[0]}; is it unpacked here?")
+        if extra := sorted(there - listed):
+            self.remarks.append(f"{len(extra)} images that no list file names left out: {some(extra)}")
+        if len(lists) == 1:
+            self.remarks.append(f"only {lists[0].name} found; the other list file of {self.domain} is missing beside it")
+
+    def _all(self) -> list[SourceClass]:
+        grouped: dict[str, list[str]] = {}
+        for image in sorted(self._there()):
+            grouped.setdefault(image.split("/")[0], []).append(image)
+        if not grouped:
+            raise UserError(f"{self._tree.path}: holds no {self.domain}/<class>/<image>")
+        self.remarks.append(f"no list files {self.domain}_train.txt and {self.domain}_test.txt: all images of the folder are taken")
+        return [SourceClass(name, images) for name, images in sorted(grouped.items())]
+
+    def _there(self) -> set[str]:
+        inside = (name[len(self._prefix) :] for name in self._tree.names if name.startswith(self._prefix))
+        return {n for n in inside if n.count("/") == 1 and not n.startswith((".", "__")) and Path(n).suffix.lower() in image_suffixes()}
+
+
+def _find(path: Path, domain: str) -> tuple[Path, Path]:
+    """The folder of the list files, and the folder or ZIP of the images."""
+    if not path.exists():
+        raise UserError(f"{path}: there is no such folder; it should hold {domain}/ and {domain}_train.txt")
+    for images in (path / domain, path / f"{domain}.zip"):
+        if images.exists():
+            return path, images
+    if path.name in (domain, f"{domain}.zip"):
+        return path.parent, path
+    there = [name for name in DOMAINS if (path / name).is_dir() or (path / f"{name}.zip").is_file()]
+    raise UserError(f"{path}: holds no {domain}/ or {domain}.zip{f' (there: {chr(44).join(there)})' if there else ''}")
+
+
+def _list_file(root: Path, name: str) -> Path | None:
+    return next((file for folder in ("", "splits") if (file := root / folder / name).is_file()), None)
+
+
+def _prefix(names: frozenset[str], domain: str) -> str:
+    """'sketch/' if the tree itself begins with the domain's folder, as in the published ZIPs."""
+    return f"{domain}/" if names and all(name.startswith((f"{domain}/", "__MACOSX/", ".")) for name in names) else ""

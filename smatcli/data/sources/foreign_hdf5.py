@@ -1,0 +1,101 @@
+"""HDF5 files made by others: opened with care, every failure of the library turned into one line with file and group."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from smatcli.errors import UserError
+from smatcli.files import pointer_kind
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+class ForeignHdf5:
+    """A file whose groups "0", "1", ... hold arrays. HDF5 allows one call at a time, h5py sees to that.
+
+    Raises UserError for a file that is missing, damaged, or refers to another file.
+    """
+
+    def __init__(self, path: Path):
+        import h5py
+
+        self.path = path
+        with self.blamed():
+            with path.open("rb") as file:
+                head = file.read(1000)
+            if kind := pointer_kind(head):
+                raise UserError(f"{path}, byte 0: is a {kind} pointer, not the data; fetch it first")
+            if not head.startswith(_SIGNATURE):
+                raise UserError(f"{path}, byte 0: is {'no HDF5 file' if head else 'empty'}; fetch it again")
+            self._file = h5py.File(path, "r", locking=False)
+            self.groups = len(self._file)
+
+    def array(self, group: int, name: str) -> Any:
+        """The array `name` of a group, as an h5py dataset."""
+        found = self.find(group, name)
+        if found is None:
+            raise UserError(f"{self.path}, group {group}: has no field {name!r}")
+        return found
+
+    def find(self, group: int, name: str) -> Any:
+        """The same, None where the group has no such array."""
+        import h5py
+
+        with self.blamed(group):
+            path = self.locate(group, name)
+            found = None if path is None else self._file[path]
+            if not isinstance(found, h5py.Dataset):
+                return None
+            if found.external or found.is_virtual:
+                raise UserError(f"{self.path}, group {group}: refused, {name!r} lies in another file")
+        return found
+
+    def locate(self, group: int, name: str) -> bytes | None:
+        """Path of a field, None where the group has none; links to other places, or other files, are refused."""
+        from h5py import h5l
+
+        links, parent = self._file.id.links, str(group).encode()
+        if not links.exists(parent):
+            raise UserError(f"{self.path}: has {self.groups:,} groups, but no group {group}; they must be 0 to {self.groups - 1}")
+        for path in (parent, field := parent + b"/" + name.encode()):
+            if not links.exists(path):
+                return None
+            if links.get_info(path).type != h5l.TYPE_HARD:
+                raise UserError(f"{self.path}, group {group}: refused, {path.decode()!r} is a link")
+        return field
+
+    def number(self, group: int, name: str) -> int | None:
+        """A whole number, None where there is none: h5py's low-level calls, four times faster, as it is asked of every image."""
+        import numpy as np
+        from h5py import h5d, h5s
+
+        with self.blamed(group):
+            path = self.locate(group, name)
+            if path is None:
+                return None
+            dataset = h5d.open(self._file.id, path)
+            if dataset.shape not in ((), (1,)):
+                return None
+            value = np.empty(dataset.shape, np.int64)
+            dataset.read(h5s.ALL, h5s.ALL, value)
+            return int(value.ravel()[0])
+
+    def close(self) -> None:
+        self._file.close()
+
+    @contextmanager
+    def blamed(self, group: int | None = None) -> Iterator[None]:
+        """Turns whatever reading raises into UserError."""
+        where = str(self.path) if group is None else f"{self.path}, group {group}"
+        try:
+            yield
+        except UserError:
+            raise
+        except FileNotFoundError:
+            raise UserError(f"{where}: there is no such file") from None
+        except IsADirectoryError:
+            raise UserError(f"{where}: is a folder, not an HDF5 file") from None
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+            raise UserError(f"{where}: truncated or damaged HDF5 file ({reason}); fetch it again") from error

@@ -1,0 +1,92 @@
+"""Images that a list names, in a directory or ZIP: what the sources with list files have in common."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from smatcli.data.images import Unreadable
+from smatcli.data.sources.trees import open_tree
+from smatcli.errors import UserError
+from smatcli.files import pointer_kind
+
+
+class ImageTree:
+    """The files of a directory or ZIP, read by name; `fingerprint` follows their names, sizes and stamps."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._tree = open_tree(path)
+        try:
+            listed = self._tree.files()
+            self.names = frozenset(item.name for item in listed)
+            self.fingerprint = digest(sorted(f"{item.name}\0{item.size}\0{item.stamp}" for item in listed))
+        except BaseException:
+            self._tree.close()
+            raise
+
+    def read(self, name: str) -> bytes:
+        """The file's bytes. Raises Unreadable for one that is missing or cannot be read."""
+        if name not in self.names:
+            raise Unreadable("is listed, but missing")
+        return self._tree.read(name)
+
+    def close(self) -> None:
+        self._tree.close()
+
+
+def digest(lines: Iterable[str]) -> str:
+    """SHA-256 (hex) of lines of text."""
+    total = hashlib.sha256()
+    for line in lines:
+        total.update(line.encode("utf-8", "surrogateescape") + b"\n")
+    return total.hexdigest()
+
+
+def file_stamp(path: Path) -> str:
+    """Name, size and modification time of a file, for a fingerprint."""
+    facts = path.stat()
+    return f"{path.name}\0{facts.st_size}\0{facts.st_mtime_ns}"
+
+
+def safe_name(name: str, where: str) -> str:
+    """A relative name with "/"; UserError, naming `where`, for one that points outside its folder."""
+    name = name.replace("\\", "/").removeprefix("./")
+    if not name or name.startswith("/") or ":" in name.split("/")[0] or ".." in name.split("/"):
+        raise UserError(f"{where}: refused, {name[:100]!r} points outside the folder of the images (path traversal)")
+    return name
+
+
+def read_pairs(path: Path, last: bool = False) -> Iterable[tuple[int, str, str]]:
+    """Yields (line number, first, rest) of a text file of two columns; `last` splits at the last space instead of the first.
+
+    Raises UserError, with file and line, for a line of one column; empty lines are skipped.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if number == 1 and (kind := pointer_kind(line.encode())):
+                    raise UserError(f"{path}: is a {kind} pointer, not the list; fetch it first")
+                if not (line := line.strip()):
+                    continue
+                parts = line.rsplit(maxsplit=1) if last else line.split(maxsplit=1)
+                if len(parts) != 2:
+                    raise UserError(f"{path}, line {number}: {line[:80]!r} has one column, expected two")
+                yield number, parts[0], parts[1]
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not a text file ({error.reason})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from error
+
+
+def whole_number(text: str, where: str) -> int:
+    """An integer of a list file; UserError, naming `where`, for anything else."""
+    if not (text.isascii() and text.isdigit() and len(text) < 16):
+        raise UserError(f"{where}: {text[:40]!r} is not a number")
+    return int(text)
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first few of many names, for a sentence."""
+    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,131 @@
+"""Source `meta-dataset`: what Meta-Dataset's official conversion wrote, one TFRecord file per class beside `dataset_spec.json`."""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+from smatcli.data.mdspec import SPEC_FILE
+from smatcli.data.sources.base import SourceClass
+from smatcli.data.sources.md_files import OpenFiles, SpecFolder
+from smatcli.data.tfrecord import TFRecordFile
+
+
+class Record(NamedTuple):
+    """Key of an image: the id of its class and the byte offset of its record in the class's file."""
+
+    class_id: int
+    offset: int
+
+
+class MetaDatasetSource:
+    """Classes, splits and ontology as in the spec, images in the order of their records; every record read has both checksums checked.
+
+    Raises UserError, with file and byte offset, for a folder without a spec or with files that are not the spec's (at once), and for wrong
+    checksums, truncated records, missing fields, labels and numbers of records that contradict the spec (where they are met).
+    """
+
+    kind = "meta-dataset"
+    strict = True
+
+    def __init__(self, path: str | Path):
+        self._folder = SpecFolder(path)
+        self.name, self.fingerprint = self._folder.name, self._folder.fingerprint
+        self.ontology = self._folder.spec.ontology
+        self.remarks: list[str] = []
+        self._files = OpenFiles(lambda class_id: _ClassFile(self._folder, class_id))
+
+    def classes(self) -> Sequence[SourceClass]:
+        return [SourceClass(c.name, _Records(self._files, i, c.images), c.split) for i, c in enumerate(self._folder.spec.classes)]
+
+    def read(self, image: Record) -> bytes:
+        return self._files.get(image.class_id).image(image.offset)
+
+    def describe(self, image: Record) -> str:
+        """File and byte offset of an image's record."""
+        return f"{self._folder.files[image.class_id]}, byte {image.offset}"
+
+    def close(self) -> None:
+        self._files.close()
+
+
+class _ClassFile:
+    """The file of a class, with the offsets of as many of its records as were asked for."""
+
+    def __init__(self, folder: SpecFolder, class_id: int):
+        self.class_id, self.ids = class_id, len(folder.files)
+        self.expected = folder.spec.classes[class_id].images
+        self.file = TFRecordFile(folder.path(class_id))
+        self._known = array("q")
+
+    def scan(self, after: int | None = None, count: int = 0) -> Iterator[int]:
+        """Offsets of the records, those after the offset `after` (record `count` - 1) if given.
+
+        A record comes once the one behind it was found, the last once the file has ended: numbers of records are known to agree by then.
+        """
+        last = after
+        for offset in self.file.offsets(after or 0):
+            if offset == after:
+                continue
+            if count == self.expected:
+                raise self.file.error(offset, f"more records than the {self.expected:,} of {SPEC_FILE}; the wrong file, or the wrong spec")
+            count += 1
+            if last != after and last is not None:
+                yield last
+            last = offset
+        if count < self.expected:
+            reason = f"the file ends after {count:,} records, {SPEC_FILE} says {self.expected:,}; fetch it again"
+            raise self.file.error(self.file.size, reason)
+        if last is not None and last != after:
+            yield last
+
+    def offset(self, position: int) -> int:
+        """Offset of the record at `position`."""
+        known = self._known
+        while len(known) <= position:  # threads may do the same work, none can see half of it
+            found = array("q", islice(self.scan(known[-1] if known else None, len(known)), max(1024, position + 1 - len(known))))
+            known = self._known = known + found
+        return known[position]
+
+    def image(self, offset: int) -> bytes:
+        fields = self.file.example(offset)
+        label, image = fields.get("label"), fields.get("image")
+        for name, values, kind in (("image", image, bytes), ("label", label, int)):
+            if not values:
+                listed = ", ".join(repr(field[:40]) for field in list(fields)[:8]) or "none"
+                raise self.file.error(offset, f"the record has no field {name!r} (its fields: {listed})")
+            if len(values) != 1 or not isinstance(values[0], kind):
+                raise self.file.error(offset, f"the field {name!r} is not one {'string of bytes' if kind is bytes else 'whole number'}")
+        assert label and image
+        if label[0] != self.class_id:
+            known = 0 <= int(label[0]) < self.ids
+            why = "the file was renamed, or is of another dataset" if known else f"{SPEC_FILE} has classes 0 to {self.ids - 1}"
+            raise self.file.error(offset, f"label {label[0]!r} in the file of class {self.class_id}; {why}")
+        data: Any = image[0]
+        return data
+
+
+class _Records(Sequence[Record]):
+    """The keys of a class's images; offsets are found when they are asked for and kept for the classes in use only."""
+
+    def __init__(self, files: OpenFiles[_ClassFile], class_id: int, count: int):
+        self._files, self._class_id, self._count = files, class_id, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Record]:
+        if self._count:
+            for offset in self._files.get(self._class_id).scan():
+                yield Record(self._class_id, offset)
+
+    @overload
+    def __getitem__(self, position: int) -> Record: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[Record]: ...
+    def __getitem__(self, position: int | slice) -> Record | list[Record]:
+        if isinstance(position, slice):
+            return [self[i] for i in range(self._count)[position]]
+        position = range(self._count)[position]
+        return Record(self._class_id, self._files.get(self._class_id).offset(position))

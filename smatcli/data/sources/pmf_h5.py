@@ -1,0 +1,128 @@
+"""Source `pmf-h5`: PMF's layout of Meta-Dataset (Hu et al., CVPR 2022), one HDF5 file per class beside `dataset_spec.json`.
+
+A class file has the groups "0", "1", ..., one per image: `image` uint8 [H, W, 3], `label` int32 [1], the absolute class id, and `id`, the
+byte offset of the image's record in the TFRecord file that it was made from.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, overload
+
+import numpy as np
+
+from smatcli.data.images import MAX_PIXELS, Unreadable
+from smatcli.data.mdspec import SPEC_FILE
+from smatcli.data.sources.base import SourceClass
+from smatcli.data.sources.foreign_hdf5 import ForeignHdf5
+from smatcli.data.sources.md_files import OpenFiles, SpecFolder
+from smatcli.errors import UserError
+
+
+class Group(NamedTuple):
+    """Key of an image: the id of its class and the number of its group in the class's file."""
+
+    class_id: int
+    group: int
+
+
+class PmfH5Source:
+    """Classes, splits and ontology as in the spec; images in the order of their `id`, that of the original records (without: of groups).
+
+    Raises UserError, with file and group, for a folder without a spec or with files that are not the spec's (at once), and for damaged
+    files, missing fields, labels and numbers of groups that contradict the spec (where they are met).
+    """
+
+    kind = "pmf-h5"
+    strict = True
+
+    def __init__(self, path: str | Path):
+        self._folder = SpecFolder(path, ".h5")
+        self.name, self.fingerprint = self._folder.name, self._folder.fingerprint
+        self.ontology = self._folder.spec.ontology
+        self.remarks: list[str] = []
+        self._files = OpenFiles(lambda class_id: _ClassFile(self._folder, class_id))
+
+    def classes(self) -> Sequence[SourceClass]:
+        return [SourceClass(c.name, _Groups(self._files, i, c.images), c.split) for i, c in enumerate(self._folder.spec.classes)]
+
+    def read(self, image: Group) -> np.ndarray:
+        return self._files.get(image.class_id).image(image.group)
+
+    def describe(self, image: Group) -> str:
+        """File and group of an image."""
+        return f"{self._folder.files[image.class_id]}, group {image.group}"
+
+    def close(self) -> None:
+        self._files.close()
+
+
+class _ClassFile:
+    """The file of a class."""
+
+    def __init__(self, folder: SpecFolder, class_id: int):
+        self.path, self.class_id, self.ids = folder.path(class_id), class_id, len(folder.files)
+        self.count = folder.spec.classes[class_id].images
+        self._order: np.ndarray | None = None
+        self._lock = threading.Lock()
+        self._file = ForeignHdf5(self.path)
+        if self._file.groups != self.count:
+            raise UserError(
+                f"{self.path}: has {self._file.groups:,} groups, {SPEC_FILE} says {self.count:,} images; the wrong file, or the wrong spec"
+            )
+
+    @property
+    def order(self) -> np.ndarray:
+        """Group numbers in the order of the images, int64."""
+        with self._lock:
+            if self._order is None:
+                ids = [self._file.number(group, "id") for group in range(self.count)]
+                numbered = None not in ids and len(set(ids)) == len(ids)
+                self._order = np.argsort(np.array(ids, np.int64)) if numbered else np.arange(self.count)
+            return self._order
+
+    def image(self, group: int) -> np.ndarray:
+        label = self._file.array(group, "label")
+        if label.shape not in ((), (1,)) or label.dtype.kind not in "iu":
+            raise UserError(f"{self.path}, group {group}: the field 'label' is not one whole number")
+        with self._file.blamed(group):
+            value = int(np.ravel(label[()])[0])
+        if value != self.class_id:
+            why = (
+                "the file was renamed, or is of another dataset"
+                if 0 <= value < self.ids
+                else f"{SPEC_FILE} has classes 0 to {self.ids - 1}"
+            )
+            raise UserError(f"{self.path}, group {group}: label {value} in the file of class {self.class_id}; {why}")
+        data = self._file.array(group, "image")
+        if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3 or 0 in data.shape:
+            raise Unreadable(f"an array {data.dtype} {list(data.shape)}, not uint8 [H, W, 3]")
+        if data.shape[0] * data.shape[1] > MAX_PIXELS:
+            raise Unreadable(f"decompression bomb: {data.shape[1]} x {data.shape[0]} pixels, more than {MAX_PIXELS:,}")
+        with self._file.blamed(group):
+            return np.asarray(data[()])
+
+
+class _Groups(Sequence[Group]):
+    """The keys of a class's images; their order is found when it is asked for and kept for the classes in use only."""
+
+    def __init__(self, files: OpenFiles[_ClassFile], class_id: int, count: int):
+        self._files, self._class_id, self._count = files, class_id, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Group]:
+        if self._count:
+            for group in self._files.get(self._class_id).order.tolist():
+                yield Group(self._class_id, group)
+
+    @overload
+    def __getitem__(self, position: int) -> Group: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[Group]: ...
+    def __getitem__(self, position: int | slice) -> Group | list[Group]:
+        if isinstance(position, slice):
+            return [self[i] for i in range(self._count)[position]]
+        position = range(self._count)[position]
+        return Group(self._class_id, int(self._files.get(self._class_id).order[position]))

@@ -1,0 +1,83 @@
+"""The model card of a run: what it is, its recipe, its results, the licence of the weights that it started from."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from smatcli import __version__
+from smatcli.config import dump_recipe
+from smatcli.config.schema import PretrainRecipe, TrainRecipe
+from smatcli.engine.results import SummaryRow, read_summary
+from smatcli.engine.run import RunDir
+
+UNKNOWN, SCRATCH = "not recorded", "none, trained from scratch"
+
+
+def base_weights(recipe: TrainRecipe | PretrainRecipe, info: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
+    """What the run started from in words, the licence (None: not known), and the model id of the base on the hub."""
+    backbone = recipe.backbone
+    if imported := info.get("imported"):
+        return f"imported from {Path(str(imported.get('file', '?'))).name} ({imported.get('layout', 'official checkpoint')})", None, None
+    if backbone.weights == "none":
+        return SCRATCH, None, None
+    if backbone.weights == "timm":
+        import timm
+
+        found = timm.get_pretrained_cfg(backbone.name)
+        if found is None:
+            return f"timm's weights of {backbone.name}", None, None
+        hub_id = found.hf_hub_id or ""
+        if hub_id.endswith("/"):
+            hub_id += backbone.name.partition(".")[0] + (f".{found.tag}" if found.tag else "")
+        return f"timm's weights of {backbone.name}", found.license, hub_id or None
+    return f"{Path(backbone.weights).name}, a file or pre-training run of the author's", None, None
+
+
+def model_card(run: RunDir, licence: str | None = None) -> str:
+    """README.md with front matter; `licence` (a hub identifier such as apache-2.0) is the run's, by default that of the base weights."""
+    recipe = run.recipe
+    base, found, hub_id = base_weights(recipe, run.info)
+    licence = licence or found
+    licensed = "" if base == SCRATCH else f"; their licence: {found or UNKNOWN}"
+    method = recipe.method.name if isinstance(recipe, TrainRecipe) else "pre-training"
+    front = ["---", *([f"license: {licence}"] if licence else []), *([f"base_model: {hub_id}"] if hub_id else [])]
+    front += ["tags:", "- few-shot-learning", "- vision-transformer", f"- {method}", "pipeline_tag: image-feature-extraction", "---", ""]
+    name = run.path.resolve().name
+    body = [
+        f"# {name}",
+        "",
+        f"A few-shot learner: {recipe.backbone.name} at {recipe.backbone.image_size} px, method `{method}`, made with smat {__version__}.",
+        f"Base weights: {base}{licensed}.",
+        "",
+        "## Use",
+        "",
+        "```bash",
+        f"smat pull THIS_ID --out runs/{name}",
+        f"smat predict --model runs/{name} --support class_folders --images images --out labels.csv",
+        "```",
+        "",
+        "## Results",
+        "",
+        *_results(run.path),
+        "",
+        "## Recipe",
+        "",
+        "```yaml",
+        dump_recipe(recipe).rstrip(),
+        "```",
+    ]
+    return "\n".join([*front, *body]) + "\n"
+
+
+def _results(run: Path) -> list[str]:
+    rows: list[SummaryRow] = []
+    for file in sorted((run / "eval").glob("*/summary.csv")):
+        rows += read_summary(file)
+    if not rows:
+        return ["Not meta-tested yet."]
+    lines = ["Accuracy in percent, mean and 95 % half-width over episodes.", ""]
+    lines += ["| dataset | domain | adaptation | protocol | accuracy | episodes |", "|---|---|---|---|---|---|"]
+    for r in rows:
+        accuracy = f"{100 * r.mean:.1f} ± {100 * r.half_width:.1f}"
+        lines.append(f"| {r.dataset} | {r.domain} | {r.adapt} | {r.protocol} | {accuracy} | {r.episodes} |")
+    return lines

@@ -1,0 +1,149 @@
+"""A fitted classifier: predicts images, and can be written to a file that needs neither the run nor the support images."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smatcli.config.schema import BackboneConfig
+from smatcli.data.augment import normalise
+from smatcli.data.images import Fit
+from smatcli.data.prefetch import prefetched
+from smatcli.deploy.frozen import FrozenHead, Network, module_of
+from smatcli.deploy.pictures import as_list, as_pixels
+from smatcli.deploy.predictions import Label, Predictions
+from smatcli.device import Precision
+from smatcli.errors import SmatError, UserError
+from smatcli.methods.base import FlatMethod
+from smatcli.methods.prototypes import leave_one_out_logits
+from smatcli.seams import Classifier, Support
+
+BATCH = 64
+PROBES = 8
+TOLERANCE = 1e-2  # of the logits' scale: what bf16 kernels may differ by, far below what a wrong parameter does
+USUAL = 0.95
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Where a classifier comes from and what its images go through; `usual` is the distance that `usual_distance` tells."""
+
+    method: str
+    adapt: str
+    backbone: BackboneConfig
+    precision: str = "auto"
+    fit: Fit = "crop"
+    source: str = ""
+    usual: float | None = None
+
+
+class FewShotClassifier:
+    """Classes learned from a support set. `predict(images)` and `save(file)`; `info` holds what the adaptation did."""
+
+    def __init__(
+        self,
+        head: Classifier,
+        classes: Sequence[Label],
+        facts: Facts,
+        device: torch.device,
+        scale: float,
+        method: FlatMethod | None = None,
+        support: Support | None = None,
+    ):
+        self.head, self.classes, self.facts, self.device, self.scale = head, tuple(classes), facts, device, scale
+        self._method, self._support = method, support
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the adaptation did (losses, passes, chosen experts)."""
+        return self.head.info
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that the backbone is given, pixels."""
+        return self.facts.backbone.image_size
+
+    def predict(self, images: Any) -> Predictions:
+        """Of a list of images (paths, Pillow images, uint8 arrays [H, W, 3] or [3, H, W] of any size) or a uint8 array [N, H, W, 3].
+
+        Raises `UserError` that names an image which cannot be read, `SmatError` on logits that are not finite.
+        """
+        items = enumerate(as_list(images))
+        work = prefetched(lambda item: as_pixels(item[1], self.image_size, self.facts.fit, f"image {item[0]}"), items, 2, 2 * BATCH)
+        return self.classify(work)
+
+    def classify(self, pixels: Iterable[np.ndarray]) -> Predictions:
+        """Of uint8 images [image_size, image_size, 3], one after the other."""
+        logits = [self.logits(batch) for batch in _batches(iter(pixels))]
+        found = torch.cat(logits) if logits else torch.zeros(0, len(self.classes))
+        distances = (1 - found.max(1).values / self.scale).clamp(0, 2) if len(found) else torch.zeros(0)
+        return Predictions(self.classes, found.softmax(1).numpy(), distances.numpy())
+
+    @torch.no_grad()
+    def logits(self, pixels: Sequence[np.ndarray]) -> Tensor:
+        """Logits [Q, C] on the CPU."""
+        batch = torch.from_numpy(np.stack(pixels)).to(self.device)
+        found = self.head.predict(normalise(batch)).float().cpu()
+        if not bool(torch.isfinite(found).all()):
+            raise SmatError(f"the logits of {self.facts.adapt} are not finite; the weights or the precision are broken")
+        return found
+
+    @cached_property
+    def usual_distance(self) -> float | None:
+        """Distance to their class's prototype, made without them, below which 95 % of the support images lie: a scale for rejection.
+
+        None where every class has a single image, or the adaptation is no prototype classifier.
+        """
+        head, support = self.head, self._support
+        if support is None:
+            return self.facts.usual
+        theta, embed = getattr(head, "theta", None), getattr(head, "embed", None)
+        counts = torch.bincount(support.labels, minlength=support.ways)[support.labels]
+        if theta is None or embed is None or not bool((counts > 1).any()):
+            return None
+        with torch.no_grad():
+            logits = leave_one_out_logits(embed(support.images, theta), support.labels, support.ways, self.scale)
+        own = 1 - logits.gather(1, support.labels[:, None]).squeeze(1) / self.scale
+        return float(torch.quantile(own[counts > 1].float().cpu(), USUAL))
+
+    def frozen(self) -> FrozenHead:
+        """Backbone and prototypes that give the same logits without the run; `UserError` where the adaptation is more than that."""
+        if isinstance(self.head, FrozenHead):
+            return self.head
+        theta, centres = getattr(self.head, "theta", None), getattr(self.head, "centres", None)
+        assert self._method is not None and self._support is not None
+        precision = self._method.precision
+        if not isinstance(theta, Tensor) or not isinstance(centres, Tensor) or not isinstance(precision, Precision):
+            raise self._not_plain()
+        module = precision.apply(module_of(self._method, theta, self.facts.backbone)).to(self.device)
+        head = FrozenHead(Network(module, int(self.info.get("fused", 0))), centres.detach(), self.scale, precision)
+        probe = self._support.images[:PROBES]
+        try:
+            gap = float((head.predict(probe) - self.head.predict(probe)).abs().max())
+        except RuntimeError:  # features of another width
+            raise self._not_plain() from None
+        if not gap <= TOLERANCE * self.scale:
+            raise self._not_plain()
+        return head
+
+    def _not_plain(self) -> UserError:
+        return UserError(
+            f"a classifier of {self.facts.adapt} is no plain backbone with prototypes and cannot be saved or exported; use --adapt proto"
+        )
+
+    def save(self, path: str | Path, replace: bool = False) -> Path:
+        """Write one file with weights, prototypes and class names; `UserError` when it exists (without `replace`) or cannot be done."""
+        from smatcli.deploy.classifier_file import write_classifier
+
+        return write_classifier(self, Path(path), replace)
+
+
+def _batches(items: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    while batch := list(islice(items, BATCH)):
+        yield batch

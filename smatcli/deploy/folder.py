@@ -1,0 +1,191 @@
+"""`smat predict`: class folders in, a table of predictions out."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from smatcli.data.images import Fit, Unreadable, decode_image
+from smatcli.data.prefetch import prefetched
+from smatcli.deploy.classifier import BATCH, FewShotClassifier
+from smatcli.deploy.classifier_file import SUFFIX, check_target, read_classifier, refuse_existing
+from smatcli.deploy.model import FewShotModel, adapt_settings, run_recipe
+from smatcli.deploy.pictures import Pictures, query_pictures, read_all, support_pictures, unreadable
+from smatcli.deploy.predictions import Row, Table, as_rows
+from smatcli.device import threads
+from smatcli.engine.reporter import Reporter, SilentReporter
+from smatcli.errors import UserError
+from smatcli.files import atomic_path, atomic_write_text
+
+FARTHEST = 2.0
+TABLES, SHEETS = (".csv", ".json"), (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Files to write: the table (.csv or .json), a contact sheet, the classifier (.smat)."""
+
+    table: Path | None = None
+    sheet: Path | None = None
+    save: Path | None = None
+    replace: bool = False
+
+    def check(self) -> None:
+        """`UserError` for a wrong ending, a file that exists (without `replace`), or one name for two things."""
+        for path, suffixes in ((self.table, TABLES), (self.sheet, SHEETS)):
+            if path is not None:
+                if path.suffix.lower() not in suffixes:
+                    raise UserError(f"{path}: give a file name that ends in {' or '.join(suffixes)}")
+                refuse_existing(path, self.replace)
+        if self.save is not None:
+            check_target(self.save, SUFFIX, self.replace)
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How classes are learned: class folders, adaptation and its settings, what becomes of images that are not square or not readable."""
+
+    support: Path | None = None
+    adapt: str | None = None
+    overrides: tuple[str, ...] = ()
+    fit: Fit | None = None
+    skip: bool = False
+
+    def refuse_for(self, file: Path) -> None:
+        """`UserError` for whatever a saved classifier does not read."""
+        given = {"--support": self.support, "--adapt": self.adapt, "--fit": self.fit, "a setting": self.overrides or None}
+        for name, value in given.items():
+            if value is not None:
+                raise UserError(f"{name}: {file} is a saved classifier, which has its classes already; leave {name} out, or give a run")
+
+
+def predict_folder(
+    model: str | Path,
+    fitting: Fitting,
+    images: Path | None = None,
+    outputs: Outputs | None = None,
+    reject: float | Literal["auto"] | None = None,
+    which: str = "best",
+    device: str | None = None,
+    reporter: Reporter | None = None,
+) -> Table | None:
+    """Learn the classes of `fitting.support` with a run (or take a saved classifier), and classify `images` (a folder, ZIP or file).
+
+    `reject`: images farther than this cosine distance from every prototype get no class; "auto" takes the distance below which 95 % of the
+    support images lie (leave-one-out). `fitting.skip`: unreadable images are listed instead of refused. The table, or None without
+    `images`. Everything is computed before anything is written; bad input is a `UserError`.
+    """
+    model, outputs, reporter = Path(model), outputs or Outputs(), reporter or SilentReporter()
+    _check(model, fitting, images, outputs, which, reject)
+    recipe = None if model.is_file() else run_recipe(model)
+    if recipe is not None:
+        adapt_settings(recipe, fitting.adapt or "proto", fitting.overrides)
+    queries = query_pictures(images) if images is not None else None
+    for remark in queries.remarks if queries else ():
+        reporter.line(remark)
+    with threads(recipe.threads if recipe is not None else None):
+        saved = recipe is None
+        classifier = read_classifier(model, device) if saved else fit_folder(model, fitting, which, device, reporter)
+        limit = _limit(classifier, reject, reporter)
+        table = None if queries is None else _classify(classifier, queries, limit, str(model), fitting.skip, reporter)
+        if outputs.save is not None:
+            classifier.save(outputs.save, outputs.replace)
+    if table is not None and queries is not None:
+        _write(table, queries, outputs, classifier.facts.fit)
+    return table
+
+
+def fit_folder(run: Path, fitting: Fitting, which: str, device: str | None, reporter: Reporter) -> FewShotClassifier:
+    """A classifier of the class folders in `fitting.support`, which are read before the run is loaded."""
+    assert fitting.support is not None
+    support, adapt, fit = fitting.support, fitting.adapt or "proto", fitting.fit or "crop"
+    pictures = support_pictures(support)
+    for remark in pictures.remarks:
+        reporter.line(remark)
+    pixels, labels, bad = read_all(pictures, run_recipe(run).backbone.image_size, fit, fitting.skip)
+    for line in bad:
+        reporter.line(f"{support}: left out {line}")
+    counts = [labels.count(name) for name in dict.fromkeys(labels)]
+    reporter.line(f"{support}: {len(counts)} classes, {len(labels)} images ({min(counts)} to {max(counts)} a class), adaptation {adapt}")
+    model = FewShotModel.open(run, which, device, reporter)
+    return model.adapt(pixels, labels, adapt, overrides=fitting.overrides, fit=fit)
+
+
+def _check(model: Path, fitting: Fitting, images: Path | None, outputs: Outputs, which: str, reject: float | str | None) -> None:
+    if not model.exists():
+        raise UserError(f"--model {model}: there is no such run or saved classifier")
+    if model.is_file():
+        fitting.refuse_for(model)
+        if which != "best" or outputs.save is not None:
+            raise UserError(f"{'--save' if outputs.save else '--which'}: is for runs, {model} is a saved classifier; leave it out")
+    elif fitting.support is None:
+        raise UserError(f"--support is missing: {model} is a run; give a folder of class folders, or a saved classifier as --model")
+    if images is None and outputs.save is None:
+        raise UserError("nothing to do: give --images to classify them, or --save to keep the classifier")
+    if images is None and (outputs.table or outputs.sheet or reject is not None):
+        raise UserError("--out, --sheet and --reject need --images")
+    if isinstance(reject, float | int) and not 0 < reject < FARTHEST:
+        raise UserError(f"--reject {reject:g}: a cosine distance lies between 0 and {FARTHEST:g}; give a number in between, or auto")
+    outputs.check()
+
+
+def _limit(classifier: FewShotClassifier, reject: float | Literal["auto"] | None, reporter: Reporter) -> float | None:
+    if reject != "auto":
+        return reject
+    usual = classifier.usual_distance
+    if usual is None:
+        raise UserError("--reject auto needs a class with two support images or more; give a distance, e.g. --reject 0.5")
+    reporter.line(f"rejecting beyond distance {usual:.4g}, within which 95 % of the support images lie (leave-one-out)")
+    return usual
+
+
+def _classify(classifier: FewShotClassifier, queries: Pictures, limit: float | None, model: str, skip: bool, reporter: Reporter) -> Table:
+    bad: dict[str, str] = {}
+    good: list[str] = []
+    size, fit = classifier.image_size, classifier.facts.fit
+
+    def decode(name: str) -> np.ndarray | str:
+        try:
+            return decode_image(queries.read(name), size, fit)
+        except Unreadable as reason:
+            return str(reason)
+
+    def readable() -> Iterator[np.ndarray]:
+        for name, found in zip(queries.names, prefetched(decode, queries.names, 2, 2 * BATCH), strict=True):
+            if isinstance(found, str):
+                bad[name] = found
+            else:
+                good.append(name)
+                yield found
+            reporter.update(len(good) + len(bad))
+
+    reporter.start(len(queries.names), "images", unit="images")
+    try:
+        predictions = classifier.classify(readable())
+    finally:
+        reporter.finish()
+    if bad and (not skip or not good):
+        raise unreadable(queries, [f"{name} ({reason})" for name, reason in bad.items()])
+    rows = {row.file: row for row in as_rows(good, predictions, limit)} | {name: Row(name, problem=reason) for name, reason in bad.items()}
+    facts = {
+        "model": model,
+        "method": classifier.facts.method,
+        "adapt": classifier.facts.adapt,
+        "classes": list(classifier.classes),
+        "reject": limit,
+        "support_distance_95": classifier.usual_distance,
+    }
+    return Table(tuple(rows[name] for name in queries.names), facts)
+
+
+def _write(table: Table, queries: Pictures, outputs: Outputs, fit: Fit) -> None:
+    if outputs.table is not None:
+        atomic_write_text(outputs.table, table.json() if outputs.table.suffix.lower() == ".json" else table.csv())
+    if outputs.sheet is not None:
+        from smatcli.deploy.sheet import prediction_sheet
+
+        picture = prediction_sheet(table, queries, fit)
+        with atomic_path(outputs.sheet) as draft:
+            picture.save(draft)

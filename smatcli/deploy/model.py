@@ -1,0 +1,137 @@
+"""A run, ready to learn classes from support images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from smatcli.adaptation import NEEDS_EXPERTS, build_adaptation, check_adaptation
+from smatcli.config import build_recipe
+from smatcli.config.schema import AdaptConfig, PretrainRecipe, TrainRecipe
+from smatcli.data.augment import normalise
+from smatcli.data.images import Fit
+from smatcli.deploy.classifier import Facts, FewShotClassifier
+from smatcli.deploy.classifier_file import SUFFIX
+from smatcli.deploy.pictures import as_list, as_pixels
+from smatcli.deploy.predictions import Label
+from smatcli.deploy.rate import with_rate
+from smatcli.engine.reporter import Reporter, SilentReporter
+from smatcli.engine.run import RunDir
+from smatcli.engine.train import load_method, prepare_method
+from smatcli.errors import UserError
+from smatcli.methods.base import FlatMethod
+from smatcli.seams import Support, Task
+
+
+def run_recipe(run: str | Path) -> TrainRecipe:
+    """The recipe of a run; a pre-training run counts as one of method `pretrained`. `UserError` when it is no run."""
+    path = Path(run)
+    if path.is_file():
+        hint = "a saved classifier: load it with smatcli.load_classifier" if path.suffix == SUFFIX else "a file"
+        raise UserError(f"{path}: is {hint}, not a run directory")
+    recipe = RunDir.open(path).recipe
+    if not isinstance(recipe, PretrainRecipe):
+        return recipe
+    common = recipe.model_dump(mode="json", include={"run", "seed", "device", "precision", "threads", "backbone"})
+    data = {"root": recipe.data.root, "train": recipe.data.datasets}
+    given = {**common, "kind": "train", "data": data, "method": {"name": "pretrained"}, "train": {"steps": 0}}
+    return TrainRecipe.model_validate(given)
+
+
+def adapt_settings(recipe: TrainRecipe, adapt: str, overrides: Sequence[str] = ()) -> AdaptConfig:
+    """The settings of adaptation `adapt` after `overrides` (`adapt.*` alone); `UserError` when the method cannot be adapted like that."""
+    check_adaptation(adapt)
+    if adapt in NEEDS_EXPERTS and getattr(recipe.method, "experts", None) is None:
+        raise UserError(f"{adapt} needs a method with experts; {recipe.run} is {recipe.method.name}: use --adapt proto")
+    for text in overrides:
+        key = text.partition("=")[0].strip()
+        if not key.startswith("adapt."):
+            raise UserError(f"{key}: cannot be changed here; only the settings of the adaptation can: adapt.{adapt}.<name>=<value>")
+        part = key.split(".")[1]
+        if part != adapt and part != "search" and part in AdaptConfig.model_fields:
+            raise UserError(f"{key}: is not read by {adapt}; leave it out, or use --adapt {part}")
+    built = build_recipe(recipe.model_dump(mode="json"), Path(recipe.run) / "recipe.yaml", overrides, kind="train").recipe
+    assert isinstance(built, TrainRecipe)
+    searched = getattr(getattr(built.adapt, adapt, None), "lr", 0.0) is None
+    if not searched and (unread := [text for text in overrides if text.strip().startswith("adapt.search.")]):
+        raise UserError(f"{unread[0]}: is not read, no learning rate of {adapt} is searched; leave it out")
+    return built.adapt
+
+
+class FewShotModel:
+    """A run's method with its recipe: `adapt(images, labels)` gives a classifier, as often as wanted; the model stays as it is."""
+
+    def __init__(self, method: FlatMethod, recipe: TrainRecipe, source: str, reporter: Reporter):
+        self.method, self.recipe, self.source, self.reporter = method, recipe, source, reporter
+        self.device = method.theta_pre.device
+
+    @classmethod
+    def open(cls, run: str | Path, which: str = "best", device: str | None = None, reporter: Reporter | None = None) -> "FewShotModel":
+        """The run's checkpoint `which` (best, or last) on `device`; `UserError` for what is no run, or has no checkpoint."""
+        reporter = reporter or SilentReporter()
+        if which not in ("best", "last"):
+            raise UserError(f"which={which}: use best or last")
+        recipe, opened = run_recipe(run), RunDir.open(run)
+        if not opened.finished:
+            reporter.line(f"{run} is not finished ({opened.info.get('status')}): its {which} checkpoint so far is used")
+        if isinstance(opened.recipe, PretrainRecipe):
+            method = prepare_method(recipe.model_copy(update={"device": device or recipe.device}), str(run)).eval()
+        else:
+            method, _ = load_method(run, which, reporter, device)
+        reporter.line(f"{run} ({recipe.method.name}): {method.precision}")
+        return cls(method, recipe, Path(run).resolve().name, reporter)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that the backbone is given, pixels."""
+        return self.recipe.backbone.image_size
+
+    def adapt(
+        self, images: Any, labels: Any, adapt: str = "proto", *, overrides: Sequence[str] = (), fit: Fit = "crop"
+    ) -> FewShotClassifier:
+        """A classifier of the classes in `labels` (names or numbers, one an image); `images` as `FewShotClassifier.predict` takes them.
+
+        `adapt` names the adaptation, `overrides` are its settings (`adapt.flip.rounds=3`); a learning rate that is not given is chosen on
+        halves of the support set. `fit` says what becomes of images that are not square (crop: the centre; squash: all of it). Raises
+        `UserError` for labels that do not fit, fewer than two classes, an image that cannot be read, an adaptation that cannot be done.
+        """
+        settings = adapt_settings(self.recipe, adapt, overrides)
+        items, named = as_list(images, "support images"), _labels(labels)
+        if len(items) != len(named):
+            raise UserError(f"support: {len(items)} images, but {len(named)} labels; give one label an image")
+        classes = sorted(set(named))  # type: ignore[type-var]
+        if len(classes) < 2:
+            raise UserError(f"support: has one class only ({classes[0]}); give images of two classes or more")
+        pixels = [as_pixels(image, self.image_size, fit, f"support image {i}") for i, image in enumerate(items)]
+        support = self.support(pixels, [classes.index(label) for label in named], len(classes))
+        adaptation, choice = with_rate(adapt, build_adaptation(adapt, settings), settings, self.method, support)
+        if choice is not None:
+            self.reporter.line(f"{adapt}: {choice}")
+        task = self.task(support)
+        head = adaptation.adapt(task, support)
+        facts = Facts(self.recipe.method.name, adapt, self.recipe.backbone, self.recipe.precision, fit, self.source)
+        return FewShotClassifier(head, classes, facts, self.device, task.scale, self.method, support)
+
+    def support(self, pixels: Sequence[np.ndarray], labels: Sequence[int], ways: int) -> Support:
+        """A support set of uint8 images [image_size, image_size, 3]."""
+        images = normalise(torch.from_numpy(np.stack(pixels)).to(self.device))
+        return Support(images, torch.tensor(labels, dtype=torch.int64, device=self.device), ways)
+
+    @torch.no_grad()
+    def task(self, support: Support) -> Task:
+        """theta_i of a support set."""
+        return self.method.task(support)
+
+
+def _labels(labels: Any) -> list[Label]:
+    if isinstance(labels, str | bytes):
+        raise UserError("support: give a list of labels, one an image")
+    found = list(labels.tolist() if hasattr(labels, "tolist") else labels)
+    found = [label.item() if hasattr(label, "item") else label for label in found]
+    kinds = {type(label) for label in found}
+    if not kinds <= {str} and not kinds <= {int}:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise UserError(f"support: labels are all names (str) or all numbers (int), not {names}")
+    return found

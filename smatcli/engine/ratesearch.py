@@ -1,0 +1,155 @@
+"""The learning rate of an adaptation, chosen once a dataset: on validation classes, on parts of support sets, or as the papers did.
+
+Each candidate is tried on the same tasks, rate 0 (no adaptation) among them, so the choice is never worse on these tasks than none. The
+query labels of the episodes that are evaluated are seen by `--search paper` alone.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+import numpy as np
+import torch
+
+from smatcli.config.schema import EpisodeConfig, TrainRecipe
+from smatcli.data.episode_list import ListSampler
+from smatcli.data.episodes import EpisodeSampler, counted_key
+from smatcli.data.loader import EpisodeLoader
+from smatcli.data.store import Store
+from smatcli.engine.choices import Choice
+from smatcli.engine.questions import Questions
+from smatcli.engine.reporter import Reporter
+from smatcli.engine.signals import Interrupted, StopRequest
+from smatcli.errors import SmatError, UserError
+from smatcli.seams import Adaptation, Episode, Method, Support
+
+DISJOINT = ("train", "test")  # splits that share no class with the validation split
+
+
+class Rated(Adaptation, Protocol):
+    """An adaptation with a learning rate."""
+
+    def at(self, rate: float) -> Self:
+        """The same at another rate."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the tasks of a search come from: `sampler`'s first `count` episodes, or (`split`) their support sets alone."""
+
+    label: str
+    sampler: EpisodeSampler | ListSampler
+    count: int
+    split: bool = False
+
+
+def leave_out(episode: Episode) -> Iterator[Episode]:
+    """Two episodes from a support set alone: its images are dealt to two halves class by class, and each half is asked of the other.
+
+    A class with a single image stays in both supports and is not asked. Labels of the query set are not read.
+    """
+    support = episode.support
+    key = counted_key("leave-out", episode.seed, episode.dataset, episode.index)
+    order = torch.randperm(len(support.labels), generator=torch.Generator().manual_seed(key % 2**63)).to(support.labels.device)
+    half = torch.full_like(support.labels, -1)
+    for label in range(support.ways):
+        members = order[support.labels[order] == label]
+        if len(members) > 1:
+            half[members] = torch.arange(len(members), device=half.device) % 2
+    for fold in (0, 1):
+        asked = half == fold
+        if bool(asked.any()):
+            kept = Support(support.images[~asked], support.labels[~asked], support.ways)
+            yield replace(episode, support=kept, query_images=support.images[asked], query_labels=support.labels[asked])
+
+
+class RateSearch:
+    """Searches the rates of one evaluation; `known(adapt, dataset)` is what was chosen before, or None."""
+
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        questions: Questions,
+        stores: Mapping[str, Store],
+        method: Method,
+        device: torch.device,
+        reporter: Reporter,
+        known: Callable[[str, str], Choice | None],
+    ) -> None:
+        self.recipe, self.questions, self.stores, self.known = recipe, questions, stores, known
+        self.method, self.device, self.reporter = method, device, reporter
+        self.rates = tuple(sorted({0.0, *recipe.adapt.search.rates}))
+        self.sources = {name: self._source(name) for name in stores}
+
+    def check(self, adapt: str, dataset: str) -> None:
+        """UserError where a search would find nothing to choose on."""
+        if self.known(adapt, dataset) is None and self.sources[dataset] is None and not self._others():
+            raise UserError(
+                f"{adapt} on {dataset}: nothing to choose a learning rate on (no validation classes apart from those evaluated, and "
+                f"support sets of one image a class); give adapt.{adapt}.lr, or evaluate a dataset with validation classes along with it"
+            )
+
+    def choose(self, adapt: str, adaptation: Rated, dataset: str, stop: StopRequest) -> Choice:
+        """The rate of a dataset; raises `Interrupted` when asked to stop (nothing of an unfinished search is kept)."""
+        source = self.sources[dataset]
+        found = self._search(adapt, adaptation, dataset, source, stop) if source else self._borrowed(adapt, adaptation, stop)
+        self.reporter.line(f"{adapt} on {dataset}: {found}")
+        return found
+
+    def _borrowed(self, adapt: str, adaptation: Rated, stop: StopRequest) -> Choice:
+        """The best rate over the validation classes of the other datasets, each counted alike."""
+        found = {}
+        for name in self._others():
+            source = self.sources[name]
+            assert source is not None
+            found[name] = self.known(adapt, name) or self._search(adapt, adaptation, name, source, stop)
+        mean = np.mean([choice.accuracies for choice in found.values()], 0)
+        return Choice.best(f"valid:{'+'.join(found)}", self.rates, mean.tolist(), sum(c.tasks for c in found.values()))
+
+    def _others(self) -> list[str]:
+        return [name for name, source in self.sources.items() if source is not None and source.label == "valid"]
+
+    def _source(self, dataset: str) -> Source | None:
+        config, sampler = self.recipe.adapt.search, self.questions.samplers[dataset]
+        # Not of as many as are evaluated: more episodes added later must not need another rate.
+        count = min(config.episodes, len(sampler.episodes)) if isinstance(sampler, ListSampler) else config.episodes
+        if config.kind == "paper":
+            return Source("paper", sampler, count)
+        if self.questions.splits[dataset] in DISJOINT:
+            try:
+                valid = EpisodeSampler({dataset: self.stores[dataset]}, "valid", self._protocol(), self.recipe.eval.seed)
+                return Source("valid", valid, config.episodes)
+            except UserError:
+                pass  # no validation classes, or too few for an episode
+        several = any(bool((np.bincount(sampler.plan(i).support_labels) > 1).any()) for i in range(count))
+        return Source("support", sampler, count, split=True) if several else None
+
+    def _protocol(self) -> EpisodeConfig:
+        """How validation episodes are drawn: as those of the evaluation, or (for a fixed list of episodes) as in training."""
+        return self.recipe.episode if self.recipe.eval.episode.kind == "list" else self.recipe.eval.episode
+
+    def _search(self, adapt: str, adaptation: Rated, dataset: str, source: Source, stop: StopRequest) -> Choice:
+        self.reporter.line(f"{adapt} on {dataset}: searching its learning rate on {source.count} tasks ({source.label})")
+        loader = EpisodeLoader(source.sampler, range(source.count), self.device, image_size=self.recipe.backbone.image_size)
+        shares: list[list[float]] = []
+        for episode in loader:
+            tasks = leave_out(episode) if source.split else [episode]
+            shares += [self._tried(adapt, adaptation, dataset, task, stop) for task in tasks]
+        return Choice.best(source.label, self.rates, np.mean(shares, 0).tolist(), len(shares))
+
+    def _tried(self, adapt: str, adaptation: Rated, dataset: str, episode: Episode, stop: StopRequest) -> list[float]:
+        """Query accuracy (share) of every candidate on one task."""
+        noise = counted_key("search", episode.seed, episode.dataset, episode.index) % 2**63
+        task = replace(self.method.task(episode.support), seed=noise)
+        found = []
+        for rate in self.rates:
+            if stop:
+                assert stop.signum is not None
+                raise Interrupted(stop.signum, f"stopped in the rate search of {adapt} on {dataset}; run the same command to continue")
+            try:
+                logits = adaptation.at(rate).adapt(task, episode.support).predict(episode.query_images)
+            except SmatError as error:
+                raise type(error)(f"{adapt} at rate {rate:g}, search on {episode}: {error}") from None
+            found.append(float((logits.argmax(1) == episode.query_labels).double().mean()))
+        return found

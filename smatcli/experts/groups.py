@@ -1,0 +1,80 @@
+"""Groups of parameters that one mask entry switches together: all weights of an input or of an output feature."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import torch
+from torch import Tensor
+
+from smatcli.experts.space import ParameterSpace
+
+
+@dataclass(frozen=True)
+class Groups:
+    """A partition of the flat vector [P] into G groups.
+
+    A weight matrix [outputs, inputs, ...] has a group for each output (`output`; the layer's bias belongs to it) or each input (`input`).
+    What is no weight matrix (norms, biases, tokens, position embedding) has a group for each feature, the last axis.
+    `counts` are the groups of consecutive parts of a group vector; tensor i of the space takes part `parts[i]`, viewed as `views[i]`.
+    """
+
+    counts: tuple[int, ...]
+    parts: tuple[int, ...]
+    views: tuple[tuple[int, ...], ...]
+    shapes: tuple[torch.Size, ...]
+
+    @classmethod
+    def of(cls, space: ParameterSpace, kind: str) -> "Groups":
+        """Groups by `kind`: input or output."""
+        counts: list[int] = []
+        parts: list[int] = []
+        views: list[tuple[int, ...]] = []
+        weights: dict[str, int] = {}
+        for name, shape in zip(space.names, space.shapes, strict=True):
+            weight = name.removesuffix("bias") + "weight"
+            if kind == "output" and name.endswith("bias") and weight in weights and counts[weights[weight]] == prod(shape):
+                parts.append(weights[weight])
+                views.append(tuple(shape))
+                continue
+            view = _view(name, shape, kind)
+            if len(shape) > 1 and name.endswith("weight"):
+                weights[name] = len(counts)
+            parts.append(len(counts))
+            counts.append(prod(view))
+            views.append(view)
+        return cls(tuple(counts), tuple(parts), tuple(views), space.shapes)
+
+    @property
+    def size(self) -> int:
+        """G."""
+        return sum(self.counts)
+
+    @cached_property
+    def members(self) -> Tensor:
+        """Number of parameters in each group, [G] (float64)."""
+        found = [torch.zeros(count, dtype=torch.float64) for count in self.counts]
+        for part, view, shape in zip(self.parts, self.views, self.shapes, strict=True):
+            found[part] += prod(shape) / prod(view)
+        return torch.cat(found)
+
+    def expand(self, values: Tensor) -> Tensor:
+        """The value of each parameter's group: [G] -> [P], with graph. One split, as in `ParameterSpace.unflatten`."""
+        chunks = values.split(list(self.counts))
+        found = zip(self.parts, self.views, self.shapes, strict=True)
+        return torch.cat([chunks[part].view(view).expand(shape).reshape(-1) for part, view, shape in found])
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of a vector [P] over each group, [G] (float64)."""
+        found = [torch.zeros(count, dtype=torch.float64, device=values.device) for count in self.counts]
+        tensors = values.double().split([prod(shape) for shape in self.shapes])
+        for tensor, part, view, shape in zip(tensors, self.parts, self.views, self.shapes, strict=True):
+            kept = tuple(size if size == full else 1 for size, full in zip(view, shape, strict=True))
+            found[part] += tensor.view(shape).sum_to_size(kept).reshape(-1)
+        return torch.cat(found) / self.members.to(values.device)
+
+
+def _view(name: str, shape: torch.Size, kind: str) -> tuple[int, ...]:
+    if len(shape) > 1 and name.endswith("weight"):
+        return (shape[0], *(1 for _ in shape[1:])) if kind == "output" else (1, *shape[1:])
+    return (*(1 for _ in shape[1:]), *shape[-1:])

@@ -1,0 +1,125 @@
+"""Official checkpoints of other code as run directories (`smat import`)."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smatcli.backbones import create_backbone
+from smatcli.config import Loaded, build_recipe
+from smatcli.config.schema import TrainRecipe
+from smatcli.engine.checkpoint import save_checkpoint
+from smatcli.engine.optim import build_optimizers
+from smatcli.engine.reporter import Reporter, SilentReporter
+from smatcli.engine.run import RunDir
+from smatcli.engine.train import prepare_method, restore
+from smatcli.errors import UserError, nearest
+from smatcli.experts.space import ParameterSpace
+from smatcli.files import publish
+from smatcli.importing.files import locate, read_tensors
+from smatcli.importing.parsed import Parsed, check_backbone, check_heads, state_of
+from smatcli.importing.pmf import is_pmf, parse_pmf
+from smatcli.importing.smat_release import is_smat, parse_smat
+from smatcli.methods.base import FlatMethod
+
+ROUTES = ("learned", "uniform")
+DATA: dict[str, Any] = {
+    "root": "data/paper",
+    "train": ["ilsvrc_2012", "omniglot", "aircraft", "cu_birds", "dtd", "quickdraw", "fungi", "vgg_flower"],
+    "id": ["ilsvrc_2012", "omniglot", "aircraft", "cu_birds", "dtd", "quickdraw", "fungi", "vgg_flower"],
+    "ood": ["traffic_sign", "mscoco"],
+    "ood_split": "test",
+}
+"""Meta-Dataset as the published checkpoints were trained and tested on it."""
+
+
+def import_checkpoint(
+    source: str, out: Path | str, overrides: Sequence[str] = (), route: str = "learned", reporter: Reporter | None = None
+) -> RunDir:
+    """Make the run directory `out` of a SMAT or PMF checkpoint: a file, a folder with one, or a model id of the Hugging Face hub.
+
+    `overrides` are `key=value` of the run's recipe (data, evaluation, what the file does not tell); `route: uniform` gives every expert the
+    same score, for releases without router keys. Raises `UserError` before anything is written; no code in the file is run.
+    """
+    out, reporter = Path(out), reporter or SilentReporter()
+    if route not in ROUTES:
+        raise UserError(f"--route {route}: use {' or '.join(ROUTES)}{nearest(route, list(ROUTES))}")
+    if out.exists() or out.is_symlink():
+        raise UserError(f"--out {out} exists; choose another folder")
+    if any(text.partition("=")[0].strip() == "run" for text in overrides):
+        raise UserError("run: cannot be set here; use --out")
+    path = locate(source)
+    parsed = parse(path, route)
+    loaded = _recipe(path, out, parsed, overrides)
+    method = _method(path, loaded, parsed)
+    _describe(reporter, source, parsed, method)
+    return _write(out, loaded, method, {"source": source, "file": path.name, "layout": parsed.layout, **parsed.facts})
+
+
+def parse(path: Path, route: str = "learned") -> Parsed:
+    """What the checkpoint at `path` is; UserError when it is neither SMAT's nor PMF's."""
+    tensors = read_tensors(path)
+    if is_smat(tensors):
+        return parse_smat(path, tensors, route)
+    if is_pmf(tensors):
+        if route != "learned":
+            raise UserError(f"{path}: --route {route} is for SMAT checkpoints, this one is PMF's and has no experts")
+        return parse_pmf(path, tensors)
+    first = ", ".join(list(tensors)[:2])
+    raise UserError(
+        f"{path}: is neither a SMAT nor a PMF checkpoint (it has {first}); a plain backbone is used by backbone.weights=FILE of a recipe"
+    )
+
+
+def _recipe(path: Path, out: Path, parsed: Parsed, overrides: Sequence[str]) -> Loaded:
+    data = {
+        "kind": "train",
+        "run": str(out),
+        "backbone": parsed.backbone,
+        "data": DATA,
+        "method": parsed.method,
+        "episode": {"kind": "meta-dataset"},
+        "train": {"steps": 0},
+        "eval": {"episode": {"kind": "meta-dataset"}},
+    }
+    loaded = build_recipe(data, path, overrides, kind="train")
+    check_heads(path, loaded.recipe.backbone)
+    return loaded
+
+
+def _method(path: Path, loaded: Loaded, parsed: Parsed) -> FlatMethod:
+    recipe = loaded.recipe
+    assert isinstance(recipe, TrainRecipe)
+    if recipe.method.name != parsed.method["name"]:
+        raise UserError(f"method.name={recipe.method.name}: {path} is a checkpoint of {parsed.method['name']}; leave method.name out")
+    with torch.device("meta"):  # shapes alone: a wrong backbone is refused before its experts are made
+        space = ParameterSpace.of(create_backbone(recipe.backbone.model_copy(update={"weights": "none"})))
+    check_backbone(path, space, parsed.flat["theta_pre"])
+    method = prepare_method(recipe.model_copy(update={"device": "cpu"}), "none")
+    restore(method, state_of(path, method, parsed), path)
+    return method
+
+
+def _describe(reporter: Reporter, source: str, parsed: Parsed, method: FlatMethod) -> None:
+    facts = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in parsed.facts.items())
+    reporter.line(f"{source}: {parsed.layout}, {method.space.size:,} backbone parameters, {facts}")
+    for note in parsed.notes:
+        reporter.line(note)
+
+
+def _write(out: Path, loaded: Loaded, method: FlatMethod, imported: dict[str, Any]) -> RunDir:
+    """The run under a temporary name, then its own: whole or not there."""
+    draft = out.parent / f".{out.name}.import-{os.getpid()}"
+    groups = build_optimizers(method.groups(), loaded.recipe.train.groups, 1, method.default_groups()).state_dict()[1]  # type: ignore[union-attr]
+    state = {"step": 0, "best": {"mean": -1.0, "step": -1}, "optimizers": groups}
+    try:
+        run = RunDir.create(draft, loaded.recipe, loaded.origins)
+        save_checkpoint(run.checkpoints / "last", method.state_dict(), state)
+        run.note(status="finished", imported=imported)
+        publish(draft, out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return RunDir.open(out)

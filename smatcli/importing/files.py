@@ -1,0 +1,86 @@
+"""Where a foreign checkpoint is, and its tensors by name: files, folders, models on the Hugging Face hub; no code in them is run."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from smatcli.backbones.weights import SUFFIXES, load_tree
+from smatcli.errors import UserError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FIRST = ("model.safetensors", "pytorch_model.bin")
+_WRAPPERS = ("model", "state_dict")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def locate(source: str) -> Path:
+    """The checkpoint's file: `source` itself, the weights in a folder, or those of a model on the hub; UserError when there is none."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _weights_in(path, source)
+    if path.exists():
+        return path
+    if path.suffix not in SUFFIXES and not path.is_absolute() and _HUB_ID.fullmatch(source):
+        return _weights_in(_download(source), source)
+    raise UserError(f"{source}: there is no such file (a model of the Hugging Face hub is named OWNER/NAME)")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint's model by name, without the prefix that a wrapper has left."""
+    tree = load_tree(path, "import")
+    for key in _WRAPPERS:
+        if isinstance(tree, dict) and isinstance(tree.get(key), dict):
+            tree = tree[key]
+            break
+    if not isinstance(tree, dict) or not tree:
+        raise UserError(f"{path}: holds no tensors by name; give the checkpoint of a model")
+    for key, value in tree.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise UserError(f"{path}: {key!r} is a {type(value).__name__}, no tensor; give the checkpoint as it was released")
+    for prefix in _PREFIXES:
+        if all(key.startswith(prefix) for key in tree):
+            tree = {key.removeprefix(prefix): value for key, value in tree.items()}
+    return {key: value.detach() for key, value in tree.items()}
+
+
+def _weights_in(folder: Path, source: str) -> Path:
+    if (folder / "run.json").is_file():
+        raise UserError(f"{source}: is a run already; use it as it is")
+    files = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    chosen = [p for name in _FIRST for p in files if p.name == name] or files
+    if not chosen:
+        raise UserError(f"{source}: has no weights in it ({', '.join(SUFFIXES)})")
+    if len(chosen) > 1 and chosen[0].name not in _FIRST:
+        names = ", ".join(str(p) for p in chosen[:4])
+        raise UserError(f"{source}: holds {len(chosen)} checkpoints; give one of them: {names}")
+    return chosen[0]
+
+
+def _download(hub_id: str) -> Path:
+    """The folder of a hub model's weights, in the hub's own cache."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    missing: tuple[type[Exception], ...] = (errors.RepositoryNotFoundError, errors.GatedRepoError, errors.HFValidationError)
+    try:
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=[f"*{suffix}" for suffix in SUFFIXES]))
+    except missing:
+        raise UserError(
+            f"{hub_id}: no such file, and the Hugging Face hub has no such public model; check the name, or log in (`hf auth login`)"
+        ) from None
+    except Exception as error:  # the download passes through several libraries, each with errors of its own
+        raise UserError(
+            f"{hub_id}: no such file, and the Hugging Face hub cannot be reached ({_reason(error)}); "
+            "download the checkpoint where there is a network and give its path"
+        ) from None
+
+
+def _reason(error: Any) -> str:
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, and the model is not in the cache"
+    text = " ".join(str(error).split())
+    return text[:120] or type(error).__name__

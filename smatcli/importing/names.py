@@ -1,0 +1,73 @@
+"""Names and order of a ViT's tensors in two libraries, and theirs to timm's.
+
+Lists of the SMAT release are by index, in the order of the network's named parameters: the order below, whatever the order in the file.
+"""
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from smatcli.errors import UserError
+from smatcli.importing.parsed import Named
+
+_DEPTH = re.compile(r"(?:^|\.)(?:blocks|layer)\.(\d+)\.")
+_HF_BLOCK = (
+    ("attention.attention.query", "attn.qkv", 0),
+    ("attention.attention.key", "attn.qkv", 1),
+    ("attention.attention.value", "attn.qkv", 2),
+    ("attention.output.dense", "attn.proj", None),
+    ("intermediate.dense", "mlp.fc1", None),
+    ("output.dense", "mlp.fc2", None),
+    ("layernorm_before", "norm1", None),
+    ("layernorm_after", "norm2", None),
+)
+_TIMM_BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+_KINDS = ("weight", "bias")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor: its foreign name, timm's, and which third of timm's fused qkv it is (None: all of it)."""
+
+    theirs: str
+    ours: str
+    part: int | None = None
+
+
+def transformers_entries(depth: int) -> list[Entry]:
+    """A ViT of `transformers` 4 (q, k and v separate), in the order of its named parameters."""
+    found = [Entry("embeddings.cls_token", "cls_token"), Entry("embeddings.position_embeddings", "pos_embed")]
+    found += [Entry(f"embeddings.patch_embeddings.projection.{kind}", f"patch_embed.proj.{kind}") for kind in _KINDS]
+    for i in range(depth):
+        for theirs, ours, part in _HF_BLOCK:
+            found += [Entry(f"encoder.layer.{i}.{theirs}.{kind}", f"blocks.{i}.{ours}.{kind}", part) for kind in _KINDS]
+    return found + [Entry(f"layernorm.{kind}", f"norm.{kind}") for kind in _KINDS]
+
+
+def timm_entries(depth: int) -> list[Entry]:
+    """A ViT of timm, torch hub or DINO (qkv fused), in the order of its named parameters."""
+    names = ["cls_token", "pos_embed", *(f"patch_embed.proj.{kind}" for kind in _KINDS)]
+    names += [f"blocks.{i}.{part}.{kind}" for i in range(depth) for part in _TIMM_BLOCK for kind in _KINDS]
+    return [Entry(name, name) for name in [*names, *(f"norm.{kind}" for kind in _KINDS)]]
+
+
+def entries_for(path: Path, names: Collection[str]) -> list[Entry]:
+    """The layout that `names` (without the prefix of the network) follow; UserError when they are those of no ViT."""
+    depth = max((int(match.group(1)) for name in names if (match := _DEPTH.search(name))), default=-1) + 1
+    if depth and any(name.startswith(("embeddings.", "encoder.layer.")) for name in names):
+        return transformers_entries(depth)
+    if depth and any(name.startswith(("patch_embed.", "blocks.")) for name in names):
+        return timm_entries(depth)
+    raise UserError(f"{path}: its network is no vision transformer that can be imported (it has {', '.join(sorted(names)[:2])})")
+
+
+def to_timm(entries: Sequence[Entry], tensors: Sequence[Tensor], names: Sequence[str]) -> dict[str, Named]:
+    """Tensors by timm name, thirds of qkv joined along their first axis; `tensors` and their `names` in the file as `entries`."""
+    parts: dict[str, list[tuple[str, Tensor]]] = {}
+    for entry, tensor, name in zip(entries, tensors, names, strict=True):
+        parts.setdefault(entry.ours, []).append((name, tensor))
+    return {ours: Named(found[0][0] + " (q, k, v)" * (len(found) > 1), torch.cat([t for _, t in found])) for ours, found in parts.items()}

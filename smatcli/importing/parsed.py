@@ -1,0 +1,134 @@
+"""What every importer makes of a foreign checkpoint, and the checks that they share."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smatcli.backbones.weights import some
+from smatcli.config.schema import BackboneConfig
+from smatcli.errors import UserError
+from smatcli.experts.space import ParameterSpace
+from smatcli.methods.base import FlatMethod
+
+TRAINED_AT = {224: 128}
+"""Published models were tuned on images of 128 px with the position embedding of 224 px."""
+_FAMILY = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large"}
+
+
+@dataclass(frozen=True)
+class Named:
+    """A tensor, and its name(s) in the foreign file for messages."""
+
+    name: str
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A foreign checkpoint in our terms.
+
+    `method` is the recipe's method section, `backbone` its backbone section. `flat` maps a state key of the method to tensors by timm name,
+    which become one vector [P] (or [M, P] where they have an expert axis, last); `single` maps the other state keys to their tensors.
+    """
+
+    layout: str
+    method: dict[str, Any]
+    backbone: dict[str, Any]
+    flat: dict[str, dict[str, Named]]
+    single: dict[str, Named]
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def check_keys(path: Path, found: Iterable[str], wanted: Iterable[str], optional: Iterable[str] = (), what: str = "") -> None:
+    """UserError that names what `found` lacks of `wanted`, and what it has beyond `wanted` and `optional`."""
+    found, wanted = list(found), list(wanted)
+    missing = [k for k in wanted if k not in set(found)]
+    unexpected = [k for k in found if k not in {*wanted, *optional}]
+    if missing or unexpected:
+        parts = [f"lacks {some(missing)}"] if missing else []
+        parts += [f"has unexpected {some(unexpected)}"] if unexpected else []
+        raise UserError(f"{path}: not a whole {what} checkpoint: it {' and '.join(parts)}")
+
+
+def check_shape(path: Path, key: str, tensor: Tensor, shape: tuple[int, ...], why: str = "") -> None:
+    """UserError that names the tensor when its shape is not `shape`."""
+    if tuple(tensor.shape) != shape:
+        raise UserError(f"{path}: {key} has shape {tuple(tensor.shape)}, expected {shape}{why}")
+
+
+def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """UserError that names the tensors with NaN or infinite values."""
+    bad = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    if bad:
+        raise UserError(f"{path}: NaN or infinite values in {some(bad)}; the file is damaged or the training diverged")
+
+
+def backbone_section(path: Path, tensors: Mapping[str, Named]) -> dict[str, Any]:
+    """The recipe's backbone section of a plain ViT, read off its tensors by timm name; heads of unusual widths are left to the user."""
+    patch = tensors["patch_embed.proj.weight"]
+    if patch.tensor.ndim != 4:
+        raise UserError(f"{path}: {patch.name} has shape {tuple(patch.tensor.shape)}, expected (dim, 3, patch, patch)")
+    dim, size = patch.tensor.shape[0], patch.tensor.shape[-1]
+    position = tensors["pos_embed"]
+    side = isqrt(max(position.tensor.numel() // dim - 1, 0))
+    check_shape(path, position.name, position.tensor, (1, side * side + 1, dim), " (a square of patches and the class token)")
+    depth = len([name for name in tensors if name.endswith(".norm1.weight")])
+    ratio = tensors["blocks.0.mlp.fc1.weight"].tensor.shape[0] / dim
+    family = _FAMILY.get((dim, depth)) if ratio == 4 else None
+    name, args = f"vit_{family}_patch{size}_224", {}
+    import timm
+
+    if family is None or not timm.is_model(name):
+        name = "vit_small_patch16_224"
+        args = {"patch_size": size, "embed_dim": dim, "depth": depth} | ({} if ratio == 4 else {"mlp_ratio": ratio})
+    native = side * size
+    return {"name": name, "args": args, "image_size": TRAINED_AT.get(native, native), "position_size": native, "weights": "none"}
+
+
+def check_heads(path: Path, config: BackboneConfig) -> None:
+    """UserError for a backbone of unusual width whose number of heads nobody has said: no tensor's shape tells it."""
+    if "embed_dim" in config.args and "num_heads" not in config.args:
+        raise UserError(
+            f"{path}: a ViT of width {config.args['embed_dim']} and depth {config.args.get('depth')} is none of timm's, and its number of "
+            "heads is not in the file; add backbone.args.num_heads=N"
+        )
+
+
+def state_of(path: Path, method: FlatMethod, parsed: Parsed) -> dict[str, Tensor]:
+    """The method's state dictionary with the checkpoint's tensors; UserError names the first that does not fit the recipe."""
+    state = method.state_dict()
+    for key, tensors in parsed.flat.items():
+        if key not in state:
+            raise UserError(f"{path}: the recipe's method has no {key}; leave its method settings as they are")
+        state[key] = _flattened(path, method.space, tensors, state[key])
+    for key, named in parsed.single.items():
+        if key not in state:
+            raise UserError(f"{path}: the recipe's method has no place for {named.name} ({key}); leave its method settings as they are")
+        check_shape(path, named.name, named.tensor, tuple(state[key].shape), " by the recipe")
+        state[key] = named.tensor.to(state[key].dtype)
+    return state
+
+
+def check_backbone(path: Path, space: ParameterSpace, tensors: Mapping[str, Named], experts: tuple[int, ...] = ()) -> None:
+    """UserError that names what of `tensors` does not fit the recipe's backbone; `experts`: size of a last axis that they have beside."""
+    missing = [name for name in space.names if name not in tensors]
+    more = [named.name for name, named in tensors.items() if name not in space.names]
+    if missing or more:
+        parts = [f"lacks {some(missing)} of the recipe's backbone"] if missing else []
+        parts += [f"has {some(more)}, which the recipe's backbone has not"] if more else []
+        raise UserError(f"{path}: is a checkpoint for another backbone: it {' and '.join(parts)}")
+    for name, shape in zip(space.names, space.shapes, strict=True):
+        check_shape(path, tensors[name].name, tensors[name].tensor, (*shape, *experts), " by the recipe's backbone and method")
+
+
+def _flattened(path: Path, space: ParameterSpace, tensors: Mapping[str, Named], like: Tensor) -> Tensor:
+    experts = (like.shape[0],) if like.ndim == 2 else ()
+    check_backbone(path, space, tensors, experts)
+    flat = torch.cat([tensors[name].tensor.reshape(-1, *experts) for name in space.names])
+    return (flat.T if experts else flat).to(like.dtype).contiguous()
