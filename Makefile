@@ -54,3 +54,4 @@ bench: $(STAMP) ## measured speed, one script per question
 
 docs: $(STAMP) ## docs/cli, one page per verb from its --help
 	$(BIN)/python -m smatcli.cli.docs docs/cli
+	$(BIN)/python -m smatcli.cli.datasets_page data/README.md
