@@ -58,20 +58,20 @@ def pointer_kind(head: bytes) -> str | None:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turns a full disk and a folder that cannot be written into SmatError about `path`."""
+def disk_errors(path: Path, kind: type[SmatError] = SmatError) -> Iterator[None]:
+    """Turns a full disk and a folder that cannot be written into an error of `kind` about `path`."""
     try:
         yield
     except OSError as error:
         reason = _FULL.get(error.errno or 0) or next((text for text in _FULL.values() if "No space left" in str(error)), None)
         if reason:
-            raise SmatError(f"{path}: {reason}; nothing was changed: free some space and run it again") from error
+            raise kind(f"{path}: {reason}; nothing was changed: free some space and run it again") from error
         culprit = Path(os.fsdecode(error.filename)) if error.filename else None
         ours = culprit is not None and (culprit.parent == path.parent or culprit in path.parents)
         if ours and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise SmatError(f"{path}: cannot be written here ({os.strerror(error.errno).lower()}); choose another folder") from error
+            raise kind(f"{path}: cannot be written here ({os.strerror(error.errno).lower()}); choose another folder") from error
         if ours and error.errno in (errno.ENOTDIR, errno.EEXIST) and not path.parent.is_dir():
-            raise SmatError(f"{path}: {culprit} is a file, not a folder") from error
+            raise kind(f"{path}: {culprit} is a file, not a folder") from error
         raise
 
 

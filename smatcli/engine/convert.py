@@ -61,7 +61,7 @@ class Conversion:
             self.unreadable.clear()
             self.progress = Progress([], self.unreadable)
             self.selection = Selection(self.source.classes(), self.name, self.settings, self.reporter, getattr(self.source, "dropped", ()))
-            with disk_errors(self.target):
+            with disk_errors(self.target, UserError):
                 draft = self._draft(journal, {"fingerprint": fingerprint, "smat": __version__, "pillow": PIL.__version__})
                 self._convert(draft, journal)
                 self._finish(draft, fingerprint)

@@ -30,7 +30,7 @@ class Journal:
 
     def __init__(self, target: Path) -> None:
         self.target, self.path = target, hidden(target, "journal")
-        with disk_errors(target):
+        with disk_errors(target, UserError):
             target.parent.mkdir(parents=True, exist_ok=True)
             self._open()
         self.header: dict[str, Any] | None = None

@@ -234,7 +234,7 @@ def test_no_space_left(tmp_path, prepare, monkeypatch):
     monkeypatch.setattr(store_writer, "_append", full)
     with pytest.raises(SmatError, match=r"pets\.h5: no space left") as caught:
         prepare(tree(3, 3), size=9, replace=True)
-    assert caught.value.exit_code == 1 and os.listdir(tmp_path / "out") == ["pets.h5"] and store.path.read_bytes() == before
+    assert caught.value.exit_code == 2 and os.listdir(tmp_path / "out") == ["pets.h5"] and store.path.read_bytes() == before
 
 
 SLOW = """

@@ -136,12 +136,14 @@ def hsv(hue: ArrayLike, saturation: ArrayLike, value: ArrayLike) -> Array:
 
 
 def ink_and_paper(draws: Draws, n: int, contrast: float = 0.35) -> tuple[Array, Array]:
-    """Two random colours [n, 3] whose luminance differs by about `contrast` or more; either may be the darker."""
-    paper, ink = draws.uniform(0, 1, n, 3), draws.uniform(0, 1, n, 3)
-    light = paper @ LUMA
-    close = np.abs(ink @ LUMA - light) < contrast
-    away = np.where((light > 0.5)[:, None], ink * 0.3, 1 - (1 - ink) * 0.3)
-    return np.where(close[:, None], away, ink).astype(np.float32), paper
+    """A dark ink and a light paper [n, 3], of any hue, whose luminance differs by `contrast` or more.
+
+    Which of the two is darker is fixed: with random polarity, colour drowns the form for any network that trains for seconds.
+    """
+    paper = hsv(draws.uniform(0, 1, n), draws.uniform(0, 0.4, n), draws.uniform(0.7, 1, n))
+    ink = hsv(draws.uniform(0, 1, n), draws.uniform(0, 0.9, n), draws.uniform(0.05, 0.45, n))
+    close = (paper - ink) @ LUMA < contrast
+    return np.where(close[:, None], ink * 0.3, ink).astype(np.float32), paper
 
 
 def backdrop(draws: Draws, colour: Array, size: int, uneven: float = 0.2, cells: int = 2) -> Array:

@@ -88,6 +88,5 @@ def draw_number(digits: tuple[int, int], draws: Draws, n: int, size: int) -> NDA
     dark = draws.uniform(0, 0.15, n)
     paper = np.repeat(dark[:, None], 3, 1)
     ink = hsv(draws.uniform(0, 1, n), draws.uniform(0, 0.25, n), draws.uniform(0.75, 1, n))
-    swap = draws.flip(0.3, n)[:, None]
-    image = paint(backdrop(draws, np.where(swap, ink, paper), size, uneven=0.05), mask, np.where(swap, paper, ink))
+    image = paint(backdrop(draws, paper, size, uneven=0.05), mask, ink)
     return finished(draws, image, light=0.1)

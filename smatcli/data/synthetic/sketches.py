@@ -72,9 +72,8 @@ def draw_sketch(strokes: list[Array], draws: Draws, n: int, size: int) -> NDArra
     pressure = 1 - rows(draws.uniform(0, 0.5, n)) * draws.uniform(0, 1, n, size, size)
     paper = hsv(draws.uniform(0, 1, n), draws.uniform(0, 0.25, n), draws.uniform(0.75, 1, n))
     pen = hsv(draws.uniform(0, 1, n), draws.uniform(0, 0.9, n), draws.uniform(0, 0.4, n))
-    swap = draws.flip(0.4, n)[:, None]
-    image = backdrop(draws, np.where(swap, pen, paper), size, uneven=0.15, cells=3)
-    return finished(draws, paint(image, mask * pressure, np.where(swap, paper, pen)))
+    image = backdrop(draws, paper, size, uneven=0.15, cells=3)
+    return finished(draws, paint(image, mask * pressure, pen))
 
 
 def _squared_distance(x: Array, y: Array, start: Array, end: Array) -> Array:
