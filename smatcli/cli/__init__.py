@@ -27,6 +27,7 @@ VERBS = {
     "push": "push",
     "pull": "pull",
     "sweep": "sweep",
+    "analyze": "analyze",
     "report": "report",
     "recipes": "recipes",
     "env": "env",

@@ -5,7 +5,10 @@ from typing import Annotated
 
 import typer
 
-EPILOG = "Example: [bold]smat report runs/* --out report --names smat=SMAT[/]"
+EPILOG = """
+Examples: [bold]smat report runs/* --out report --names smat=SMAT[/]\n
+[bold]smat report runs/smat-sweep-tau --format html --watch[/] (a page that follows a sweep)
+"""
 
 
 def report(
@@ -18,11 +21,25 @@ def report(
     names: Annotated[list[str] | None, typer.Option(metavar="RUN=LABEL", help="heading of a run's columns; may be repeated")] = None,
     digits: Annotated[int, typer.Option(min=0, max=6, help="digits after the point of percentages")] = 1,
     title: Annotated[str, typer.Option(help="title of the report, also put before every caption")] = "",
+    published: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PAPER", help="show its numbers beside ours: meta_dataset, pmf, ... (PAPER:LABEL: one column; or a FILE.csv)"),
+    ] = None,
+    delta: Annotated[bool, typer.Option("--delta", help="also ours minus published, where method and adaptation are the same")] = False,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format", metavar="FORMAT", help="files (LaTeX, Markdown, CSV, PNG, PDF) or html (one page); may be repeated [default: files]"
+        ),
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="make it again whenever the runs change, until Ctrl-C")] = False,
+    every: Annotated[float, typer.Option("--every", min=0.1, help="seconds between two looks of --watch")] = 30.0,
 ) -> None:
-    """Make tables (LaTeX, CSV, Markdown) and figures (PNG, PDF) from the results of runs.
+    """Make tables (LaTeX, CSV, Markdown), figures (PNG, PDF) and an HTML page from the results of runs.
 
     Reads every eval/*/summary.csv and results.h5 below RUNS. Numbers of different protocols or episode counts never share a table;
-    the points of a sweep get a table and a figure (sparsity target against accuracy) of their own. Start at README.md in the folder.
+    the points of a sweep get a table and a figure (sparsity target against accuracy) of their own. What smat analyze found is drawn too.
+    Start at README.md or report.html in the folder.
     """
     from smatcli.errors import UserError
     from smatcli.report import report as make_report
@@ -33,7 +50,16 @@ def report(
         if not run or not label.strip():
             raise UserError(f"--names {text!r} is not of the form RUN=LABEL")
         labels[run] = label
-    made = make_report(runs, out, baseline or (), labels, digits, title)
-    for line in made.lines:
-        typer.echo(line, err=True)
-    typer.echo(f"{made.index}: {len(made.files)} files")
+
+    def make() -> None:
+        made = make_report(runs, out, baseline or (), labels, digits, title, published or (), delta, formats or ("files",))
+        for line in made.lines:
+            typer.echo(line, err=True)
+        typer.echo(f"{made.index}: {len(made.files)} file{'' if len(made.files) == 1 else 's'}")
+
+    if not watch:
+        make()
+        return
+    from smatcli.report.watch import watch as keep_watching
+
+    keep_watching(make, runs, every, lambda line: typer.echo(line, err=True))

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from smatcli.report.groups import Column, Key
-from smatcli.report.statistics import UNKNOWN, Estimate, average, paired_difference, unpaired_difference
+from smatcli.report.significance import Outcome, outcomes, resampled_means
+from smatcli.report.statistics import UNKNOWN, Estimate, average, paired_difference, ranks, unpaired_difference
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,16 @@ def difference(first: Column, second: Column, key: Key) -> Difference:
 
 
 def same_episodes(first: Column, second: Column, key: Key) -> bool:
-    """Whether both recorded the same episodes: numbers, seed, store. (Protocol and split are the same within a row.)"""
+    """Whether both recorded the same episodes: by the hash of their list, else by numbers, seed, store. (A row has one protocol.)"""
     a, b = (c.evaluation.accuracies.get(key.dataset) for c in (first, second))
-    if a is None or b is None or not np.array_equal(a[:, 0], b[:, 0]):
-        return False
+    return a is not None and b is not None and np.array_equal(a[:, 0], b[:, 0]) and same_questions(first, second, key)
+
+
+def same_questions(first: Column, second: Column, key: Key) -> bool:
+    """Whether both were asked the same episodes, as far as their files say, even where one has lost its per-episode records."""
+    a, b = (c.evaluation.by_dataset.get(key.dataset) for c in (first, second))
+    if a is not None and b is not None and a.list_hash and b.list_hash:
+        return a.list_hash == b.list_hash
     return _drawn_by(first.evaluation.origin, key.dataset) == _drawn_by(second.evaluation.origin, key.dataset)
 
 
@@ -67,3 +74,48 @@ def best(columns: Sequence[Column], keys: Sequence[Key]) -> set[int]:
     top = max(known, key=lambda i: (means[i].mean, -i))
     tied = {i for i in known if not average_difference(columns[top], columns[i], keys).estimate.above_zero}
     return tied | {top}
+
+
+def average_ranks(columns: Sequence[Column], keys: Sequence[Key]) -> dict[int, float]:
+    """Average rank by column over the datasets `keys`, of the columns that have them all; empty if there are fewer than two.
+
+    Meta-Dataset's rule (see `ranks`), with the test of `best`: ties are differences whose interval has 0 in it, paired where possible.
+    """
+    whole = [i for i, c in enumerate(columns) if keys and all(key in c.estimates and c.estimates[key].known for key in keys)]
+    if len(whole) < 2:
+        return {}
+    total = np.zeros(len(whole))
+    for key in keys:
+        own = [columns[i] for i in whole]
+
+        def tied(top: int, other: int, own: list[Column] = own, key: Key = key) -> bool:
+            return not difference(own[top], own[other], key).estimate.above_zero
+
+        total += ranks([c.estimates[key].mean for c in own], tied)
+    return {i: float(rank) / len(keys) for i, rank in zip(whole, total, strict=True)}
+
+
+def compared(pairs: Sequence[tuple[Column, Column]], keys: Sequence[Key]) -> tuple[list[int], dict[Key, list[Outcome]], list[Outcome]]:
+    """Tests of first - second for the pairs that recorded the same episodes of each of `keys`.
+
+    Returns their places in `pairs`, their outcomes by dataset, and those of the average over datasets.
+    """
+    places = [
+        i for i, (a, b) in enumerate(pairs) if keys and all(k in a.estimates and k in b.estimates and same_episodes(a, b, k) for k in keys)
+    ]
+    if not places:
+        return [], {}, []
+    differences, means, single = [], [], {}
+    for d, key in enumerate(keys):
+        own = [_aligned(*pairs[i], key) for i in places]
+        if len({len(values) for values in own}) > 1:  # more episodes than the group's number were recorded for some
+            return [], {}, []
+        differences.append(own)
+        means.append(resampled_means(np.stack(own), seed=d))
+        single[key] = outcomes([own], [means[-1]])
+    return places, single, outcomes(differences, means)
+
+
+def _aligned(first: Column, second: Column, key: Key) -> np.ndarray:
+    a, b = (c.evaluation.accuracies[key.dataset][:, 1] for c in (first, second))
+    return np.asarray(a - b, np.float64)

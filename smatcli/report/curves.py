@@ -14,18 +14,24 @@ from smatcli.report.statistics import UNKNOWN, Estimate
 MOST_BANDS = 5  # lines of a figure; more bands would hide each other
 
 
+def band(lines: int) -> Literal["band", "none"]:
+    """Bands for a few lines, none for more."""
+    return "band" if lines <= MOST_BANDS else "none"
+
+
 @dataclass
 class Series:
-    """One line: `points` are (x, estimate); a reference has one estimate for every x."""
+    """One line: `points` are (x, estimate); a reference has one estimate for every x; a guide is what the others would ideally be."""
 
     label: str
     points: list[tuple[float, Estimate]] = field(default_factory=list)
     reference: Estimate | None = None
+    guide: bool = False
 
 
 @dataclass(frozen=True)
 class Curves:
-    """A figure of one or more panels (title -> series) over a common x axis; y is a share, drawn in percent."""
+    """A figure of one or more panels (title -> series) over a common x axis; y is drawn times `scale`, a share in percent."""
 
     stem: str
     heading: str
@@ -34,16 +40,19 @@ class Curves:
     y_label: str
     panels: dict[str, list[Series]]
     interval: Literal["bars", "band", "none"] = "bars"
+    scale: float = 100.0  # of y as it is drawn and written
+    log_x: bool = False
+    y_labels: dict[str, str] = field(default_factory=dict)  # of single panels
 
     def csv(self) -> str:
-        """panel, series, x, mean and half-width in percent; a reference's x is empty."""
+        """panel, series, x, mean and half-width as they are drawn; a reference's x is empty."""
         lines = [["panel", "series", "x", "mean", "half_width"]]
         for panel, series in self.panels.items():
             for one in series:
                 points: list[tuple[float | None, Estimate]] = [*one.points] if one.reference is None else [(None, one.reference)]
                 for x, e in points:
                     place = "" if x is None else f"{x:.6g}" if x % 1 else str(int(x))
-                    lines.append([panel, one.label, place, csv_number(100 * e.mean, 4), csv_number(100 * e.half_width, 4)])
+                    lines.append([panel, one.label, place, csv_number(self.scale * e.mean, 4), csv_number(self.scale * e.half_width, 4)])
         return write_csv(lines)
 
 
@@ -116,7 +125,7 @@ def training_curves(stem: str, heading: str, runs: Sequence[tuple[str, Run]]) ->
             if len(one.points) > 1:
                 panels[title].append(one)
     kept = {title: series for title, series in panels.items() if series}
-    shown: Literal["band", "none"] = "band" if max(map(len, kept.values()), default=0) <= MOST_BANDS else "none"
+    shown = band(max(map(len, kept.values()), default=0))
     caption = "Validation accuracy during meta-training, on fixed episodes of the validation classes"
     caption += ", with 95% bands" if shown == "band" else ""
     return Curves(stem, heading, caption, "Tasks seen", "Validation accuracy (%)", kept, shown) if kept else None

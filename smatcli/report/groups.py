@@ -11,7 +11,7 @@ from smatcli.report.runs import Run
 from smatcli.report.statistics import Estimate, average
 
 METHOD_LABELS = {"pretrained": "Pre-trained", "pmf": "PMF", "softmerge": "SoftMerge", "mlp_experts": "MLP experts", "smat": "SMAT"}
-ADAPT_FAMILIES = {"proto": "Without fine-tuning", "flip": "Gradient-free"}
+ADAPT_FAMILIES = {"proto": "Without fine-tuning", "flip": "Gradient-free", "exhaustive": "Gradient-free"}
 GRADIENT_BASED = "Gradient-based"
 DOMAINS = {"ID": "In-domain", "OOD": "Out-of-domain"}
 _SPLIT = re.compile(r"-(train|valid|test|all)$")
@@ -109,7 +109,8 @@ def make_groups(frame: Frame, names: Mapping[str, str]) -> list[Group]:
                 group.sweeps.setdefault(sweep, []).append(column)
             else:
                 group.columns.append(column)
-    chosen = _chosen_names(frame.runs, names)
+    joint = [e.run for e in frame.evaluations if e.members]
+    chosen = _chosen_names([*frame.runs, *joint], names)
     for group in groups.values():
         group.columns.sort(key=_order)
         _label(group, chosen)
@@ -126,7 +127,7 @@ def sweep_points(frame: Frame) -> set[Path]:
 
 
 def _order(column: Column) -> tuple[object, ...]:
-    families, methods = [*ADAPT_FAMILIES.values(), GRADIENT_BASED], list(METHOD_LABELS)
+    families, methods = [*dict.fromkeys(ADAPT_FAMILIES.values()), GRADIENT_BASED], list(METHOD_LABELS)
     method, adapt = column.evaluation.run.method, column.evaluation.adapt
     place = methods.index(method) if method in methods else len(methods)
     return families.index(column.family), place, method, column.evaluation.run.name, adapt

@@ -35,7 +35,7 @@ _LETTERS = {
     "’": r"\textquoteright{}", "“": r"\textquotedblleft{}", "”": r"\textquotedblright{}", "±": r"\ensuremath{\pm}",
     "×": r"\ensuremath{\times}",
     "−": r"\ensuremath{-}", "·": r"\ensuremath{\cdot}", "°": r"\ensuremath{^\circ}", "≤": r"\ensuremath{\le}", "≥": r"\ensuremath{\ge}",
-    "µ": r"\ensuremath{\mu}", "→": r"\ensuremath{\to}", "∞": r"\ensuremath{\infty}", "•": r"\textbullet{}",
+    "µ": r"\ensuremath{\mu}", "→": r"\ensuremath{\to}", "✓": r"\ensuremath{\surd}", "∞": r"\ensuremath{\infty}", "•": r"\textbullet{}",
 }  # fmt: skip
 _LIGATURE = re.compile(r"([-,])(?=\1)")
 _ACCENTS = {
@@ -81,9 +81,9 @@ def _greek(char: str) -> str:
 
 
 def number(estimate: Estimate, digits: int, signed: bool = False, bold: bool = False) -> str:
-    """`$57.9_{\\pm 0.5}$` in percent; an unknown mean is `--`."""
+    """`$57.9_{\\pm 0.5}$` in percent; an unknown mean is empty."""
     if not estimate.known:
-        return "--"
+        return ""
     mean = f"{percent(estimate.mean, digits):{'+' if signed else ''}.{digits}f}"
     mean = rf"\mathbf{{{mean}}}" if bold else mean
     spread = rf"_{{\pm {percent(estimate.half_width, digits):.{digits}f}}}" if math.isfinite(estimate.half_width) else ""
@@ -127,7 +127,8 @@ def _row(row: Row, digits: int) -> str:
 
 def _cell(cell: Cell, digits: int) -> str:
     if cell.text is not None:
-        return escape(cell.text) or "--"
+        text = escape(cell.text)
+        return rf"\textbf{{{text}}}" if text and cell.bold else text
     return number(cell.estimate, digits, cell.signed, cell.bold)
 
 
@@ -148,6 +149,7 @@ def document(table: Table) -> str:
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             tabular(table).rstrip("\n") + "%",
             "}",
+            *(rf"\par\smallskip\begin{{minipage}}{{\linewidth}}\footnotesize {escape(note)}\end{{minipage}}" for note in table.notes),
             r"\end{table}",
             r"\end{document}",
             "",

@@ -23,11 +23,12 @@ def escape(text: str) -> str:
 
 
 def cell_text(cell: Cell, digits: int) -> str:
-    """`**57.9** ± 0.5` in percent; unknown: `--`."""
+    """`**57.9** ± 0.5` in percent; unknown: empty."""
     if cell.text is not None:
-        return escape(cell.text) or "--"
+        text = escape(cell.text)
+        return f"**{text}**" if text and cell.bold else text
     if not cell.estimate.known:
-        return "--"
+        return ""
     mean = f"{percent(cell.estimate.mean, digits):{'+' if cell.signed else ''}.{digits}f}"
     mean = f"**{mean}**" if cell.bold else mean
     half_width = cell.estimate.half_width
@@ -52,8 +53,9 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def page(content: Table) -> str:
-    """The table with its caption."""
-    return f"{table(content)}\n{escape(content.caption)}\n"
+    """The table with its caption and its footnotes."""
+    notes = "".join(f"\n*{escape(note)}*\n" for note in content.notes)
+    return f"{table(content)}\n{escape(content.caption)}\n{notes}"
 
 
 def table_csv(content: Table) -> str:
@@ -71,7 +73,9 @@ def table_csv(content: Table) -> str:
 def _csv_cells(row: Row, numeric: Sequence[bool], digits: int) -> list[str]:
     cells: list[str] = []
     for cell, is_number in zip(row.cells, numeric, strict=True):
-        if is_number:
+        if is_number and cell.text is not None:
+            cells += [cell.text, "", "1" if cell.bold else "0"]
+        elif is_number:
             cells += [*(csv_number(100 * v, digits) for v in (cell.estimate.mean, cell.estimate.half_width)), "1" if cell.bold else "0"]
         else:
             cells.append(cell.text or "")
@@ -100,7 +104,8 @@ def index(title: str, tables: Sequence[Table], figures: Sequence[tuple[str, str,
     parts = [f"# {escape(title or 'Report')}\n", "How these numbers are made: see the protocol page of the documentation.\n"]
     for content in tables:
         files = " ".join(link(end, f"{content.stem}.{end}") for end in ("tex", "tabular.tex", "csv", "md"))
-        parts.append(f"## {escape(content.heading)}\n\n{page(content)}\n{files}\n")
+        shown = page(content) if content.inline else f"{escape(content.caption)}\n"
+        parts.append(f"## {escape(content.heading)}\n\n{shown}\n{files}\n")
     for heading, name, caption in figures:
         files = " ".join(link(end, f"{name}.{end}") for end in ("pdf", "png", "csv"))
         parts.append(f"## {escape(heading)}\n\n![{escape(heading)}]({quote(name)}.png)\n\n{escape(caption)}\n\n{files}\n")

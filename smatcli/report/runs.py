@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,23 @@ class Run:
     ood: frozenset[str] = frozenset()
     name: str = ""
     valid: list[dict[str, Any]] = field(default_factory=list)
+    recipe: dict[str, Any] = field(default_factory=dict, repr=False)
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of its training."""
+        return whole(self.recipe.get("seed"))
+
+    @property
+    def backbone(self) -> str:
+        """timm's name of the vision transformer, empty if the recipe does not say."""
+        return str(section(self.recipe, "backbone").get("name", ""))
+
+    @property
+    def image_size(self) -> int | None:
+        """Side of the input images, pixels."""
+        return whole(section(self.recipe, "backbone").get("image_size"))
 
     @property
     def sweep(self) -> Path | None:
@@ -65,7 +82,7 @@ def read_run(path: Path) -> Run:
     """The run at `path`, from its recipe and its log; both may be missing. Raises `UserError` for a recipe that is not YAML."""
     recipe = _recipe(path / "recipe.yaml")
     method = _dict(recipe.get("method"))
-    run = Run(path, str(recipe.get("kind", "")), str(method.get("name", "")), experts=whole(method.get("experts")))
+    run = Run(path, str(recipe.get("kind", "")), str(method.get("name", "")), experts=whole(method.get("experts")), recipe=recipe)
     run.tau = number(_dict(method.get("sparsity")).get("tau"))
     run.meta_batch = whole(_dict(recipe.get("train")).get("meta_batch")) or 1
     run.ood = frozenset(str(name) for name in _dict(recipe.get("data")).get("ood") or [])
@@ -107,6 +124,14 @@ def _text(path: Path) -> str:
 
 def _dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def section(recipe: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """The part of a recipe below `keys`; empty where there is none."""
+    found: Any = recipe
+    for key in keys:
+        found = _dict(found).get(key)
+    return _dict(found)
 
 
 def number(value: Any) -> float | None:

@@ -1,7 +1,7 @@
 """Intervals of few-shot accuracies. An interval speaks of the draw of episodes, for one trained model and the given datasets."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,3 +60,34 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
         return UNKNOWN
     mean = math.fsum(e.mean for e in estimates) / len(estimates)
     return Estimate(mean, math.hypot(*(e.half_width for e in estimates)) / len(estimates))
+
+
+def across_seeds(means: Sequence[float]) -> Estimate:
+    """Mean of the means [S] of S trainings and the half-width t(0.975, S - 1) s / sqrt(S); unknown width for a single training.
+
+    Student's t, because three seeds say little of their own spread: 1.96 would be less than half the width that covers 95 %.
+    """
+    found = np.asarray(means, np.float64)
+    if len(found) < 2:
+        return Estimate(float(found[0]), math.nan) if len(found) else UNKNOWN
+    from scipy.special import stdtrit
+
+    half_width = float(stdtrit(len(found) - 1, 0.975)) * float(found.std(ddof=1)) / math.sqrt(len(found))
+    return Estimate(float(found.mean()), half_width)
+
+
+def ranks(means: Sequence[float], tied: Callable[[int, int], bool]) -> list[float]:
+    """Ranks (1 is best) by the rule of the Meta-Dataset leaderboard: all that are tied with the best one left share their mean rank.
+
+    `tied(best, other)` says whether two differ by less than their 95 % interval. Source: Triantafillou et al., ICLR 2020, and the
+    leaderboard of its repository, whose ranks the tests reproduce.
+    """
+    left = sorted(range(len(means)), key=lambda i: (-means[i], i))
+    found, place = [0.0] * len(means), 1
+    while left:
+        shared = [i for i in left if i == left[0] or tied(left[0], i)]
+        for i in shared:
+            found[i] = place + (len(shared) - 1) / 2
+        place += len(shared)
+        left = [i for i in left if i not in shared]
+    return found

@@ -1,12 +1,15 @@
 """The tables of a report, free of any output format: accuracies, gains over a baseline, all pairs, sweeps."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
-from smatcli.report.compare import all_paired, average_difference, best, difference
+from smatcli.report import honesty
+from smatcli.report.compare import all_paired, average_difference, average_ranks, best, difference
 from smatcli.report.groups import DOMAINS, Column, Group, Key
+from smatcli.report.published import FAMILY, Published
 from smatcli.report.statistics import UNKNOWN, Estimate
 
 
@@ -39,7 +42,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Table:
-    """`families` are headings over runs of columns: (title, columns); `stem` names the files, `heading` the index page's section."""
+    """`families` are headings over runs of columns: (title, columns); `stem` names the files, `heading` the index page's section.
+
+    `notes` are footnotes, one sentence or more each; a table that is not `inline` is only linked on the index page.
+    """
 
     stem: str
     heading: str
@@ -49,25 +55,43 @@ class Table:
     blocks: list[Block]
     families: list[tuple[str, int]] = field(default_factory=list)
     digits: int = 1
+    notes: list[str] = field(default_factory=list)
+    inline: bool = True
 
 
-def main_table(group: Group, digits: int = 1) -> Table:
-    """Datasets x methods: the in-domain block with its average, then the out-of-domain block with its own; best and ties in bold."""
+def main_table(group: Group, digits: int = 1, published: Sequence[Published] = ()) -> Table:
+    """Tables 1 and 3: datasets x (method + adaptation), grouped by adaptation; ID and OOD averages, average ranks as last row.
+
+    Best and ties in bold. `published` columns stand last, as they are: without bold, without rank.
+    """
     columns = group.columns
 
     def row(keys: Sequence[Key]) -> list[Cell]:
-        bold = best(columns, keys)
-        return [Cell(column.average(keys), i in bold) for i, column in enumerate(columns)]
+        return [*marked_best(columns, keys), *(Cell(p.average([key.dataset for key in keys])) for p in published)]
 
     families: list[tuple[str, int]] = []
-    for column in columns:
-        count = families.pop()[1] if families and families[-1][0] == column.family else 0
-        families.append((column.family, count + 1))
+    for family in [*(c.family for c in columns), *(FAMILY for _ in published)]:
+        count = families.pop()[1] if families and families[-1][0] == family else 0
+        families.append((family, count + 1))
+    blocks, ranked = rows_by_domain(group, columns, row), _rank_row(group, columns, len(published))
     caption = f"Accuracy (%), mean ± 95% half-width over {group.about}.{_bold_means(columns)}{_gaps(group, columns)}"
-    heads, families = [c.label for c in columns], families if len(families) > 1 else []
-    return Table(
-        f"table-{group.tag}", f"Accuracy ({group.brief})", caption, "Dataset", heads, _blocks(group, columns, row), families, digits
-    )
+    if ranked:
+        blocks.append(Block("", [ranked]))
+        caption += " Average rank: over all datasets, 1 is best, ties as in bold share their mean rank (Meta-Dataset's rule)."
+    notes = honesty.notes(group, columns) + [p.note for p in published]
+    heads, families = [*(c.label for c in columns), *(p.heading for p in published)], families if len(families) > 1 else []
+    stem, heading = f"table-{group.tag}", f"Accuracy ({group.brief})"
+    return Table(stem, heading, caption, "Dataset", heads, blocks, families, digits, list(dict.fromkeys(notes)))
+
+
+def _rank_row(group: Group, columns: Sequence[Column], empty: int) -> Row | None:
+    """Average ranks of the complete columns; None where there is nothing to rank."""
+    found = average_ranks(columns, [key for domain in DOMAINS for key in group.keys(domain, columns)])
+    if not found:
+        return None
+    lowest = min(found.values())
+    cells = [Cell(text=f"{found[i]:.2f}", bold=found[i] == lowest) if i in found else Cell(text="") for i in range(len(columns))]
+    return Row("Average rank", [*cells, *(Cell(text="") for _ in range(empty))], average=True)
 
 
 def gains_table(group: Group, baseline: Column, digits: int = 1) -> Table:
@@ -75,14 +99,14 @@ def gains_table(group: Group, baseline: Column, digits: int = 1) -> Table:
     others = [c for c in group.columns if c is not baseline]
 
     def row(keys: Sequence[Key]) -> list[Cell]:
-        return [_signed(average_difference(column, baseline, keys).estimate) for column in others]
+        return [signed(average_difference(column, baseline, keys).estimate) for column in others]
 
     paired = _pairing(all_paired([baseline, *others]))
     caption = f"Difference to {baseline.label} in points of accuracy, mean ± 95% half-width, {group.about}. {paired} Bold: 0 lies outside."
     caption += _gaps(group, group.columns)
-    blocks, heads = _blocks(group, [baseline, *others], row), [c.label for c in others]
+    blocks, heads = rows_by_domain(group, [baseline, *others], row), [c.label for c in others]
     stem, heading = f"gains-{group.tag}-over-{baseline.label}", f"Gains over {baseline.label} ({group.brief})"
-    return Table(stem, heading, caption, "Dataset", heads, blocks, digits=digits)
+    return Table(stem, heading, caption, "Dataset", heads, blocks, digits=digits, notes=honesty.notes(group, group.columns))
 
 
 def pairs_table(group: Group, digits: int = 1) -> Table:
@@ -90,7 +114,7 @@ def pairs_table(group: Group, digits: int = 1) -> Table:
     domains = [d for d in DOMAINS if group.keys(d)]
     rows = []
     for second, first in combinations(group.columns, 2):
-        averages = [_signed(average_difference(first, second, group.keys(d)).estimate) for d in domains]
+        averages = [signed(average_difference(first, second, group.keys(d)).estimate) for d in domains]
         each = [e for d in domains for k in group.keys(d) if (e := difference(first, second, k).estimate).known]
         better, worse = sum(e.above_zero for e in each), sum(e.below_zero for e in each)
         rows.append(Row(f"{first.label} vs. {second.label}", [*averages, Cell(text=f"{better} / {worse} of {len(each)}")]))
@@ -120,7 +144,7 @@ def sweep_table(group: Group, sweep: Path, digits: int = 1) -> Table:
     )
     heads = ["Target τ", "Sparsity", *(f"{DOMAINS[d]} average" for d in domains)]
     stem, heading = f"sweep-{sweep.name}-{group.tag}", f"Sweep {sweep.name} ({group.brief})"
-    return Table(stem, heading, caption, "Point", heads, [Block("", rows)], digits=digits)
+    return Table(stem, heading, caption, "Point", heads, [Block("", rows)], digits=digits, notes=honesty.notes(group, points))
 
 
 def _sweep_order(column: Column) -> tuple[bool, str, bool, float, str]:
@@ -137,18 +161,26 @@ def _bold_means(columns: Sequence[Column]) -> str:
 
 def _gaps(group: Group, columns: Sequence[Column]) -> str:
     whole = all(key in column.estimates for column in columns for domain in DOMAINS for key in group.keys(domain, columns))
-    return "" if whole else " --: not evaluated; averages only where every dataset is there."
+    return "" if whole else " Empty: not evaluated; averages only where every dataset is there."
 
 
 def _pairing(paired: bool) -> str:
     return "Paired: taken over the same episodes." if paired else "Where per-episode results are missing, differences are not paired."
 
 
-def _signed(estimate: Estimate) -> Cell:
-    return Cell(estimate, bold=estimate.above_zero or estimate.below_zero, signed=True)
+def signed(estimate: Estimate, tested: bool = False) -> Cell:
+    """A difference: bold where 0 lies outside its interval; `tested`: only if it has one."""
+    clear = (estimate.above_zero or estimate.below_zero) and (math.isfinite(estimate.half_width) or not tested)
+    return Cell(estimate, bold=clear, signed=True)
 
 
-def _blocks(group: Group, columns: Sequence[Column], row: Callable[[Sequence[Key]], list[Cell]]) -> list[Block]:
+def marked_best(columns: Sequence[Column], keys: Sequence[Key]) -> list[Cell]:
+    """Averages of the columns over `keys`, the best and its ties in bold."""
+    bold = best(columns, keys)
+    return [Cell(column.average(keys), i in bold) for i, column in enumerate(columns)]
+
+
+def rows_by_domain(group: Group, columns: Sequence[Column], row: Callable[[Sequence[Key]], list[Cell]]) -> list[Block]:
     """A block a domain: a row a dataset, then the average."""
     blocks = []
     for domain, name in DOMAINS.items():

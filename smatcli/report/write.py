@@ -11,13 +11,18 @@ from typing import Any
 from smatcli.errors import UserError, nearest
 from smatcli.files import atomic_write_text
 from smatcli.report import latex, markdown
-from smatcli.report.curves import Curves, Gains, gains, tau_curves, training_curves
+from smatcli.report.contents import Wishes, all_tables, unmatched
+from smatcli.report.curves import gains, tau_curves, training_curves
+from smatcli.report.fig_all import more_figures
+from smatcli.report.fig_types import Figure
 from smatcli.report.frame import Frame, read
 from smatcli.report.groups import Column, Group, make_groups
+from smatcli.report.published import choose as choose_published
 from smatcli.report.runs import Run
-from smatcli.report.tables import Table, gains_table, main_table, pairs_table, sweep_table
+from smatcli.report.seeds import merge_seeds
+from smatcli.report.tables import Table
 
-MOST_PAIRS = 8  # columns; more would make a table of pairs that nobody reads
+FORMATS = ("files", "html")
 
 
 @dataclass(frozen=True)
@@ -36,25 +41,48 @@ def report(
     names: Mapping[str, str] | None = None,
     digits: int = 1,
     title: str = "",
+    published: Sequence[str] = (),
+    delta: bool = False,
+    formats: Sequence[str] = ("files",),
 ) -> Report:
     """Report on all results below `runs` in the folder `out`, which is made; files of an earlier report there are replaced.
 
     `baselines`: columns (label, method or run) that the others are compared with, default the pre-trained model;
-    `names`: run -> column label; `digits`: after the point of percentages.
+    `names`: run -> column label; `digits`: after the point of percentages; `published`: papers whose numbers stand beside ours (see
+    `published.choose`); `delta`: subtract them where they are the same method; `formats`: `files` (LaTeX, Markdown, CSV, PNG, PDF) and
+    `html` (report.html, one self-contained page).
     Raises `UserError` when there are no results, or a name fits nothing.
     """
     out = Path(out)
     if out.is_file() or (out / "recipe.yaml").exists():
         raise UserError(f"{out} is a {'file' if out.is_file() else 'run'}; give the report a folder of its own (--out report)")
-    frame = read([Path(run) for run in runs])
+    if delta and not published:
+        raise UserError("--delta needs the numbers to subtract: add --published PAPER")
+    for name in formats:
+        if name not in FORMATS:
+            raise UserError(f"--format {name}: no such format{nearest(name, list(FORMATS))} (known: {', '.join(FORMATS)})")
+    papers, missing = choose_published(published)
+    frame = merge_seeds(read([Path(run) for run in runs]))
     groups = make_groups(frame, names or {})
-    tables, figures = _contents(frame, groups, find_baselines(groups, baselines), digits, title)
-    files = [*_write_tables(out, tables), *_write_figures(out / "figures", figures)]
-    lines = [*frame.lines, *dict.fromkeys(problem for e in frame.evaluations for problem in e.problems)]
-    index = out / "README.md"
-    shown = [(figure.heading, f"figures/{figure.stem}", figure.caption) for figure in figures]
-    atomic_write_text(index, markdown.index(title, tables, shown, lines))
-    return Report(index, sorted([index, *files]), lines)
+    wishes = Wishes(digits, papers, delta)
+    tables, figures = _contents(frame, groups, find_baselines(groups, baselines), wishes, title)
+    lines = [
+        *frame.lines,
+        *missing,
+        *unmatched(groups, wishes, tables),
+        *dict.fromkeys(problem for e in frame.evaluations for problem in e.problems),
+    ]
+    files: list[Path] = []
+    if "files" in formats:
+        shown = [(figure.heading, f"figures/{figure.stem}", figure.caption) for figure in figures]
+        files = [out / "README.md", *_write_tables(out, tables), *_write_figures(out / "figures", figures)]
+        atomic_write_text(files[0], markdown.index(title, tables, shown, lines))
+    if "html" in formats:
+        from smatcli.report.html import write_page
+
+        drawn = out / "figures" if files else None
+        files.append(write_page(out, title, tables, figures, frame, groups, _run_labels(frame, groups), lines, drawn))
+    return Report(files[0], sorted(files), lines)
 
 
 def find_baselines(groups: Sequence[Group], wanted: Sequence[str]) -> dict[str, list[Column]]:
@@ -86,28 +114,21 @@ def _fitting(group: Group, name: str) -> Column | None:
 
 
 def _contents(
-    frame: Frame, groups: Sequence[Group], baselines: Mapping[str, list[Column]], digits: int, title: str
-) -> tuple[list[Table], list[Curves | Gains]]:
-    tables: list[Table] = []
-    figures: list[Curves | Gains | None] = []
+    frame: Frame, groups: Sequence[Group], baselines: Mapping[str, list[Column]], wishes: Wishes, title: str
+) -> tuple[list[Table], list[Figure]]:
+    tables = all_tables(groups, baselines, wishes)
+    figures: list[Figure | None] = []
     for group in groups:
-        if group.columns:
-            tables.append(main_table(group, digits))
-        for baseline in baselines[group.tag]:
-            if len(group.columns) > 1:
-                tables.append(gains_table(group, baseline, digits))
-                figures.append(gains(group, baseline))
-        if 2 < len(group.columns) <= MOST_PAIRS:
-            tables.append(pairs_table(group, digits))
-        for sweep in group.sweeps:
-            tables.append(sweep_table(group, sweep, digits))
-            figures.append(tau_curves(group, sweep))
+        if len(group.columns) > 1:
+            figures += [gains(group, baseline) for baseline in baselines[group.tag]]
+        figures += [tau_curves(group, sweep) for sweep in group.sweeps]
     labels = _run_labels(frame, groups)
     ordinary = [(label, run) for label, run in labels if run.sweep is None]
     figures.append(training_curves("training", "Validation accuracy during meta-training", ordinary))
     for sweep in dict.fromkeys(run.sweep for _, run in labels if run.sweep is not None):
         points = [(run.path.name, run) for _, run in labels if run.sweep == sweep]
         figures.append(training_curves(f"training-{sweep.name}", f"Validation accuracy during meta-training: {sweep.name}", points))
+    figures += more_figures(frame, groups, baselines, labels)
     if title:
         tables = [replace(table, caption=f"{title}. {table.caption}") for table in tables]
     return _own_stems(tables), _own_stems([figure for figure in figures if figure is not None])
@@ -148,17 +169,14 @@ def _write_tables(out: Path, tables: Sequence[Table]) -> list[Path]:
     return written
 
 
-def _write_figures(folder: Path, figures: Sequence[Curves | Gains]) -> list[Path]:
+def _write_figures(folder: Path, figures: Sequence[Figure]) -> list[Path]:
     if not figures:
         return []
-    from smatcli.report.figures import draw_curves, draw_gains
+    from smatcli.report.fig_draw import draw
 
     written = []
     for figure in figures:
-        if isinstance(figure, Curves):
-            draw_curves(figure, folder / figure.stem)
-        else:
-            draw_gains(figure, folder / figure.stem)
+        draw(figure, folder / figure.stem)
         atomic_write_text(folder / f"{figure.stem}.csv", figure.csv())
         written += [folder / f"{figure.stem}.{end}" for end in ("png", "pdf", "csv")]
     return written

@@ -11,8 +11,19 @@ from typer.testing import CliRunner
 from smatcli.cli import app
 from tests.report.fakes import make_run, make_study
 
-TABLES = ["gains-5w5s10q-40-over-Pre-trained", "pairs-5w5s10q-40", "sweep-smat-sweep-tau-5w5s10q-40", "table-5w5s10q-40"]
-FIGURES = ["gains-5w5s10q-40-over-Pre-trained", "tau-smat-sweep-tau-5w5s10q-40", "training", "training-smat-sweep-tau"]
+GROUP = "5w5s10q-40"
+TABLES = [
+    *(f"{kind}-{GROUP}" for kind in ("table", "pairs", "significance", "strategies", "cost", "sweep-smat-sweep-tau")),
+    f"gains-{GROUP}-over-Pre-trained",
+    f"significance-{GROUP}-datasets",
+]
+FIGURES = [
+    "gains-5w5s10q-40-over-Pre-trained",
+    "tau-smat-sweep-tau-5w5s10q-40",
+    "training",
+    "training-smat-sweep-tau",
+    "tradeoff-smat-sweep-tau-5w5s10q-40",
+]
 
 
 def smat(*arguments: object):
@@ -77,7 +88,11 @@ def test_nothing_to_report_and_no_place_for_it(study: Path, tmp_path: Path):
 
 def test_needs_no_torch_and_no_display(study: Path, tmp_path: Path):
     code = (
-        "import sys; sys.modules.update(torch=None, timm=None, pandas=None)\n"
+        "import sys\n"
+        "class Refuses:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        assert name not in ('torch', 'timm', 'pandas'), name\n"
+        "sys.meta_path.insert(0, Refuses())\n"
         "from pathlib import Path; from smatcli.report import report\n"
         f"report([{str(study)!r}], {str(tmp_path / 'out')!r})"
     )

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 from matplotlib.text import Text
 
-from smatcli.report import figures, style
+from smatcli.report import fig_draw, figures, style
 from smatcli.report.curves import Curves, Gains, Series
 from smatcli.report.statistics import UNKNOWN, Estimate
 
@@ -32,13 +32,14 @@ def gains(series: int, datasets: int) -> Gains:
 def kept(monkeypatch: pytest.MonkeyPatch) -> list:
     """The figures that were drawn."""
     found: list = []
-    save = figures._save
+    save = figures.save
 
     def keep(figure, path):
         save(figure, path)
         found.append(figure)
 
-    monkeypatch.setattr(figures, "_save", keep)
+    monkeypatch.setattr(figures, "save", keep)
+    monkeypatch.setattr(fig_draw, "save", keep)
     return found
 
 

@@ -4,6 +4,7 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_escape_leaves_plain_ascii_and_balanced_braces(text):
         (Estimate(0.0071, 0.004), {"signed": True}, r"$+0.7_{\pm 0.4}$"),
         (Estimate(-0.0001, 0.004), {"signed": True}, r"$+0.0_{\pm 0.4}$"),
         (Estimate(0.5, math.nan), {}, "$50.0$"),
-        (UNKNOWN, {"bold": True}, "--"),
+        (UNKNOWN, {"bold": True}, ""),
     ],
 )
 def test_number(estimate, options, tex):
@@ -78,7 +79,7 @@ def test_tabular_has_the_cells_of_the_table():
     text = tabular(small())
     assert text.startswith("\\begin{tabular}{lrr}\n\\toprule") and text.endswith("\\bottomrule\n\\end{tabular}\n")
     assert r"\multicolumn{1}{c}{One \& two}" in text and r"\cmidrule(lr){2-2}\cmidrule(lr){3-3}" in text
-    assert r"a\_b & $\mathbf{50.0}_{\pm 1.0}$ & -- \\" in text
+    assert r"a\_b & $\mathbf{50.0}_{\pm 1.0}$ &  \\" in text
     assert "{[}4em{]}" in text and "\n{*}average" in text
     assert tabular(small()) in document(small()).replace("%\n}", "\n}")
 
@@ -88,7 +89,7 @@ def test_tabular_has_the_cells_of_the_table():
 )
 def test_compiles_with_a_real_latex(engine, tmp_path: Path):
     """The document as it is, and the bare tabular within a document without font packages."""
-    (tmp_path / "own.tex").write_text(document(small(NASTY, NASTY)), encoding="utf-8")
+    (tmp_path / "own.tex").write_text(document(replace(small(NASTY, NASTY), notes=[NASTY, "a second note"])), encoding="utf-8")
     (tmp_path / "bare.tabular.tex").write_text(tabular(small(NASTY)), encoding="utf-8")
     (tmp_path / "bare.tex").write_text(
         "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\\input{bare.tabular.tex}\\end{document}\n", encoding="utf-8"

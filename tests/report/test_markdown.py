@@ -63,7 +63,7 @@ def test_table():
         "| --- | ---: | ---: |",
         "| **In-domain** |  |  |",
         "| traffic_signs | **57.9** ± 0.5 | 3 / 4 |",
-        "| &lt;script&gt; | -- | -- |",
+        "| &lt;script&gt; |  |  |",
         "| *mean* | -0.1 | x |",
     ]
     assert page(CONTENT).endswith("\nCaption &lt;b&gt; \\| x\n")
