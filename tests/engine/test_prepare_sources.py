@@ -272,7 +272,7 @@ def test_a_disk_that_is_full(tmp_path, space):
     before = store.path.read_bytes()
     command = [sys.executable, "-c", FULL, space, "data", "prepare", "folder", source, "-o", out, "--size", "8", "--replace", "-j", 1]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(f"smat: {store.path}: the file is too large for the disk")
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(f"smat: {store.path}: the file is too large for the disk")
     assert os.listdir(out) == ["pets.h5"] and store.path.read_bytes() == before
 
 
