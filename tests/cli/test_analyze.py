@@ -83,8 +83,8 @@ def test_watch_follows_a_run_until_it_is_interrupted(tmp_path: Path):
     ]
     # A shell's background job inherits an ignored SIGINT, and so would its tests.
     listens = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
-    process = subprocess.Popen(command, text=True, env={**os.environ, "COLUMNS": "200"}, preexec_fn=listens, **pipes)
+    wide = {**os.environ, "COLUMNS": "200"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=wide, preexec_fn=listens)
     try:
         assert process.stderr is not None and "waiting" in process.stderr.readline()
         add_eval(run, "proto", draw(0, 0, 20), "pmf")
