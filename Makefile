@@ -10,7 +10,7 @@ export PIP_NO_INPUT := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help venv quickstart test lint format bench docs clean-quickstart
+.PHONY: help venv quickstart test test-slurm lint format bench docs clean-quickstart
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -45,6 +45,10 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+test-slurm: $(STAMP) ## the cluster launcher against a real Slurm on this machine (as root; apt-get install slurm-wlm munge)
+	$(BIN)/python -m pip install --quiet -e '.[dev,cluster]'
+	$(BIN)/python -m pytest tests/slurm -rs
+
 format: $(STAMP) ## let ruff format and fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -52,6 +56,8 @@ format: $(STAMP) ## let ruff format and fix
 bench: $(STAMP) ## measured speed, one script per question
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
-docs: $(STAMP) ## docs/cli, one page per verb from its --help
-	$(BIN)/python -m smatcli.cli.docs docs/cli
+docs: $(STAMP) ## docs/cli from each --help, data/README.md, and the site in build/site
+	SMAT_NO_PLUGINS=1 $(BIN)/python -m smatcli.cli.docs docs/cli
 	$(BIN)/python -m smatcli.cli.datasets_page data/README.md
+	@if test -x $(BIN)/mkdocs; then NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict && echo "build/site/index.html"; \
+	else echo "no mkdocs here, so no site: $(BIN)/python -m pip install -e '.[docs]'"; fi

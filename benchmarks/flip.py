@@ -1,23 +1,32 @@
-"""Does the flip search cost more than the forward passes it must do? Goal: at most 1.3 times.
+"""Does the flip search cost more than the forward passes it must do (goal: at most 1.3 times), and how much less than the plain loop?
 
-    python benchmarks/flip.py [--width 128 --depth 6 --experts 8 --density 0.1 --episodes 5 --threads 1]
+    python benchmarks/flip.py [--width 128 --depth 6 --experts 8 --density 0.1 --episodes 5 --threads 1 --csv FILE]
 
-Both are timed in one process on the same support sets, alternating: the whole search (`Flip.adapt`), and as many bare backbone forwards of
-the support set as the search measured states, on a theta that is ready. On a CPU that others use too, look at the ratio of CPU seconds.
+Timed in one process on the same episodes, alternating:
+- search: `Flip.adapt` and the prediction of the query.
+- forwards: as many bare forward passes of the support set as the search measured states, and one of the query, on a theta that is ready.
+- dense: Algorithm 2 as it reads: for every flip, of every round, all masks from log_alpha are merged densely, and support and query are
+  embedded; no state is remembered.
+- batched: the search with all single flips of a state in one forward pass (on a GPU the search tries both and keeps to the faster one).
+On a CPU that others use too, look at the ratio of CPU seconds.
 """
 
 import argparse
+import csv
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 
-from smatcli.adaptation.flip import Flip
+from smatcli.adaptation.flip import Flip, flipped, nearest_bits
 from smatcli.config.methods import SmatConfig
 from smatcli.config.schema import FlipConfig
 from smatcli.device import choose_device, choose_precision
+from smatcli.methods.prototypes import cosine_logits, prototypes
 from smatcli.methods.smat import SmatMethod
 from smatcli.seams import Support, Task
 
@@ -58,8 +67,31 @@ def timed(work: Callable[[], object], device: torch.device) -> tuple[float, floa
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
+def dense_search(method: SmatMethod, support: Support, query: torch.Tensor, rounds: int) -> tuple[int, ...]:
+    """Algorithm 2 without memory; the bits that it ends at."""
+
+    def measured(scores: torch.Tensor) -> float:
+        theta = method.merge(scores / scores.sum().clamp(min=1), training=False).theta
+        features = method.embed(support.images, theta)
+        centres = prototypes(features, support.labels, support.ways)
+        cosine_logits(method.embed(query, theta), centres, method.scale)
+        return float(F.cross_entropy(cosine_logits(features, centres, method.scale), support.labels))
+
+    alpha = method.inference_scores(support)
+    measured(alpha)
+    bits = nearest_bits(alpha)
+    loss = measured(alpha.new_tensor(bits))
+    for _ in range(rounds):
+        for m in range(len(bits)):
+            other = flipped(bits, m)
+            found = measured(alpha.new_tensor(other))
+            if found < loss:
+                bits, loss = other, found
+    return bits
+
+
 def main() -> None:
-    """Print milliseconds and ratio of each episode, and the median ratios."""
+    """Print milliseconds of each episode, and the median ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in {
         "width": 128,
@@ -69,6 +101,7 @@ def main() -> None:
         "experts": 8,
         "ways": 5,
         "shots": 5,
+        "queries": 10,
         "rounds": 2,
         "episodes": 5,
     }.items():
@@ -78,33 +111,52 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--csv")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     method = make_method(args)
     device = method.theta_pre.device
-    flip = Flip(FlipConfig.model_validate({"rounds": args.rounds, "loss": args.loss}))
-    ratios = []
+    config = FlipConfig.model_validate({"rounds": args.rounds, "loss": args.loss})
+    searches = {"search": Flip(config), "batched": Flip(config, batched=True)}
+    times: dict[str, list[tuple[float, float]]] = {side: [] for side in ("search", "forwards", "dense", "batched")}
     with torch.inference_mode():
         for episode in range(-1, args.episodes):  # the first one warms up
             images = torch.randn(args.ways * args.shots, 3, args.size, args.size, device=device)
+            query = torch.randn(args.ways * args.queries, 3, args.size, args.size, device=device)
             support = Support(images, torch.arange(args.ways, device=device).repeat_interleave(args.shots), args.ways)
             task = method.task(support)
             found: dict[str, int] = {}
 
-            def search(task: Task = task, support: Support = support, found: dict[str, int] = found) -> None:
-                found.update(passes=flip.adapt(task, support).info["passes"])
+            def work(side: str, task: Task = task, support: Support = support, query: torch.Tensor = query, found: dict = found) -> None:
+                if side in searches:
+                    classifier = searches[side].adapt(task, support)
+                    found[side] = classifier.info["evaluations"]
+                    classifier.predict(query)
+                elif side == "dense":
+                    dense_search(method, support, query, args.rounds)
+                else:
+                    for _ in range(found["search"]):
+                        task.embed(support.images, task.theta)
+                    task.embed(query, task.theta)
 
-            def forwards(task: Task = task, support: Support = support, found: dict[str, int] = found) -> None:
-                for _ in range(found["passes"]):
-                    task.embed(support.images, task.theta)
-
-            whole, alone = timed(search, device), timed(forwards, device)
+            spent = {side: timed(lambda side=side: work(side), device) for side in times}  # type: ignore[misc]
             if episode >= 0:
-                ratios.append((whole[0] / alone[0], whole[1] / alone[1]))
-                times = f"search {1e3 * whole[0]:.1f} ms, its {found['passes']} forwards alone {1e3 * alone[0]:.1f} ms"
-                print(f"episode {episode}: {times}, ratio {ratios[-1][0]:.3f} (CPU seconds {ratios[-1][1]:.3f})")
-    wall, cpu = (statistics.median(column) for column in zip(*ratios, strict=True))
-    print(f"median ratio {wall:.3f} (CPU seconds {cpu:.3f}), goal {GOAL}: {'met' if wall <= GOAL else 'MISSED'}")
+                for side, pair in spent.items():
+                    times[side].append(pair)
+                listed = ", ".join(f"{side} {1e3 * wall:.1f} ms (CPU {1e3 * cpu:.1f})" for side, (wall, cpu) in spent.items())
+                print(f"episode {episode}: {listed}; {found['search']} states", flush=True)
+    rows: list[tuple[Any, ...]] = []
+    for side, pairs in times.items():
+        ratios = [[a[i] / b[i] for a, b in zip(pairs, times["forwards"], strict=True)] for i in (0, 1)]
+        middle = [statistics.median(pair[i] for pair in pairs) for i in (0, 1)]
+        rows.append((side, *middle, *(statistics.median(column) for column in ratios)))
+    print(f"{'side':10} {'wall s':>8} {'CPU s':>8} {'wall / forwards':>16} {'CPU / forwards':>15}")
+    for side, wall, cpu, wall_ratio, cpu_ratio in rows:
+        print(f"{side:10} {wall:8.3f} {cpu:8.3f} {wall_ratio:16.3f} {cpu_ratio:15.3f}")
+    print(f"search / forwards, CPU seconds: {rows[0][4]:.3f}, goal {GOAL}: {'met' if rows[0][4] <= GOAL else 'MISSED'}")
+    if args.csv:
+        with open(args.csv, "w", newline="") as file:
+            csv.writer(file).writerows([("side", "wall", "cpu", "wall_ratio", "cpu_ratio"), *rows])
 
 
 if __name__ == "__main__":

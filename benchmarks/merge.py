@@ -1,11 +1,14 @@
 """How long do masks + merge + expected L0 take, forward and backward, by autograd and in closed form?
 
-On a CPU the time is CPU time (of all threads), so that other work on the machine does not count; on a GPU it is wall time.
+The bytes that must move (log_alpha read twice, its gradient written; for all tasks of a meta-batch once) over the time are compared with
+the rate of a copy on the same device. On a CPU the time is CPU time (of all threads), so that other work on the machine does not count; on
+a GPU it is wall time.
 
 python benchmarks/merge.py [--parameters 1000000] [--experts 8] [--device cpu] [--threads 1] [--repeat 10]
 """
 
 import argparse
+import csv
 import time
 from collections.abc import Callable
 
@@ -14,8 +17,10 @@ import torch
 from smatcli.experts.compress import CompressedExperts, Merger
 from smatcli.experts.masks import HardConcrete, noise
 from smatcli.experts.merge import merge, merge_reference, normalise
+from smatcli.experts.merge_tasks import merge_tasks
 
 SHAPE = HardConcrete()
+TASKS = 4
 
 
 def measure(work: Callable[[], object], device: torch.device, repeat: int) -> tuple[float, float]:
@@ -48,6 +53,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=10)
+    parser.add_argument("--csv", default="", help="write the table of the training merges here too")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
@@ -64,10 +70,22 @@ def main() -> None:
         l0 = SHAPE.expected_l0_element(log_alpha).mean(1)
         torch.autograd.grad((theta * weight).sum() + l0.sum(), leaves)
 
-    def fast(seed: int | None, tasks: int = 1) -> None:
-        scores = alpha if tasks == 1 else alpha.expand(tasks, experts)
-        found = merge(pre, delta, log_alpha, scores, SHAPE, training=True, noise=seed)
+    def fast(seed: int | None) -> None:
+        found = merge(pre, delta, log_alpha, alpha, SHAPE, training=True, noise=seed)
         torch.autograd.grad((found.theta * weight).sum() + found.expected_l0.sum(), leaves)
+
+    def tasks(seeds: list[int] | None) -> None:
+        found = merge_tasks(pre, delta, log_alpha, alpha.expand(TASKS, experts), SHAPE, seeds=seeds)
+        torch.autograd.grad(torch.stack([(m.theta * weight).sum() + m.expected_l0.sum() for m in found]).sum(), leaves)
+
+    def each(seeds: list[int | None]) -> None:
+        for leaf in leaves:
+            leaf.grad = None
+        for seed in seeds:
+            found = merge(pre, delta, log_alpha, alpha, SHAPE, training=True, noise=seed)
+            ((found.theta * weight).sum() + found.expected_l0.sum()).backward()
+
+    source, target = log_alpha.detach(), torch.empty_like(log_alpha)
 
     sparse = log_alpha.detach() * 1.0 - 3.7
     compressed = CompressedExperts.of_log_alpha(sparse, SHAPE)
@@ -88,14 +106,31 @@ def main() -> None:
         "reference, stochastic": lambda: plain(True),
         "closed form, deterministic": lambda: fast(None),
         "closed form, stochastic": lambda: fast(1),
-        "closed form, deterministic, 4 tasks": lambda: fast(None, 4),
+        "4 tasks one by one, deterministic": lambda: each([None] * TASKS),
+        "4 tasks at once, deterministic": lambda: tasks(None),
+        "4 tasks one by one, stochastic": lambda: each(list(range(TASKS))),
+        "4 tasks at once, stochastic": lambda: tasks(list(range(TASKS))),
         "inference: dense merge": lambda: merge(pre, delta.detach(), sparse, alpha.detach(), SHAPE, training=False),
         "inference: merge from compressed": lambda: merger(alpha.detach()),
         "inference: one flip": flip,
     }
+    copied = measure(lambda: target.copy_(source), device, args.repeat)[0]
+    rate = 8 * experts * size / copied / 1e6
+    print(f"a copy of log_alpha: {copied:.2f} ms, {rate:.1f} GB/s read and written")
+    rows: list[list[object]] = []
     for name, work in variants.items():
         milliseconds, peak = measure(work, device, args.repeat)
-        print(f"{name:38} {milliseconds:9.2f} ms" + (f" {peak:9.0f} MiB" if device.type == "cuda" else ""))
+        memory = f" {peak:9.0f} MiB" if device.type == "cuda" else ""
+        moved = ""
+        if not name.startswith("inference"):
+            # log_alpha is read in both directions, and its gradient written: what no way of computing it can leave out.
+            achieved = 12 * experts * size / milliseconds / 1e6
+            moved = f" {achieved:7.2f} GB/s, {achieved / rate:5.2f} of the copy's"
+            rows.append([name, size, experts, milliseconds, achieved, achieved / rate])
+        print(f"{name:38} {milliseconds:9.2f} ms{moved}{memory}")
+    if args.csv:
+        with open(args.csv, "w", newline="") as file:
+            csv.writer(file).writerows([["variant", "parameters", "experts", "ms", "gb_s", "share_of_copy"], *rows])
 
 
 if __name__ == "__main__":

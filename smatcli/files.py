@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ _FULL = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file is too large for the disk",
 }
+_DRAFT = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\..*)?")
 
 
 @contextmanager
@@ -40,6 +42,13 @@ def publish(draft: Path, path: Path) -> None:
     _flush(draft)
     os.replace(draft, path)
     _flush(path.parent)
+
+
+def clear_drafts(folder: Path) -> None:
+    """Remove what killed processes left of `atomic_path` in a folder; only for who holds the folder's lock."""
+    for path in folder.glob(".*.tmp*") if folder.is_dir() else ():
+        if _DRAFT.fullmatch(path.name):
+            _remove(path)
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:

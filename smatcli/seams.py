@@ -1,6 +1,6 @@
 """The small types that rooms hand to each other. S support images, Q query images, C ways, D features, P parameters, M experts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,6 +30,7 @@ class Episode:
     dataset: str
     index: int
     seed: int
+    rows: tuple[int, ...] | None = None  # of the support's, then the query's images in their store, where they come unaltered
 
     def __str__(self) -> str:
         return f"{self.dataset} episode {self.index} (seed {self.seed})"
@@ -110,6 +111,14 @@ class Method(Protocol):
 
     def groups(self) -> dict[str, list[torch.nn.Parameter]]:
         """Optimizer groups by name; together they hold every trainable parameter exactly once."""
+        ...
+
+    def begin(self, episodes: Sequence[Episode], generators: Sequence[torch.Generator]) -> None:
+        """Before the tasks of a meta-batch: what they can share; `loss` of these very episodes then uses it. May do nothing."""
+        ...
+
+    def end(self) -> None:
+        """After the last task of a meta-batch went backward: completes the gradients of what was shared."""
         ...
 
     def after_step(self, tasks_done: int) -> None:

@@ -1,8 +1,12 @@
-"""Meta-test adaptations by name. A new one: one file, one line in `ADAPTATIONS`, its settings in `AdaptConfig`, one row of the tests."""
+"""Meta-test adaptations by name. A new one: one file, one line in `ADAPTATIONS`, its settings in `AdaptConfig`, one row of the tests.
+
+Other packages add theirs by an entry point (`smatcli.plugins`).
+"""
 
 from collections.abc import Callable
 from typing import Any
 
+from smatcli import plugins
 from smatcli.adaptation.dipa import Dipa
 from smatcli.adaptation.exhaustive import Exhaustive
 from smatcli.adaptation.flip import Flip
@@ -11,7 +15,6 @@ from smatcli.adaptation.joint import Joint
 from smatcli.adaptation.lora import Lora
 from smatcli.adaptation.proto import Proto
 from smatcli.config.schema import AdaptConfig
-from smatcli.errors import UserError, nearest
 from smatcli.seams import Adaptation
 
 ADAPTATIONS: dict[str, Callable[[AdaptConfig], Adaptation]] = {
@@ -30,19 +33,36 @@ NEEDS_EXPERTS = {"flip", "exhaustive", "joint"}
 
 def check_adaptation(name: str) -> None:
     """UserError with the nearest name when no adaptation is called `name`."""
-    if name not in ADAPTATIONS:
-        raise UserError(f"unknown adaptation {name!r}{nearest(name, list(ADAPTATIONS))} (known: {', '.join(ADAPTATIONS)})")
+    if name not in ADAPTATIONS and plugins.find("adaptations", name) is None:
+        raise plugins.unknown("adaptations", "adaptation", name, list(ADAPTATIONS))
+
+
+def needs_experts(name: str) -> bool:
+    """Does the adaptation called `name` work on a method with experts only?"""
+    return name in NEEDS_EXPERTS if name in ADAPTATIONS else bool(plugins.find("adaptations", name).needs_experts)
+
+
+def settings_of(name: str, config: AdaptConfig) -> Any:
+    """The part of `config` for the adaptation called `name`, None for one without settings."""
+    if name in ADAPTATIONS or hasattr(config, name):
+        return getattr(config, name, None)
+    plugin = plugins.find("adaptations", name)
+    return None if plugin is None or plugin.settings is None else plugin.settings()
 
 
 def build_adaptation(name: str, config: AdaptConfig) -> Adaptation:
     """The adaptation called `name` with its part of `config`; UserError with the nearest name when it is unknown."""
     check_adaptation(name)
-    return ADAPTATIONS[name](config)
+    if name in ADAPTATIONS:
+        return ADAPTATIONS[name](config)
+    settings = settings_of(name, config)
+    made: Adaptation = plugins.make("adaptations", name, *([] if settings is None else [settings]))
+    return made
 
 
 def variant(name: str, config: AdaptConfig) -> str:
     """The adaptation with those of its settings that are not the default: "flip", "flip-leave-one-out", "flip-rounds3-rho0.01"."""
-    chosen = getattr(config, name, None)
+    chosen = settings_of(name, config)
     if chosen is None:
         return name
     default = type(chosen)()
@@ -65,13 +85,13 @@ def _word(key: str, value: Any) -> str:
 
 def has_search(name: str, config: AdaptConfig) -> bool:
     """Is the rate of the adaptation called `name` chosen by a search?"""
-    chosen = getattr(config, name, None)
+    chosen = settings_of(name, config)
     return config.search.kind != "none" and getattr(chosen, "lr", 0) is None
 
 
 def facts(name: str, config: AdaptConfig) -> dict[str, Any]:
     """Settings of an adaptation as results keep them; options that came later are left out at their default, as older results."""
-    chosen = getattr(config, name, None)
+    chosen = settings_of(name, config)
     found = {} if chosen is None else chosen.model_dump(mode="json")
     if has_search(name, config):
         found["search"] = config.search.model_dump(mode="json")

@@ -66,6 +66,7 @@ class FineTune(ABC, Generic[Config]):
 
     name: str
     factor = 1.0
+    noisy = False  # does the network embed equal images differently while it trains?
 
     def __init__(self, config: Config) -> None:
         self.config, self.rate = config, config.lr
@@ -119,8 +120,7 @@ class FineTune(ABC, Generic[Config]):
         losses = []
         for _ in range(self.config.steps):
             augmented = diff_augment(images, generator, self.config.probability, self.config.colour, self.config.translation)
-            features = self._features(tunable, torch.cat([images, augmented]), tunable.network(values))
-            known, asked = features.split(len(labels))
+            known, asked = self._both(tunable, images, augmented, tunable.network(values))
             centres = prototypes(known, labels, support.ways)
             loss = F.cross_entropy(cosine_logits(asked, centres, task.scale), labels)
             # only of this leaf: the parameters of a model must not collect gradients
@@ -132,6 +132,14 @@ class FineTune(ABC, Generic[Config]):
         with torch.no_grad():
             theta = tunable.theta(values.detach())
         return (theta.clone() if theta.data_ptr() == values.data_ptr() else theta), torch.stack(losses).tolist()
+
+    def _both(self, tunable: Tunable, images: Tensor, augmented: Tensor, network: Any) -> tuple[Tensor, Tensor]:
+        """Features of the images and of their augmented copies; a batch that was left as it is is embedded once."""
+        if augmented is images and not self.noisy:
+            features = self._features(tunable, images, network)
+            return features, features
+        known, asked = self._features(tunable, torch.cat([images, augmented]), network).split(len(images))
+        return known, asked
 
     def _features(self, tunable: Tunable, images: Tensor, network: Any) -> Tensor:
         if len(images) <= self.config.batch:

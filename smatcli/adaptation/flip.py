@@ -18,16 +18,21 @@ import torch
 from torch import Tensor
 
 from smatcli.adaptation.proto import PrototypeClassifier
+from smatcli.adaptation.speculate import Ahead, Pace
 from smatcli.adaptation.states import Bits, Measure, State, normalised
 from smatcli.config.schema import FlipConfig
 from smatcli.seams import Support, Task
 
 
 class Flip:
-    """Flip search with `config.rounds` R, acceptance `config.rho` and support loss `config.loss`."""
+    """Flip search with `config.rounds` R, acceptance `config.rho` and support loss `config.loss`.
 
-    def __init__(self, config: FlipConfig | None = None):
+    `batched`: measure all single flips of a state in one forward pass, or never (None: where that was measured to be faster).
+    """
+
+    def __init__(self, config: FlipConfig | None = None, batched: bool | None = None):
         self.config = config or FlipConfig()
+        self.pace = Pace(batched)
 
     @torch.no_grad()
     def adapt(self, task: Task, support: Support) -> PrototypeClassifier:
@@ -40,7 +45,8 @@ class Flip:
         """
         measure = Measure("flip", self.config, task, support)
         start = measure.start()
-        best, accepted = walk(start, self.config, measure.visit)
+        ahead = self.pace.batched(measure, start, nearest_bits(start.scores))
+        best, accepted = walk(start, self.config, Ahead(measure) if ahead else measure.visit)
         return PrototypeClassifier(task, best.theta, best.centres, {**chosen(start, best, measure), "accepted": accepted})
 
 

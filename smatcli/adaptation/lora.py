@@ -119,7 +119,7 @@ class Lora(FineTune[LoraAdaptConfig]):
 
     def __init__(self, config: LoraAdaptConfig) -> None:
         super().__init__(config)
-        self.factor = config.factor
+        self.factor, self.noisy = config.factor, config.dropout > 0
         self._made: list[tuple[nn.Module, LoraNetwork]] = []
 
     def network(self, task: Task) -> LoraNetwork:

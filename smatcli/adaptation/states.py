@@ -58,25 +58,34 @@ class Measure:
 
     def start(self) -> State:
         """alpha_i as the router gave it; SmatError when its loss is not finite."""
-        state = self._measured(None, self.alpha, self.task.theta)
+        state = self._noted(self.state(None, self.alpha, self.task.theta))
         if not isfinite(state.loss):
             raise SmatError(f"{self.name}: the support loss of the router's scores is not finite")
         return state
 
     def visit(self, here: State, bits: Bits) -> State:
         """The binary state `bits`; theta moves from that of `here` where the task can, else by a new merge."""
+        return self._noted(self.state(bits, *self.moved(here, bits)))
+
+    def moved(self, here: State, bits: Bits) -> tuple[Tensor, Tensor]:
+        """Scores [M] and theta [P] of the binary state `bits`."""
         scores, task = normalised(bits, self.alpha), self.task
         if task.delta is None or (here.bits is None and task.merge is not None):
             assert task.merge is not None
-            return self._measured(bits, scores, task.merge(scores))
-        return self._measured(bits, scores, task.delta(here.scores, scores, here.theta))
+            return scores, task.merge(scores)
+        return scores, task.delta(here.scores, scores, here.theta)
 
-    def _measured(self, bits: Bits | None, scores: Tensor, theta: Tensor) -> State:
-        features = self.task.embed(self.images, theta)
+    def _noted(self, state: State) -> State:
+        self.trace.append((state.bits, state.loss))
+        return state
+
+    def state(self, bits: Bits | None, scores: Tensor, theta: Tensor, features: Tensor | None = None) -> State:
+        """The state with its loss, from `features` of the images under `theta` (None: by a forward pass); not noted in `trace`."""
+        if features is None:
+            features = self.task.embed(self.images, theta)
         known = features[: len(self.support.labels)]
         centres = prototypes(known, self.support.labels, self.support.ways)
         loss = float(self._loss(features, centres))
-        self.trace.append((bits, loss))
         return State(bits, scores, theta, centres, loss if isfinite(loss) else inf)  # inf: never chosen
 
     def _loss(self, features: Tensor, centres: Tensor) -> Tensor:

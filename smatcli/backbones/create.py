@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from smatcli import plugins
 from smatcli.backbones.weights import is_weights_file, load_file_weights, load_run_weights
 from smatcli.config.schema import BackboneConfig
 from smatcli.errors import UserError, nearest
@@ -14,6 +15,9 @@ RESERVED = {
     "img_size": "set backbone.image_size",
     "pretrained": "set backbone.weights",
     "checkpoint_path": "set backbone.weights",
+    "pretrained_cfg": "set backbone.weights",
+    "pretrained_cfg_overlay": "set backbone.weights",
+    "cache_dir": "set HF_HOME in the environment",
 }
 
 
@@ -54,11 +58,15 @@ def create_backbone(config: BackboneConfig) -> nn.Module:
 def _create(config: BackboneConfig, pretrained: bool = False) -> nn.Module:
     import timm
 
-    if config.name not in timm.list_models() and not timm.is_model(config.name):
-        raise UserError(f"backbone.name: timm has no model {config.name!r}{nearest(config.name, timm.list_models())}")
+    known = config.name in timm.list_models() or timm.is_model(config.name)
+    if not known and plugins.find("backbones", config.name) is None:
+        near = nearest(config.name, [*timm.list_models(), *plugins.names("backbones")])
+        raise UserError(f"backbone.name: timm has no model {config.name!r}{near}")
     for key, instead in RESERVED.items():
         if key in config.args:
             raise UserError(f"backbone.args.{key} cannot be set here: {instead}")
+    if not known:
+        return _of_plugin(config, pretrained)
     arguments: dict[str, Any] = {"num_classes": 0, "img_size": config.image_size, **config.args}
     try:
         model = timm.create_model(config.name, **arguments)
@@ -67,6 +75,22 @@ def _create(config: BackboneConfig, pretrained: bool = False) -> nn.Module:
     _check_size(model, config)
     if pretrained:
         model = _download(config, arguments)
+    return model
+
+
+def _of_plugin(config: BackboneConfig, pretrained: bool) -> nn.Module:
+    """The network of another package; UserError where its arguments are wrong or it is no network of features."""
+    plugin: plugins.BackbonePlugin = plugins.find("backbones", config.name)
+    if pretrained and plugin.pretrained is None:
+        raise UserError(f"backbone.weights: {config.name} has none of its own; use 'none', a .safetensors/.pth file or a pretrain run")
+    maker = plugin.weighted if pretrained else plugin.made
+    try:
+        model = plugins.guarded("backbones", config.name, lambda: maker(image_size=config.image_size, **config.args))
+    except (TypeError, AssertionError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"backbone.args: {config.name} cannot be made with {config.args or 'its defaults'}: {_short(error)}") from None
+    if not isinstance(model, nn.Module) or not isinstance(getattr(model, "num_features", None), int):
+        raise UserError(f"plugin backbones.{config.name}: makes a {type(model).__name__}, which is no torch module with num_features")
+    _check_size(model, config)
     return model
 
 

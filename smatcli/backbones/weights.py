@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from smatcli.config.schema import BackboneConfig
 from smatcli.errors import UserError
 from smatcli.files import atomic_path, atomic_write_text, pointer_kind
+from smatcli.safe import read_json, refuse_special
+from smatcli.safe_tensors import Refused, check_archive, check_tensors, safetensors_header
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 WRAPPERS = ("state_dict", "model", "model_state_dict", "teacher", "module", "backbone")
+MAX_WRAPPERS = 20
 PREFIXES = ("module.", "backbone.", "model.", "_orig_mod.")
 HEADS = ("head.", "head_dist.", "heads.", "classifier.", "fc.", "projection_head.", "last_layer.")
 # Arguments that leave the parameters' shapes and the network's function at inference alone, or that resampling takes care of.
@@ -55,10 +58,10 @@ def load_run_weights(model: nn.Module, config: BackboneConfig, run: Path) -> Non
     if not (run / FACTS).is_file() or not (run / BUNDLE).is_file():
         raise UserError(f"backbone.weights: {run} has no finished backbone ({FACTS} and {BUNDLE}); run `smat pretrain` first")
     try:
-        facts = json.loads((run / FACTS).read_text())
-        name, args = facts["name"], facts["args"]
+        facts = read_json(run / FACTS)
+        name, args = str(facts["name"]), dict(facts["args"])
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"backbone.weights: {run / FACTS} is damaged ({error!r})") from None
+        raise UserError(f"backbone.weights: {run / FACTS} is damaged ({(str(error) or type(error).__name__)[:100]})") from None
     if name != config.name:
         raise UserError(f"backbone.name is {config.name!r}, but {run} was pre-trained with {name!r}")
     for key in sorted((args.keys() | config.args.keys()) - HARMLESS):
@@ -87,6 +90,7 @@ def load_file_weights(model: nn.Module, config: BackboneConfig, path: Path) -> N
 
 def load_tree(path: Path, where: str = "backbone.weights") -> Any:
     """What a weights file holds, read without running any code in it; UserError that begins with `where` for one that cannot be read."""
+    refuse_special(path)
     with path.open("rb") as file:
         start = file.read(1000)
     if not start:
@@ -94,30 +98,48 @@ def load_tree(path: Path, where: str = "backbone.weights") -> Any:
     if kind := pointer_kind(start):
         raise UserError(f"{where}: {path} is a {kind} pointer, not the weights; fetch them with `{FETCH[kind]}`")
     try:
+        if path.suffix == ".safetensors":
+            safetensors_header(path)
+        else:
+            check_archive(path)
         # Published checkpoints often carry their argparse settings, which are as harmless as a dictionary.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise UserError(f"{where}: {path} is truncated or not a safetensors file ({error})") from None
+    except (SafetensorError, Refused) as error:
+        raise UserError(f"{where}: {path} {_unreadable(path, error)}") from None
     except Exception as error:  # unpickling raises whatever the bytes lead to
         foreign = "unsupported global" in str(error).lower() or "unsupported class" in str(error).lower()
         reason = "it holds objects other than tensors; save its state_dict alone" if foreign else "truncated or not a PyTorch file"
         raise UserError(f"{where}: {path} cannot be read: {reason}") from None
 
 
+def refuse_dishonest(path: Path, tensors: Mapping[str, Tensor], where: str) -> None:
+    """UserError, beginning with `where`, for tensors that are no plain blocks of numbers, or that claim more than they hold."""
+    try:
+        check_tensors(path, tensors.items())
+    except Refused as error:
+        raise UserError(f"{where}: {path} cannot be used: {error}") from None
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    return f"{'is truncated or not a safetensors file' if path.suffix == '.safetensors' else 'cannot be read'} ({error})"
+
+
 def _read(path: Path) -> dict[str, Tensor]:
-    found = _unwrap(load_tree(path))
+    found = _unwrap(load_tree(path), set())
     if not found:
         raise UserError(f"backbone.weights: {path} holds no tensors by name")
+    refuse_dishonest(path, found, "backbone.weights")
     return found
 
 
-def _unwrap(tree: Any) -> dict[str, Tensor]:
-    """The named tensors of a checkpoint: its own, or those of the first wrapper that has some."""
-    if not isinstance(tree, dict):
+def _unwrap(tree: Any, seen: set[int]) -> dict[str, Tensor]:
+    """The named tensors of a checkpoint: its own, or those of the first wrapper that has some; a dictionary may contain itself."""
+    if not isinstance(tree, dict) or id(tree) in seen or len(seen) > MAX_WRAPPERS:
         return {}
+    seen.add(id(tree))
     for key in WRAPPERS:
-        if isinstance(tree.get(key), dict) and (found := _unwrap(tree[key])):
+        if isinstance(tree.get(key), dict) and (found := _unwrap(tree[key], seen)):
             return found
     return {k: v for k, v in tree.items() if isinstance(k, str) and isinstance(v, Tensor)}
 

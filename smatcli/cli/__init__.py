@@ -1,6 +1,7 @@
 """The command line: one small file per verb, registered here in the order of the flow. Imports nothing heavy."""
 
 import importlib
+import io
 import os
 import sys
 from typing import Annotated
@@ -22,11 +23,14 @@ VERBS = {
     "train": "train",
     "import": "import_",
     "eval": "evaluate",
+    "tune": "tune",
+    "segment": "segment",
     "predict": "predict",
     "export": "export",
     "push": "push",
     "pull": "pull",
     "sweep": "sweep",
+    "runs": "runs",
     "analyze": "analyze",
     "report": "report",
     "recipes": "recipes",
@@ -82,6 +86,9 @@ def main() -> None:
         os.environ[DEBUG_VARIABLE] = "1"
         args = [a for i, a in enumerate(args) if i >= end or a != "--debug"]
     catch_sigterm()
+    for stream in (sys.stdout, sys.stderr):  # file names need not be text, nor the terminal's encoding Unicode
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # Threads that spin at OpenMP's barriers starve each other where cores are shared (benchmarks/RESULTS.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:

@@ -16,7 +16,7 @@ def analyze(
     ],
     only: Annotated[
         str | None,
-        typer.Option("--only", help="some of masks,gradients,predictions,flip,features (default: all that the method allows)"),
+        typer.Option("--only", help="masks,gradients,predictions,flip,features; smat tune: paths,similarity,expert-maps (default: all)"),
     ] = None,
     adapt: Annotated[
         list[str] | None, typer.Option("--adapt", help="adaptation of predictions and features; repeat for several (default: eval.adapt)")

@@ -9,6 +9,7 @@ from smatcli.cli import prepare
 from smatcli.cli.doctor import doctor
 from smatcli.cli.episodes import episodes
 from smatcli.cli.output import print_table, size_text
+from smatcli.safe import shown
 
 ROOT_HELP = "Folder of the stores, searched with its subfolders, by default $SMAT_DATA, else data."
 
@@ -66,7 +67,7 @@ def info(name: Name, root: RootOption = None) -> None:
         "content": f"sha256 {store.content_hash}",
     }
     for key, value in facts.items():
-        typer.echo(f"{key:<11}{value}")
+        typer.echo(shown(f"{key:<11}{value}"))
     if store.ontology is not None:
         nodes = ", ".join(f"{len(found)} {split}" for split, found in store.ontology.nodes.items())
         typer.echo(f"{'ontology':<11}{store.ontology.kind}: {nodes}")
@@ -74,12 +75,12 @@ def info(name: Name, root: RootOption = None) -> None:
         for split in SPLITS:
             typer.echo(f"{split:<11}{len(store.image_rows(split)):,} images")
         each = ", ".join(f"{name} ({count})" for name, count in zip(store.class_names, store.counts, strict=True))
-        typer.echo(f"{'classes':<11}{len(store.class_names)}, split by image: {each}")
+        typer.echo(shown(f"{'classes':<11}{len(store.class_names)}, split by image: {each}"))
         return
     for split in SPLITS:
         classes = store.classes(split)
-        typer.echo(f"{split:<11}{len(classes)} classes{': ' if len(classes) else ''}" + ", ".join(
-            f"{store.class_names[c]} ({store.counts[c]})" for c in classes))  # fmt: skip
+        each = ", ".join(f"{store.class_names[c]} ({store.counts[c]})" for c in classes)
+        typer.echo(shown(f"{split:<11}{len(classes)} classes{': ' if len(classes) else ''}{each}"))
 
 
 @app.command("verify")

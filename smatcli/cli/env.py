@@ -16,6 +16,8 @@ FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
 def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
     """Print versions, devices and paths."""
     sections = {"versions": _versions(), "devices": _devices(), "paths": _paths()}
+    if installed := _plugins():
+        sections["plugins"] = installed
     if as_json:
         import json
 
@@ -50,6 +52,12 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "missing"
+
+
+def _plugins() -> dict[str, str]:
+    from smatcli.plugins import listing
+
+    return listing()
 
 
 def _devices() -> dict[str, str]:

@@ -67,12 +67,14 @@ def evaluate(
     if names == []:
         raise UserError("--datasets is empty; give names such as --datasets birds,cars")
 
+    from smatcli.device import reuse_memory
     from smatcli.engine.evalplan import choose_datasets, plan
     from smatcli.engine.evaluate import evaluate as run_evaluation
     from smatcli.engine.reporter import auto_reporter
 
     for folder in folders:
         choose_datasets(plan(folder, adapt, episodes, overrides), names)
+    reuse_memory()
     reporter = auto_reporter()
     columns = []
     for folder in dict.fromkeys(folders):

@@ -12,7 +12,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from smatcli.errors import SmatError
+from smatcli.errors import SmatError, UserError
+from smatcli.safe import shown
 
 DEBUG_VARIABLE = "SMAT_DEBUG"
 # typer brings its own copy of click in newer versions; usage errors are found through its public names.
@@ -34,7 +35,7 @@ def debugging() -> bool:
 
 def say(text: str) -> None:
     """One line on stderr, in red on a terminal; line breaks inside the text become spaces."""
-    line = " ".join(text.split())
+    line = shown(" ".join(text.split()))
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     typer.echo(f"{typer.style('smat:', fg='red', bold=True) if colour else 'smat:'} {line}", err=True)
 
@@ -44,13 +45,21 @@ def describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, SmatError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return "stopped (SIGINT)", 130
+        return str(error) or "stopped (SIGINT)", getattr(error, "exit_code", 130)
     if isinstance(error, Terminated):
         return "stopped (SIGTERM)", 143
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left on the device{f' for {error.filename}' if error.filename else ''}; free some and run again", 1
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return f"{str(error.filename)[:60]}: {(error.strerror or 'cannot be opened').lower()}", 2
     if isinstance(error, PermissionError | FileNotFoundError | IsADirectoryError | NotADirectoryError) and error.filename:
         return f"{error.filename}: {(error.strerror or 'cannot be opened').lower()}", 1
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        return "a file's name is not UTF-8, which reports and recipes cannot hold; rename the file", 2
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a file'}: {error.strerror.lower()}", 1
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
+        return f"{str(error)[13:]}: a symbolic link that leads to itself", 2
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory; use a smaller batch, fewer experts or a smaller backbone", 1
     return f"internal error: {type(error).__name__}: {error}; run again with --debug for the traceback", 1
@@ -72,7 +81,9 @@ def guarded() -> Iterator[None]:
             import traceback
 
             traceback.print_exc()
-        say(line)
+        # Of several processes of one run (torchrun) the first says what all of them found.
+        if not (getattr(error, "quiet", False) or (isinstance(error, UserError) and os.environ.get("RANK", "0") != "0")):
+            say(line)
         raise SystemExit(code) from None
 
 

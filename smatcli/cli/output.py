@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from smatcli.safe import shown
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -24,7 +26,7 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[Any]], total: bool
     for head in heads:
         table.add_column(head, justify="left" if head in ("dataset", "content", "status", *left) else "right", no_wrap=True)
     for index, row in enumerate(rows):
-        table.add_row(*(Text(str(cell)) for cell in row), style="bold" if total and index == len(rows) - 1 else None)
+        table.add_row(*(Text(shown(str(cell))) for cell in row), style="bold" if total and index == len(rows) - 1 else None)
     console().print(table)
 
 

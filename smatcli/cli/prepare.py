@@ -6,11 +6,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from smatcli.engine.prepare import Job, Prepared
 
-app = typer.Typer(help="Turn source data into stores: one command for each kind of source.", no_args_is_help=True)
+
+class Kinds(TyperGroup):
+    """The kinds of this package, then those of plugins, which are looked for only when this group is asked."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        from smatcli.plugins import loaded
+
+        return [*super().list_commands(ctx), *(name for name in loaded("sources") if name not in self.commands)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        from smatcli.cli.prepare_plugin import command
+
+        return super().get_command(ctx, cmd_name) or command(cmd_name)
+
+
+app = typer.Typer(cls=Kinds, help="Turn source data into stores: one command for each kind of source.", no_args_is_help=True)
 
 SPLIT_HELP = "Per cent of the classes for train/valid/test, drawn by chance (default: as the source says, else 65/15/20)."
 SPLITS_HELP = "JSON with the class names of train, valid and test (Meta-Dataset's too); instead of --split."
@@ -55,8 +71,8 @@ Dirs = Annotated[list[Path], typer.Argument(metavar="DIR", help="Folders of the 
 Dir = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the dataset.")]
 
 
-def _kind(name: str, size: int = 128, fit: str = "squash") -> Callable[[Kind], Kind]:
-    """Registers a function that gives the jobs of its own arguments as a command which has the shared options too."""
+def kind(name: str, size: int = 128, fit: str = "squash", into: typer.Typer = app) -> Callable[[Kind], Kind]:
+    """Registers a function that gives the jobs of its own arguments as a command of `into` which has the shared options too."""
 
     def register(function: Kind) -> Kind:
         own = dict(inspect.signature(function).parameters)
@@ -74,13 +90,13 @@ def _kind(name: str, size: int = 128, fit: str = "squash") -> Callable[[Kind], K
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         command.__doc__ = function.__doc__
-        app.command(name, no_args_is_help=True)(command)
+        into.command(name, no_args_is_help=True)(command)
         return function
 
     return register
 
 
-@_kind("folder", size=64, fit="crop")
+@kind("folder", size=64, fit="crop")
 def folder(
     sources: Annotated[list[str], typer.Argument(metavar="SRC", help="Directories or ZIPs of class folders; one store each.")],
     depth: Annotated[int, typer.Option("--depth", min=1, help="Folders that make a class: 2 for group/class/image.")] = 1,
@@ -98,23 +114,23 @@ def folder(
     return folder_jobs(sources, depth)
 
 
-@_kind("meta-dataset")
+@kind("meta-dataset")
 def meta_dataset(dirs: Dirs) -> "list[Job]":
     """Make stores from Meta-Dataset's own conversion: dataset_spec.json beside one <class id>.tfrecords a class.
 
     A folder without dataset_spec.json stands for all folders in it that have one. Classes, their order and splits are the spec's, and
     so is the ontology of Omniglot and ImageNet.
     """
-    return _jobs("meta-dataset", _each(dirs, "dataset_spec.json"))
+    return jobs_of("meta-dataset", _each(dirs, "dataset_spec.json"))
 
 
-@_kind("pmf-h5")
+@kind("pmf-h5")
 def pmf_h5(dirs: Dirs) -> "list[Job]":
     """Make stores from PMF's layout of Meta-Dataset: dataset_spec.json beside one <class id>.h5 a class."""
-    return _jobs("pmf-h5", _each(dirs, "dataset_spec.json"))
+    return jobs_of("pmf-h5", _each(dirs, "dataset_spec.json"))
 
 
-@_kind("pmf-episodes")
+@kind("pmf-episodes")
 def pmf_episodes(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="PMF's fixed validation episodes; one store each.")],
 ) -> "list[Job]":
@@ -122,38 +138,38 @@ def pmf_episodes(
 
     Give the --size that the images have, so that they come through unchanged.
     """
-    return _jobs("pmf-episodes", files)
+    return jobs_of("pmf-episodes", files)
 
 
-@_kind("torchvision")
+@kind("torchvision")
 def torchvision(
     names: Annotated[list[str], typer.Argument(metavar="NAME", help="CIFAR10, DTD, Omniglot, ... as torchvision calls them.")],
     root: Annotated[Path | None, typer.Option("--root", help="Where torchvision's files lie, or go.", show_default=False)] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch what is missing (network).")] = False,
 ) -> "list[Job]":
     """Make stores from datasets that torchvision reads, all of their parts together."""
-    return [job for name in names for job in _jobs("torchvision", [name], root=root, download=download)]
+    return [job for name in names for job in jobs_of("torchvision", [name], root=root, download=download)]
 
 
-@_kind("vtab")
+@kind("vtab")
 def vtab(dirs: Dirs) -> "list[Job]":
     """Make stores from VTAB-1k tasks (images beside train800.txt, val200.txt, test.txt), split by image, for tuning.
 
     DIR is one task, or the folder that holds them.
     """
-    return _jobs("vtab", _each(dirs, "train800.txt", "train800val200.txt", "test.txt"))
+    return jobs_of("vtab", _each(dirs, "train800.txt", "train800val200.txt", "test.txt"))
 
 
-@_kind("fgvc")
+@kind("fgvc")
 def fgvc(dirs: Dirs) -> "list[Job]":
     """Make stores from the FGVC tasks as VPT lists them (train.json, val.json, test.json), split by image, for tuning.
 
     DIR is one task, or the folder that holds them.
     """
-    return _jobs("fgvc", _each(dirs, "train.json", "test.json"))
+    return jobs_of("fgvc", _each(dirs, "train.json", "test.json"))
 
 
-@_kind("domainnet")
+@kind("domainnet")
 def domainnet(
     path: Dir,
     domain: Annotated[list[str] | None, typer.Option("--domain", help="clipart, sketch, ...; repeatable (default: all there).")] = None,
@@ -165,10 +181,10 @@ def domainnet(
     domains = domain or [name for name in known if (path / name).is_dir()]
     if not domains:
         raise UserError(f"{path}: holds no DomainNet domain ({', '.join(known)}); give the folder that the archives were unpacked in")
-    return [job for name in domains for job in _jobs("domainnet", [path], domain=name)]
+    return [job for name in domains for job in jobs_of("domainnet", [path], domain=name)]
 
 
-@_kind("coco")
+@kind("coco")
 def coco(
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of the images.")],
     annotations: Annotated[Path, typer.Argument(metavar="ANNOTATIONS", help="instances_*.json")],
@@ -178,28 +194,28 @@ def coco(
 ) -> "list[Job]":
     """Make a store of MSCOCO's objects: one image a box, cut out 1.2 times as large, as in Meta-Dataset."""
     few = {} if min_boxes is None else {"min_boxes": min_boxes}
-    return _jobs("coco", [images], annotations=annotations, enlarge=enlarge, crowd=crowd, **few)
+    return jobs_of("coco", [images], annotations=annotations, enlarge=enlarge, crowd=crowd, **few)
 
 
-@_kind("cub")
+@kind("cub")
 def cub(path: Dir) -> "list[Job]":
     """Make a store of the birds: the folder CUB_200_2011 as it is unpacked."""
-    return _jobs("cub", [path])
+    return jobs_of("cub", [path])
 
 
-@_kind("fungi")
+@kind("fungi")
 def fungi(path: Dir) -> "list[Job]":
     """Make a store of FGVCx Fungi: images/ beside train.json and val.json."""
-    return _jobs("fungi", [path])
+    return jobs_of("fungi", [path])
 
 
-@_kind("quickdraw")
+@kind("quickdraw")
 def quickdraw(path: Dir) -> "list[Job]":
     """Make a store of Quick, Draw!: one <class>.npy of bitmaps or one <class>.ndjson of drawings a class."""
-    return _jobs("quickdraw", [path])
+    return jobs_of("quickdraw", [path])
 
 
-def _jobs(kind: str, paths: Iterable[str | Path], **options: Any) -> "list[Job]":
+def jobs_of(kind: str, paths: Iterable[str | Path], **options: Any) -> "list[Job]":
     from functools import partial
 
     from smatcli.data.sources import open_source

@@ -10,15 +10,24 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from smatcli.config import yaml_text
+from smatcli.config.extended import with_plugins
 from smatcli.config.find import find_recipe
 from smatcli.config.overrides import apply_overrides
 from smatcli.config.problems import data_path, describe
 from smatcli.config.protocols import expand, expand_overrides
 from smatcli.config.schema import PretrainRecipe, TrainRecipe
+from smatcli.config.segment import SegmentRecipe
+from smatcli.config.tune import TuneRecipe
 from smatcli.errors import UserError, nearest
 from smatcli.files import pointer_kind
 
-KINDS: dict[str, type[TrainRecipe] | type[PretrainRecipe]] = {"train": TrainRecipe, "pretrain": PretrainRecipe}
+AnyRecipe = TrainRecipe | PretrainRecipe | TuneRecipe | SegmentRecipe
+KINDS: dict[str, type[AnyRecipe]] = {
+    "train": TrainRecipe,
+    "pretrain": PretrainRecipe,
+    "tune": TuneRecipe,
+    "segment": SegmentRecipe,
+}
 MAX_BYTES = 1_000_000
 COMMAND_LINE, DEFAULT = "command line", "default"
 
@@ -27,7 +36,7 @@ COMMAND_LINE, DEFAULT = "command line", "default"
 class Loaded:
     """A validated recipe; `origins` maps each dotted key to "file PATH", "default" or "command line"."""
 
-    recipe: TrainRecipe | PretrainRecipe
+    recipe: AnyRecipe
     origins: dict[str, str]
     path: Path
     overrides: tuple[str, ...] = ()
@@ -94,14 +103,14 @@ def _read(file: Path) -> dict[str, Any]:
     return data
 
 
-def _validate(data: dict[str, Any], file: Path, keys: Sequence[str]) -> TrainRecipe | PretrainRecipe:
+def _validate(data: dict[str, Any], file: Path, keys: Sequence[str]) -> AnyRecipe:
     kind = data.get("kind")
     if "kind" not in data:
         raise UserError(f"{file}: kind is missing; set `kind: train` or `kind: pretrain`")
     if not isinstance(kind, str) or kind not in KINDS:
         got = f"{yaml_text.flow(kind)}{nearest(str(kind), list(KINDS))}"
         raise UserError(f"{_where('kind', file, keys)}: kind: expected {' or '.join(KINDS)}, got {got}")
-    model = KINDS[kind]
+    model: Any = with_plugins(KINDS[kind], data)
     try:
         return _parse(model, data)
     except RecursionError:
@@ -113,7 +122,7 @@ def _validate(data: dict[str, Any], file: Path, keys: Sequence[str]) -> TrainRec
     raise UserError(f"{_where(first, file, keys)}: {line}{more}") from None
 
 
-def _parse(model: type[TrainRecipe] | type[PretrainRecipe], data: dict[str, Any]) -> TrainRecipe | PretrainRecipe:
+def _parse(model: type[AnyRecipe], data: dict[str, Any]) -> AnyRecipe:
     """Validate without guessing: text is no number and true is no 1, but a list is a tuple and 1e3 is an integer."""
     try:
         text = json.dumps(data)

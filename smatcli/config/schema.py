@@ -86,6 +86,19 @@ class GroupConfig(Strict):
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a linearly rising rate")
 
 
+class SpikeConfig(Strict):
+    """Updates that are left out and counted: a loss or gradient that is not finite (always), or a spike of the loss (if asked for)."""
+
+    factor: float | None = Field(
+        None,
+        gt=0,
+        description="a loss more than this many deviations (1.4826 x median absolute deviation) above the median of the last ones is a "
+        "spike, e.g. 20; null = none is, so that every finite loss is learned from",
+    )
+    window: Positive = Field(100, description="losses that the median and the deviation are taken of")
+    in_a_row: Positive = Field(5, description="updates left out one after the other at which the run stops with exit code 1")
+
+
 class TrainConfig(Strict):
     """Meta-training."""
 
@@ -94,8 +107,27 @@ class TrainConfig(Strict):
     augment: AugmentConfig = AugmentConfig()
     valid_every: Positive = Field(100, description="updates between validations")
     valid_episodes: Positive = Field(30, description="fixed validation episodes a dataset")
-    checkpoint_every: Positive = Field(100, description="updates between checkpoints")
+    checkpoint_every: Positive = Field(100, description="updates between checkpoints (last)")
+    keep_every: Positive | None = Field(None, description="updates between checkpoints that are kept for good (step-N); null = none")
+    spike: SpikeConfig = SpikeConfig()
     groups: dict[str, GroupConfig] = Field({}, description="optimizer groups by name; missing ones take the method's")
+    shard_optimizer: bool = Field(
+        False, description="several processes (torchrun) split the optimizer states of large parameters; the result is the same"
+    )
+    compile: bool = Field(False, description="compile the transformer block (torch.compile); episodes are padded to few sizes")
+    checkpoint_activations: bool = Field(False, description="make each block's activations again in backward: less memory, more time")
+    chunk: Positive | None = Field(
+        None, description="images embedded at a time, made again in backward: memory no longer grows with the episode; null = all"
+    )
+    cache_frozen: bool = Field(
+        False, description="keep the pre-trained model's support features of images that come again (no augmentation)"
+    )
+
+    @model_validator(mode="after")
+    def _cache_is_read(self) -> Self:
+        if self.cache_frozen and self.augment != AugmentConfig():
+            raise ValueError("cache_frozen is not read with train.augment, where no image comes twice; remove one of them")
+        return self
 
 
 class EvalConfig(Strict):
@@ -105,6 +137,9 @@ class EvalConfig(Strict):
     episode: EpisodeConfig = EpisodeConfig()
     adapt: list[str] = Field(["proto"], description="adaptations by name")
     seed: int = Field(0, ge=0, description="the episodes' seed: equal seeds give paired episodes")
+    cache_features: bool = Field(
+        True, description="embed an image that comes again once where its parameters stay the same; equal up to rounding"
+    )
 
 
 class FlipConfig(Strict):
@@ -159,8 +194,12 @@ class _Run(Strict):
     run: str = Field(description="run directory that is made")
     seed: int = Field(0, ge=0)
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: by device and width, printed")
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
+        "auto", description="auto: by device and width, printed; tf32: CUDA only; fp32 means no TF32"
+    )
     threads: int | None = Field(None, gt=0, description="CPU threads; null = all cores")
+    track: list[Literal["tensorboard", "wandb"]] = Field([], description="mirrors of metrics.jsonl: tensorboard, wandb (optional extras)")
+    deterministic: bool = Field(False, description="only algorithms that give equal bits twice on one device; slower")
     backbone: BackboneConfig = BackboneConfig()
 
 
@@ -195,6 +234,7 @@ class PretrainConfig(Strict):
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     augment: AugmentConfig = AugmentConfig(crop_scale=(0.3, 1.0), flip=0.5, jitter=0.4, mixup=0.2)
     valid_every: Positive = Field(1, description="epochs between validations")
+    spike: SpikeConfig = SpikeConfig()
 
 
 class PretrainRecipe(_Run):

@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from smatcli.safe import yaml_value
+
 _NUMBER = re.compile(
     r"""[-+]?(?: [0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
              | \.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
@@ -74,8 +76,8 @@ _OneLine.add_representer(str, _one_line_text)
 
 
 def parse(text: str) -> Any:
-    """The value of a YAML document; raises `yaml.YAMLError`."""
-    return yaml.load(text, Loader=_Loader)
+    """The value of a YAML document; raises `yaml.YAMLError`, also for one that is deep, or huge once its aliases are written out."""
+    return yaml_value(_Loader(text))
 
 
 def parse_value(text: str) -> Any:

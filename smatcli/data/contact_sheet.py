@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from smatcli.data.store import SPLITS, Store
 from smatcli.errors import UserError
 from smatcli.files import atomic_path
+from smatcli.safe import shown
 
 _COLOURS = {"train": "#1b6e3c", "valid": "#9a6700", "test": "#8a1c1c"}
 _GAP = 2
@@ -67,7 +68,8 @@ def _spread(total: int, wanted: int) -> list[int]:
 
 
 def shortened(text: str, length: int) -> str:
-    """At most `length` characters, the last one "…" where some are left out."""
+    """One line of at most `length` characters, the last one "…" where some are left out; what cannot be drawn is spelled out."""
+    text = shown(" ".join(text.split()))
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

@@ -19,11 +19,13 @@ import numpy as np
 from smatcli.data.episodes import EpisodePlan, EpisodeSampler, plan_digest, protocol_tag
 from smatcli.errors import UserError, nearest
 from smatcli.files import atomic_path, pointer_kind
+from smatcli.safe import parse_json, refuse_special
 
 FORMAT = "smat-episodes-1"
 _ARRAYS = ("ways", "classes", "shots", "queries", "rows")
 _TEXTS = ("dataset", "split", "protocol", "content")
 _LARGEST = 8 * 2**30  # bytes of all arrays: 10 datasets of 600 episodes have 40 MB
+_RATIO, _FREE = 200, 2**26  # beyond so many bytes they may be so many times the file's
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +130,7 @@ def read_list(path: str | Path) -> dict[str, EpisodeList]:
     """The lists of a file by dataset; UserError for a file that is missing, damaged, changed, or none of fixed episodes."""
     path = Path(path)
     try:
+        refuse_special(path)
         with path.open("rb") as file:
             start = file.read(512)
         if kind := pointer_kind(start):
@@ -136,7 +139,7 @@ def read_list(path: str | Path) -> dict[str, EpisodeList]:
             raise UserError(f"{path}: is no list of episodes; `smat data episodes NAME --out FILE.npz` writes one")
         with zipfile.ZipFile(path) as archive:
             size = sum(info.file_size for info in archive.infolist())
-        if size > _LARGEST:
+        if size > _LARGEST or (size > _FREE and size > _RATIO * path.stat().st_size):
             raise UserError(f"{path}: {size:,} bytes when unpacked, too large for a list of episodes")
         with np.load(path, allow_pickle=False) as data:
             return _lists(path, data)
@@ -151,7 +154,7 @@ def read_list(path: str | Path) -> dict[str, EpisodeList]:
 def _lists(path: Path, data: Mapping[str, np.ndarray]) -> dict[str, EpisodeList]:
     if "head" not in data:
         raise UserError(f"{path}: is no list of episodes; `smat data episodes NAME --out FILE.npz` writes one")
-    head = json.loads(np.asarray(data["head"], np.uint8).tobytes())
+    head = parse_json(np.asarray(data["head"], np.uint8).tobytes())
     if head["format"] != FORMAT:
         raise UserError(f"{path}: format {str(head['format'])[:40]!r}, this smat reads {FORMAT}; update smat")
     found = {}

@@ -7,6 +7,7 @@ from typing import IO, Any
 
 from smatcli.errors import UserError
 from smatcli.files import pointer_kind
+from smatcli.safe import refuse_special
 
 CHUNK = 2**18  # characters read at a time
 MAX_ELEMENT = 2**26  # characters of one element; COCO's largest is some 100,000
@@ -20,6 +21,7 @@ def array_elements(path: str | Path, keys: Collection[str]) -> Iterator[tuple[st
     Raises UserError, with file and character offset, for what is not JSON, truncated, no object, or without one of the lists.
     """
     path = Path(path)
+    refuse_special(path)
     try:
         with path.open("rb") as head:
             start = head.read(1000)

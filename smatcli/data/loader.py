@@ -1,6 +1,7 @@
 """Episodes and pre-training batches: background threads copy uint8 rows out of the stores, the device normalises and augments them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from smatcli.data.episode_list import ListSampler
 from smatcli.data.episodes import EpisodePlan, EpisodeSampler, counted_key, counted_rng
 from smatcli.data.prefetch import prefetched
 from smatcli.errors import SmatError, UserError
+from smatcli.phases import phase
 from smatcli.seams import Episode, Support
 
 
@@ -41,6 +43,7 @@ class _Loaded(NamedTuple):
 class EpisodeLoader:
     """Iterates `Episode`s of `sampler` for `indices` (may be endless), in order and equal for any `workers` and `prefetch`.
 
+    On a GPU the next `ahead` episodes are copied and augmented on a stream of their own while the present one is computed with.
     Images arrive normalised on `device`, float32 [.., 3, image_size, image_size] (None: the store's size), augmented when `augment` is
     given, with noise that depends on (seed, split, dataset, index) alone. Errors name the episode.
     """
@@ -54,6 +57,7 @@ class EpisodeLoader:
         image_size: int | None = None,
         prefetch: int = 4,
         workers: int = 1,
+        ahead: int = 1,
     ) -> None:
         if augment is not None and augment.mixup > 0:
             raise UserError("train.augment.mixup: episodes have hard labels, so mixup is for pretraining only; set it to 0")
@@ -61,6 +65,7 @@ class EpisodeLoader:
         self.device = torch.device(device)
         self.augment = None if augment == AugmentConfig() else augment
         self.image_size, self.prefetch, self.workers = image_size, prefetch, workers
+        self.ahead = ahead
         self._pinned = self.device.type == "cuda"
 
     def __len__(self) -> int:
@@ -68,9 +73,14 @@ class EpisodeLoader:
 
     def __iter__(self) -> Iterator[Episode]:
         loaded = prefetched(self._load, self.indices, self.workers, self.prefetch)
+        made = on_stream(loaded, self._episode, self.device, self.ahead) if self._pinned else map(self._episode, loaded)
         try:
-            for item in loaded:
-                yield self._episode(item)
+            while True:
+                with phase("data"):
+                    episode = next(made, None)
+                if episode is None:
+                    return
+                yield episode
         finally:
             loaded.close()  # type: ignore[attr-defined]
 
@@ -108,7 +118,30 @@ class EpisodeLoader:
             dataset=plan.dataset,
             index=plan.index,
             seed=self.sampler.seed,
+            rows=(*plan.support.tolist(), *plan.query.tolist()) if self.augment is None else None,
         )
+
+
+def on_stream(items: Iterator[_Loaded], make: Callable[[_Loaded], Episode], device: torch.device, ahead: int) -> Iterator[Episode]:
+    """`make(item)` for each item on a CUDA stream of its own, `ahead` items early; the caller's stream waits for what it is handed."""
+    stream = torch.cuda.Stream(device)
+    waiting: deque[tuple[Episode, torch.cuda.Event]] = deque()
+
+    def hand_over() -> Episode:
+        episode, ready = waiting.popleft()
+        current = torch.cuda.current_stream(device)
+        current.wait_event(ready)
+        for tensor in (episode.support.images, episode.support.labels, episode.query_images, episode.query_labels):
+            tensor.record_stream(current)  # or its memory would be given away while the caller's stream still reads it
+        return episode
+
+    for item in items:
+        with torch.cuda.stream(stream):
+            waiting.append((make(item), stream.record_event()))
+        if len(waiting) > ahead:
+            yield hand_over()
+    while waiting:
+        yield hand_over()
 
 
 class BatchLoader:

@@ -15,6 +15,7 @@ from smatcli.data.ontology import Node, Ontology
 from smatcli.data.store_format import SPLITS
 from smatcli.errors import UserError, nearest
 from smatcli.files import pointer_kind
+from smatcli.safe import refuse_special
 
 SPEC_FILE = "dataset_spec.json"
 MAX_SPEC_BYTES = 256 * 2**20
@@ -212,6 +213,7 @@ def _kind(value: Any) -> str:
 
 
 def _load(path: Path) -> Any:
+    refuse_special(path)
     try:
         if path.stat().st_size > MAX_SPEC_BYTES:
             raise UserError(f"{path}: larger than {MAX_SPEC_BYTES:,} bytes, no specification")

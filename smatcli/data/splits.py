@@ -1,7 +1,6 @@
 """Which class is for training, validation or test: by seeded chance, or as a file says."""
 
 import hashlib
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 
 from smatcli.data.store_format import SPLITS
 from smatcli.errors import UserError, nearest
+from smatcli.safe import read_json, refuse_special
 
 DEFAULT_SPLIT = "65/15/20"
 FEWEST = 5  # classes of a part that is there at all: the ways of a common episode
@@ -86,7 +86,8 @@ def read_splits(path: str | Path, dataset: str) -> dict[str, str]:
     """
     path = Path(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        refuse_special(path)
+        data = read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such splits file") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -9,7 +9,7 @@ Format 1 is the same without encoding and optional datasets. Behind the HDF5 dat
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
+from smatcli import safe_hdf5
 from smatcli.data.encoded import EncodedImages, MappedImages, RowFile
 from smatcli.data.store_format import ENCODINGS, FORMAT_VERSION, READABLE_VERSIONS, SPLITS, hash_content, seal_is_broken
 from smatcli.data.store_writer import write_store
 from smatcli.errors import UserError, nearest
 from smatcli.files import pointer_kind
+from smatcli.safe import refuse_special
 
 if TYPE_CHECKING:
     from smatcli.data.ontology import Ontology
@@ -61,11 +63,11 @@ class Store:
         try:
             if seal_is_broken(path):
                 raise UserError(f"{path}: damaged HDF5 file (its structure was changed after it was prepared); prepare it again")
-            with h5py.File(path, "r", locking=False) as file:
+            with safe_hdf5.opened(path) as file:
                 return _read(cls, path, file)
         except UserError:
             raise
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError, UnicodeError, AttributeError, OverflowError) as error:
+        except safe_hdf5.WRONG as error:
             raise UserError(f"{path}: truncated or damaged HDF5 file ({_short(error)}); prepare it again") from error
 
     @cached_property
@@ -134,18 +136,26 @@ def store_files(root: str | Path) -> dict[str, Path]:
     return {p.stem: p for p in sorted(root.glob("*.h5")) if not p.name.startswith(".")}
 
 
-def open_stores(root: str | Path, names: Sequence[str]) -> dict[str, Store]:
-    """The named stores of a folder, in the order of `names`; UserError with the nearest name for an unknown one."""
+def open_stores(root: str | Path, names: Sequence[str], say: Callable[[str], None] = lambda text: None) -> dict[str, Store]:
+    """The named stores of a folder, in the order of `names`, their contents checked (see `smatcli.data.trust`).
+
+    UserError with the nearest name for an unknown one, and for one that does not hold what was prepared; `say` tells of a long check.
+    """
+    from smatcli.data.trust import verify_once
+
     files = store_files(root)
     missing = [name for name in names if name not in files]
     if missing:
         there = f"there: {', '.join(list(files)[:30])}" if files else "it holds no store"
         raise UserError(f"{root}: no dataset {', '.join(map(repr, missing))}{nearest(missing[0], list(files))} ({there})")
-    return {name: Store.open(files[name]) for name in dict.fromkeys(names)}
+    stores = {name: Store.open(files[name]) for name in dict.fromkeys(names)}
+    verify_once(stores, say)
+    return stores
 
 
 def _check_head(path: Path) -> None:
     try:
+        refuse_special(path)
         if path.is_dir():
             raise UserError(f"{path}: is a folder, not a store (.h5 file)")
         with path.open("rb") as file:
@@ -164,7 +174,7 @@ def _check_head(path: Path) -> None:
 
 
 def _read(cls: type[Store], path: Path, file: h5py.File) -> Store:
-    attrs = {key: (value.item() if isinstance(value, np.generic) else value) for key, value in file.attrs.items()}
+    attrs = safe_hdf5.attributes(file)
     if "format_version" not in attrs or not ("images" in file or "jpeg" in file):
         raise UserError(f"{path}: is an HDF5 file, but not a store of smat")
     if attrs.pop("format_version") not in READABLE_VERSIONS:
@@ -174,18 +184,18 @@ def _read(cls: type[Store], path: Path, file: h5py.File) -> Store:
         )
     size, encoding = int(attrs.pop("image_size")), attrs.pop("encoding", "raw")
     total, offset, length, index = _locate(path, file, size, encoding)
-    if any(file[key].ndim != 1 or file[key].shape[0] > total + 1 for key in ("class_names", "class_offsets", "class_split")):
+    if any(safe_hdf5.member(file, key).shape[:1] > (total + 1,) for key in ("class_names", "class_offsets", "class_split")):
         raise UserError(f"{path}: lists more classes than images; prepare it again")
-    names = [str(name) for name in file["class_names"].asstr()[()]]
-    offsets, split = file["class_offsets"][()].astype(np.int64), file["class_split"][()].astype(np.uint8)
+    names = [str(name) for name in safe_hdf5.array(file, "class_names")]
+    offsets, split = safe_hdf5.array(file, "class_offsets").astype(np.int64), safe_hdf5.array(file, "class_split").astype(np.uint8)
     _check(path, total, names, offsets, split)
     by_image = None
     if "image_split" in file:
-        by_image = file["image_split"][()].astype(np.uint8) if file["image_split"].shape == (total,) else np.array([3])
-        if len(by_image) != total or (by_image > 2).any():
+        by_image = safe_hdf5.array(file, "image_split").astype(np.uint8)
+        if by_image.shape != (total,) or (by_image > 2).any():
             raise UserError(f"{path}: the splits of the images do not fit to them; prepare it again")
     known = {key: attrs.pop(key) for key in ("name", "source", "licence", "content_hash")}
-    text = file["ontology"].asstr()[()] if "ontology" in file else None
+    text = str(safe_hdf5.array(file, "ontology").item()) if "ontology" in file else None
     return cls(path, image_size=size, class_names=names, class_offsets=offsets, class_split=split, offset=offset, facts=attrs,
         encoding=encoding, image_bytes=length, index_offset=index, image_split=by_image, ontology_text=text, **known)  # fmt: skip
 
@@ -196,10 +206,12 @@ def _locate(path: Path, file: h5py.File, size: int, encoding: str) -> tuple[int,
         raise UserError(f"{path}: its images are encoded as {encoding!r}, which this smat does not know; prepare it again or update smat")
     blocks: list[tuple[Any, Any, tuple[int, ...], str]]
     if encoding == "raw":
-        blocks = [(file["images"], np.uint8, (size, size, 3), f"images are not one contiguous uint8 block [N, {size}, {size}, 3]")]
+        said = f"images are not one contiguous uint8 block [N, {size}, {size}, 3]"
+        blocks = [(safe_hdf5.member(file, "images"), np.uint8, (size, size, 3), said)]
     else:
-        blocks = [(file["jpeg"], np.uint8, (), "jpeg is not one contiguous uint8 block [B]"),
-                  (file["image_offsets"], np.dtype("<i8"), (), "image_offsets is not one contiguous int64 block [N + 1]")]  # fmt: skip
+        said = "image_offsets is not one contiguous int64 block [N + 1]"
+        blocks = [(safe_hdf5.member(file, "jpeg"), np.uint8, (), "jpeg is not one contiguous uint8 block [B]"),
+                  (safe_hdf5.member(file, "image_offsets"), np.dtype("<i8"), (), said)]  # fmt: skip
     there = path.stat().st_size
     for block, kind, shape, said in blocks:
         start = block.id.get_offset()

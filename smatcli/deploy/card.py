@@ -6,14 +6,15 @@ from typing import Any
 
 from smatcli import __version__
 from smatcli.config import dump_recipe
-from smatcli.config.schema import PretrainRecipe, TrainRecipe
+from smatcli.config.loader import AnyRecipe
+from smatcli.config.schema import TrainRecipe
 from smatcli.engine.results import SummaryRow, read_summary
 from smatcli.engine.run import RunDir
 
 UNKNOWN, SCRATCH = "not recorded", "none, trained from scratch"
 
 
-def base_weights(recipe: TrainRecipe | PretrainRecipe, info: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
+def base_weights(recipe: AnyRecipe, info: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
     """What the run started from in words, the licence (None: not known), and the model id of the base on the hub."""
     backbone = recipe.backbone
     if imported := info.get("imported"):
@@ -39,7 +40,7 @@ def model_card(run: RunDir, licence: str | None = None) -> str:
     base, found, hub_id = base_weights(recipe, run.info)
     licence = licence or found
     licensed = "" if base == SCRATCH else f"; their licence: {found or UNKNOWN}"
-    method = recipe.method.name if isinstance(recipe, TrainRecipe) else "pre-training"
+    method = recipe.method.name if isinstance(recipe, TrainRecipe) else {"pretrain": "pre-training"}.get(recipe.kind, recipe.kind)
     front = ["---", *([f"license: {licence}"] if licence else []), *([f"base_model: {hub_id}"] if hub_id else [])]
     front += ["tags:", "- few-shot-learning", "- vision-transformer", f"- {method}", "pipeline_tag: image-feature-extraction", "---", ""]
     name = run.path.resolve().name

@@ -18,6 +18,8 @@ from smatcli.deploy.frozen import FrozenHead, Network, backbone_of
 from smatcli.device import choose_device, choose_precision
 from smatcli.errors import UserError
 from smatcli.files import atomic_path, pointer_kind
+from smatcli.safe import parse_json
+from smatcli.safe_tensors import safetensors_header
 
 SUFFIX = ".smat"
 FORMAT = "smat-classifier-1"
@@ -96,11 +98,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if kind := pointer_kind(head):
         raise UserError(f"{path}: is a {kind} pointer, not the classifier; fetch it first")
     try:
+        safetensors_header(path)
         with safe_open(path, "pt") as file:
             meta = file.metadata() or {}
             if meta.get("format") != FORMAT:
                 raise UserError(f"{path}: is no saved classifier of this version (format {meta.get('format')!r}, expected {FORMAT!r})")
-            return json.loads(meta["smat"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return parse_json(meta["smat"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: is truncated or no saved classifier ({str(error).splitlines()[0][:100]}); save it again") from None
 

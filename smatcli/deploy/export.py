@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from smatcli import plugins
 from smatcli.backbones.positions import settled
 from smatcli.config.schema import BackboneConfig
 from smatcli.data.augment import MEAN, STD
@@ -59,6 +60,8 @@ def export(
     source, fitting, reporter = Path(source), fitting or Fitting(), reporter or SilentReporter()
     _check(source, out, form, fitting, average, which)
     plain = _plain(source, fitting, average, which, reporter)
+    if form == "timm" and plain.backbone.name in plugins.names("backbones"):
+        raise UserError(f"{source}: its backbone {plain.backbone.name} is a plugin's, which timm cannot make; use --format onnx")
     if form == "onnx":
         from smatcli.deploy.onnx_file import write_onnx
 

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from smatcli.adaptation import NEEDS_EXPERTS, build_adaptation, check_adaptation
+from smatcli.adaptation import build_adaptation, check_adaptation, needs_experts
 from smatcli.config import build_recipe
 from smatcli.config.schema import AdaptConfig, PretrainRecipe, TrainRecipe
+from smatcli.config.segment import SegmentRecipe
+from smatcli.config.tune import TuneRecipe
 from smatcli.data.augment import normalise
 from smatcli.data.images import Fit
 from smatcli.deploy.classifier import Facts, FewShotClassifier
@@ -32,6 +34,9 @@ def run_recipe(run: str | Path) -> TrainRecipe:
         hint = "a saved classifier: load it with smatcli.load_classifier" if path.suffix == SUFFIX else "a file"
         raise UserError(f"{path}: is {hint}, not a run directory")
     recipe = RunDir.open(path).recipe
+    if isinstance(recipe, TuneRecipe | SegmentRecipe):
+        more = "; tune.merged=true in its recipe writes the tuned network as a file" if recipe.kind == "tune" else ""
+        raise UserError(f"{path}: is a run of smat {recipe.kind}, no few-shot model; give one of `smat train` or `smat pretrain`{more}")
     if not isinstance(recipe, PretrainRecipe):
         return recipe
     common = recipe.model_dump(mode="json", include={"run", "seed", "device", "precision", "threads", "backbone"})
@@ -43,7 +48,7 @@ def run_recipe(run: str | Path) -> TrainRecipe:
 def adapt_settings(recipe: TrainRecipe, adapt: str, overrides: Sequence[str] = ()) -> AdaptConfig:
     """The settings of adaptation `adapt` after `overrides` (`adapt.*` alone); `UserError` when the method cannot be adapted like that."""
     check_adaptation(adapt)
-    if adapt in NEEDS_EXPERTS and getattr(recipe.method, "experts", None) is None:
+    if needs_experts(adapt) and getattr(recipe.method, "experts", None) is None:
         raise UserError(f"{adapt} needs a method with experts; {recipe.run} is {recipe.method.name}: use --adapt proto")
     for text in overrides:
         key = text.partition("=")[0].strip()
@@ -52,7 +57,9 @@ def adapt_settings(recipe: TrainRecipe, adapt: str, overrides: Sequence[str] = (
         part = key.split(".")[1]
         if part != adapt and part != "search" and part in AdaptConfig.model_fields:
             raise UserError(f"{key}: is not read by {adapt}; leave it out, or use --adapt {part}")
-    built = build_recipe(recipe.model_dump(mode="json"), Path(recipe.run) / "recipe.yaml", overrides, kind="train").recipe
+    given = recipe.model_dump(mode="json")
+    given["eval"]["adapt"] = [adapt]  # its settings are then known, whoever gives them
+    built = build_recipe(given, Path(recipe.run) / "recipe.yaml", overrides, kind="train").recipe
     assert isinstance(built, TrainRecipe)
     searched = getattr(getattr(built.adapt, adapt, None), "lr", 0.0) is None
     if not searched and (unread := [text for text in overrides if text.strip().startswith("adapt.search.")]):

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from smatcli.safe import csv_cell
+
 Label = str | int
 TOP = 3
 COLUMNS = (
@@ -86,7 +88,8 @@ class Table:
             pairs += [""] * (2 * TOP - len(pairs))
             known = _digits(row.top[0][1]) if row.top else ""
             label = "" if row.label is None else str(row.label)
-            writer.writerow([row.file, label, known, "" if row.distance is None else _digits(row.distance), *pairs, row.status])
+            cells = [row.file, label, known, "" if row.distance is None else _digits(row.distance), *pairs, row.status]
+            writer.writerow([csv_cell(cell) for cell in cells])
         return text.getvalue()
 
     def json(self) -> str:

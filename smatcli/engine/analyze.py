@@ -12,6 +12,7 @@ from smatcli.engine.analyze_subject import Job, Subject
 from smatcli.engine.evalfolder import differences
 from smatcli.engine.evalplan import choose_datasets, plan
 from smatcli.engine.reporter import Reporter, SilentReporter
+from smatcli.engine.run import RunDir
 from smatcli.engine.signals import StopRequest
 from smatcli.errors import UserError, nearest
 
@@ -73,6 +74,8 @@ def analyze(
     from smatcli.engine.train import load_method
 
     reporter = reporter or SilentReporter()
+    if RunDir.open(run).recipe.kind == "tune":
+        return _tuned(Path(run), only, adapts, datasets, episodes, index, overrides, which, replace, device, reporter)
     for name in only:
         if name not in KINDS:
             raise UserError(f"--only {name}: no such analysis{nearest(name, list(KINDS))} (known: {', '.join(KINDS)})")
@@ -96,6 +99,19 @@ def analyze(
         for job in [job for job in jobs if _wanted(subject, job, replace)]:
             _run(subject, job)
         return [subject.run / FOLDER / f"{job.found.name}.h5" for job in jobs]
+
+
+def _tuned(
+    run: Path, only: Sequence[str], adapts: Sequence[str] | None, datasets: Sequence[str] | None, episodes: int | None, index: int,
+    overrides: Sequence[str], which: str, replace: bool, device: str | None, reporter: Reporter,
+) -> list[Path]:  # fmt: skip
+    from smatcli.engine.analyze_tuned import analyze_tuned
+
+    given = {"--adapt": adapts, "--episodes": episodes, "--index": index or None, "recipe values": overrides or None}
+    given["--which"] = None if which == "best" else which
+    if unread := [name for name, value in given.items() if value is not None]:
+        raise UserError(f"{run}: {unread[0]} is not read for a run of smat tune; leave it out")
+    return analyze_tuned(run, only, datasets, replace, device, reporter)
 
 
 def _wanted(subject: Subject, job: Job, replace: bool) -> bool:

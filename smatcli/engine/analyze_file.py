@@ -12,6 +12,8 @@ import numpy as np
 
 from smatcli.errors import UserError
 from smatcli.files import atomic_path, atomic_write_text
+from smatcli.safe import csv_cell, parse_json
+from smatcli.safe_seal import seal
 
 FORMAT = 1
 FOLDER = "analysis"
@@ -48,7 +50,7 @@ def write_analysis(folder: Path, found: Analysis) -> Path:
     path = folder / f"{found.name}.h5"
     for end, lines in found.tables.items():
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(lines)
+        csv.writer(text, lineterminator="\n").writerows([[csv_cell(cell) for cell in line] for line in lines])
         atomic_write_text(folder / f"{found.name}{end and '-'}{end}.csv", text.getvalue())
     with atomic_path(path) as draft, h5py.File(draft, "w") as file:
         file.attrs.update({"format": FORMAT, "kind": found.kind, "settings": json.dumps(found.settings, sort_keys=True), **found.facts})
@@ -60,23 +62,27 @@ def write_analysis(folder: Path, found: Analysis) -> Path:
                 if values.nbytes > SMALL and values.dtype != object:
                     options = {"compression": "gzip"}
                 group.create_dataset(key, data=values, **options)
+        file.close()
+        seal(draft)
     return path
 
 
 def read_analysis(path: Path) -> Analysis:
     """What `write_analysis` wrote (without its tables); UserError for a file that is damaged, foreign, or of a later version."""
-    import h5py
+    from smatcli import safe_hdf5
 
     try:
-        with h5py.File(path, "r") as file:
-            facts = dict(file.attrs)
+        with safe_hdf5.opened(path) as file:
+            facts = safe_hdf5.attributes(file)
             if int(facts.pop("format")) != FORMAT:
                 raise UserError(f"{path}: is an analysis of another version of smat; analyse the run again")
-            kind, settings = str(facts.pop("kind")), json.loads(facts.pop("settings"))
-            groups = {name: {key: _value(data) for key, data in group.items()} for name, group in file.items()}
-            attributes = {name: dict(group.attrs) for name, group in file.items()}
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
+            kind, settings = str(facts.pop("kind")), parse_json(facts.pop("settings"))
+            if not isinstance(settings, dict):
+                raise ValueError("its settings are no object")
+            groups = {name: safe_hdf5.arrays(group) for name, group in safe_hdf5.groups(file)}
+            attributes = {name: safe_hdf5.attributes(group) for name, group in safe_hdf5.groups(file)}
+    except safe_hdf5.WRONG as error:
+        why = safe_hdf5.reason(error)
         raise UserError(f"{path}: cannot be read as an analysis ({why}); move it away and analyse the run again") from None
     return Analysis(kind, path.stem, settings, groups, attributes, {}, facts)
 
@@ -89,7 +95,3 @@ def known_settings(path: Path) -> dict[str, Any] | None:
         return read_analysis(path).settings
     except UserError:
         return {}
-
-
-def _value(data: Any) -> np.ndarray:
-    return np.array([str(v) for v in data.asstr()[()]], dtype=object) if data.dtype == object else data[()]

@@ -1,23 +1,32 @@
-"""Checkpoints: a directory of safetensors and JSON that is always whole, with the one before as a fall-back."""
+"""Checkpoints: a directory of safetensors and JSON that is always whole, with the one before as a fall-back.
+
+    NAME/          model.safetensors  optim.safetensors  state.json  manifest.json (format, versions, SHA-256 and bytes of the others)
+    NAME.new/      a finished one that a killed process had no time to put in place: the newest
+    NAME.old/      the one before, kept with `keep_before`
+
+A new one is written under a hidden name, flushed, read back and compared; only then does it move the others. Format 1 had no manifest and
+CRC-32 sums in state.json; it is still read.
+"""
 
 import errno
-import json
 import os
 import shutil
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from smatcli.engine.manifest import FORMAT, PARTS, Damaged, check, read_state, seal, sync_folder
 from smatcli.engine.reporter import Reporter
 from smatcli.errors import SmatError, UserError
+from smatcli.safe_tensors import safetensors_header
 
-FORMAT = 1
+__all__ = ["FORMAT", "Checkpoint", "Damaged", "has_checkpoint", "load_checkpoint", "save_checkpoint"]
 
 
 @dataclass
@@ -30,36 +39,31 @@ class Checkpoint:
     path: Path = Path()
 
 
-class Damaged(SmatError):
-    """A checkpoint that is not whole."""
+def save_checkpoint(
+    path: Path, model: dict[str, Tensor], state: dict[str, Any], optim: dict[str, Tensor] | None = None, keep_before: bool = False
+) -> None:
+    """Write a checkpoint directory; older ones go only after the new one was read back and found equal.
 
-
-def save_checkpoint(path: Path, model: dict[str, Tensor], state: dict[str, Any], optim: dict[str, Tensor] | None = None) -> None:
-    """Write a checkpoint directory: temporary directory, fsync, rename; the old one is kept until the new one is in place."""
+    With `keep_before` the checkpoint that stood there stays as NAME.old. Raises SmatError when it cannot be written (full disk) or does not
+    read back; what was there before is then untouched.
+    """
     path = Path(path)
-    draft, old = path.parent / f".{path.name}.tmp-{os.getpid()}", _old(path)
+    draft = path.parent / f".{path.name}.tmp-{os.getpid()}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for stale in path.parent.glob(f".{path.name}.tmp-*"):
             shutil.rmtree(stale, ignore_errors=True)
+        _settle(path)
         draft.mkdir()
-        parts = {"model.safetensors": model, "optim.safetensors": optim or {}}
-        files = {}
-        for name, tensors in parts.items():
-            save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, draft / name)
-            files[name] = _sync_and_sum(draft / name)
-        body = json.dumps({"format": FORMAT, "files": files, "state": state}, allow_nan=False)
-        (draft / "state.json").write_text(body, encoding="utf-8")
-        _sync_and_sum(draft / "state.json")
-        _sync_folder(draft)
-        if old.exists():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.exists():
-            path.rename(old)
-        draft.rename(path)
-        _sync_folder(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
+        for name, tensors in zip(PARTS, (model, optim or {}), strict=True):
+            _write(draft / name, tensors)
+        seal(draft, state)
+        draft.rename(_new(path))
+        sync_folder(path.parent)
+        _rotate(path)
+        if not keep_before:
+            shutil.rmtree(_old(path), ignore_errors=True)
+    except (OSError, SafetensorError, Damaged) as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
         reason = "no space left on the device; make room and continue with --resume" if full else str(error)
         raise SmatError(f"checkpoint {path} cannot be written: {reason} (the checkpoint before it is kept)") from None
@@ -67,62 +71,120 @@ def save_checkpoint(path: Path, model: dict[str, Tensor], state: dict[str, Any],
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def load_checkpoint(path: Path, reporter: Reporter | None = None, device: str | torch.device = "cpu") -> Checkpoint:
-    """Read a checkpoint, or the one before it when it is missing or damaged; UserError when there is neither."""
+def load_checkpoint(
+    path: Path,
+    reporter: Reporter | None = None,
+    device: str | torch.device = "cpu",
+    others: Sequence[Path] = (),
+    strict: bool = False,
+) -> Checkpoint:
+    """Read a checkpoint; where it is damaged the one before it, or else the first whole one of `others`, with a line that says so.
+
+    With `strict` no older one stands in for a damaged one (a measurement must be of what it is named after). Raises UserError when there is
+    none.
+    """
     path = Path(path)
-    try:
-        return _load(path, device)
-    except Damaged as error:
-        if not _old(path).is_dir():
-            raise UserError(str(error)) from None
-        found = _load(_old(path), device)
-        if reporter is not None:
-            reporter.line(f"{error}; using the one before it")
-        return found
+    while True:
+        seen = _stamp(path)
+        said: list[str] = []
+        for place in (*_places(path)[: 1 if strict else None], *others):
+            try:
+                found = _load(place, device)
+            except Damaged as error:
+                said.append(str(error))
+                continue
+            if said and reporter is not None:
+                reporter.line(f"{'; '.join(said)}; using the one before it ({found.path})")
+            return found
+        if _stamp(path) == seen:  # else another process has just put a new one in place
+            raise UserError("; ".join(said) or f"checkpoint {path} does not exist")
 
 
 def has_checkpoint(path: Path) -> bool:
     """Is there a checkpoint (or the one before it) to load?"""
-    return Path(path).is_dir() or _old(Path(path)).is_dir()
+    return bool(_places(Path(path)))
 
 
 def _old(path: Path) -> Path:
     return path.parent / f"{path.name}.old"
 
 
+def _new(path: Path) -> Path:
+    return path.parent / f"{path.name}.new"
+
+
+def _places(path: Path) -> list[Path]:
+    """Where the checkpoint can be, newest first."""
+    return [place for place in (_new(path), path, _old(path)) if place.is_dir()]
+
+
+def _stamp(path: Path) -> list[tuple[str, int, int]]:
+    found = []
+    for place in _places(path):
+        try:
+            facts = place.stat()
+        except OSError:
+            continue
+        found.append((place.name, facts.st_ino, facts.st_mtime_ns))
+    return found
+
+
+def _settle(path: Path) -> None:
+    """Finish what a killed process had begun; a NAME.new that is damaged goes."""
+    if not _new(path).is_dir():
+        return
+    try:
+        check(_new(path))
+    except Damaged:
+        if not (path.is_dir() or _old(path).is_dir()):
+            return
+        shutil.rmtree(_new(path), ignore_errors=True)
+        return
+    _rotate(path)
+
+
+def _rotate(path: Path) -> None:
+    """NAME.new -> NAME -> NAME.old; whenever it is cut short, NAME.new is there and whole."""
+    if path.is_dir():
+        shutil.rmtree(_old(path), ignore_errors=True)
+        path.rename(_old(path))
+    _new(path).rename(path)
+    sync_folder(path.parent)
+
+
+def _write(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors, flush them, and read them back."""
+    plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    save_file(plain, file)
+    with file.open("rb+") as handle:
+        os.fchmod(handle.fileno(), 0o666 & ~_umask())  # safetensors would keep a group from reading its runs
+        os.fsync(handle.fileno())
+    with safe_open(file, framework="pt") as back:
+        if set(back.keys()) != plain.keys() or not all(_same(back.get_tensor(k), v) for k, v in plain.items()):
+            raise Damaged(f"{file.name} does not read back as it was written; the disk may be failing")
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Bitwise, so that NaN equals NaN."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+
+
 def _load(path: Path, device: str | torch.device) -> Checkpoint:
     if not path.is_dir():
         raise Damaged(f"checkpoint {path} does not exist")
+    check(path)
     try:
-        body = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if body["format"] != FORMAT:
-            raise UserError(f"checkpoint {path} is of format {body['format']}, this version reads {FORMAT}")
-        for name, facts in body["files"].items():
-            if _sum(path / name) != facts["crc32"]:
-                raise Damaged(f"checkpoint {path} is damaged: {name} is not what was written")
-        model, optim = (load_file(path / f"{part}.safetensors", device=str(device)) for part in ("model", "optim"))
-        return Checkpoint(model, body["state"], optim, path)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        for name in PARTS:
+            safetensors_header(path / name)
+        model, optim = (load_file(path / name, device=str(device)) for name in PARTS)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise Damaged(f"checkpoint {path} is damaged: {error}") from None
-
-
-def _sum(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            value = zlib.crc32(block, value)
-    return value
-
-
-def _sync_and_sum(path: Path) -> dict[str, int]:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-    return {"bytes": path.stat().st_size, "crc32": _sum(path)}
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return Checkpoint(model, read_state(path), optim, path)

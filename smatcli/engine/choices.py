@@ -7,6 +7,7 @@ from pathlib import Path
 
 from smatcli.errors import UserError
 from smatcli.files import atomic_write_text
+from smatcli.safe import read_json
 
 FILE = "search.json"
 GIVEN = "given"  # the label of a rate that was not searched
@@ -43,7 +44,7 @@ def read_choices(folder: Path) -> dict[str, Choice]:
     if not file.exists():
         return {}
     try:
-        body = json.loads(file.read_text(encoding="utf-8"))
+        body = read_json(file)
         found = {}
         for name, c in body.items():
             rates, accuracies = (tuple(float(x) for x in c[key]) for key in ("rates", "accuracies"))

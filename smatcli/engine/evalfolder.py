@@ -16,7 +16,8 @@ from smatcli.data.episode_list import list_hash
 from smatcli.engine.choices import GIVEN, Choice, read_choices, write_choices
 from smatcli.engine.results import Records, SummaryRow, as_records, interval, joined, read_records, write_records, write_summary
 from smatcli.errors import SmatError, UserError
-from smatcli.files import atomic_write_text
+from smatcli.files import atomic_write_text, clear_drafts
+from smatcli.safe import read_json
 
 FORMAT = 1
 
@@ -71,7 +72,7 @@ class EvalFolder:
                 raise UserError(f"{self.path} has results but no settings.json to compare with; move that folder away to evaluate again")
             return None
         try:
-            known = json.loads(file.read_text(encoding="utf-8"))
+            known = read_json(file)
             return {"settings": dict(known["settings"]), "datasets": dict(known["datasets"])}
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{file} is damaged; move its folder away to evaluate again") from None
@@ -81,14 +82,20 @@ class EvalFolder:
         """Make or continue the folder, locked against a second process."""
         self.path.mkdir(parents=True, exist_ok=True)
         with _locked(self.path):
+            for folder in (self.path, self.path / "parts"):
+                clear_drafts(folder)
             self.check()
             body = {"settings": self.settings, "datasets": self.datasets}
             atomic_write_text(self.path / "settings.json", json.dumps(body, indent=1))
-            self.kept = {name: [records] for name, records in read_records(self.results).items()} if self.results.exists() else {}
-            for part in self._parts():
-                for name, records in read_records(part).items():
-                    self.kept.setdefault(name, []).append(records)
+            self.read()
             yield
+
+    def read(self) -> None:
+        """Take what is on disk: the results, and the parts that this or another process of the run has stored."""
+        self.kept = {name: [records] for name, records in read_records(self.results).items()} if self.results.exists() else {}
+        for part in self._parts():
+            for name, records in read_records(part).items():
+                self.kept.setdefault(name, []).append(records)
 
     def complete(self, dataset: str, digest: Callable[[int], np.uint64]) -> None:
         """Give records of before there was a column `plan` the hashes of their episodes."""
@@ -97,10 +104,11 @@ class EvalFolder:
                 records["plan"] = np.array([digest(int(i)) for i in records["index"]], np.uint64)
                 self._completed = True
 
-    def choose(self, dataset: str, choice: Choice) -> None:
+    def choose(self, dataset: str, choice: Choice, write: bool = True) -> None:
         """Keep the learning rate of a dataset."""
         self.choices[dataset] = choice
-        write_choices(self.path, self.choices)
+        if write:
+            write_choices(self.path, self.choices)
 
     def rate(self, dataset: str) -> dict[str, Any]:
         """`lr` of the dataset and on what it was chosen (`search`); empty where the adaptation has none."""
@@ -150,7 +158,7 @@ class EvalFolder:
         self.kept = {name: [records] for name, records in groups.items()}
 
     def _parts(self) -> list[Path]:
-        return sorted((self.path / "parts").glob("*.h5"))
+        return sorted(p for p in (self.path / "parts").glob("*.h5") if not p.name.startswith("."))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from smatcli.adaptation import NEEDS_EXPERTS, check_adaptation, has_search
+from smatcli.adaptation import check_adaptation, has_search, needs_experts
 from smatcli.adaptation.exhaustive import check_experts
 from smatcli.config import load_recipe
 from smatcli.config.schema import TrainRecipe
@@ -45,7 +45,7 @@ def plan(run: Path | str, adapts: Sequence[str] | None = None, episodes: int | N
     for name in recipe.eval.adapt:
         check_adaptation(name)
         experts: int | None = getattr(recipe.method, "experts", None)
-        if name in NEEDS_EXPERTS and experts is None:
+        if needs_experts(name) and experts is None:
             raise UserError(f"{name} needs a method with experts; {run} is {recipe.method.name}: use --adapt proto")
         if name == "exhaustive" and experts is not None:
             check_experts(experts)
@@ -64,7 +64,7 @@ def _check_rates(recipe: TrainRecipe, overrides: Sequence[str]) -> None:
         raise UserError(f"search paper: {', '.join(adapts)} has no learning rate to be searched (adapt.NAME.lr is null where it is)")
     watched = [name for name in adapts if getattr(getattr(settings, name, None), "trajectory", False)]
     if not watched and any(key.endswith(".trajectory") and value == "true" for key, value in asked.items()):
-        raise UserError(f"trajectory: {', '.join(adapts)} takes no gradient steps; add --adapt full, lora or joint")
+        raise UserError(f"trajectory: {', '.join(adapts)} takes no gradient steps; add --adapt full, lora, joint or dipa")
 
 
 def choose_datasets(recipe: TrainRecipe, names: Sequence[str] | None = None) -> list[Dataset]:

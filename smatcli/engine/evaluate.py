@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from smatcli.adaptation import build_adaptation, facts, has_search, variant
+from smatcli.adaptation.proto import Proto
 from smatcli.config.methods import method_facts
 from smatcli.config.schema import TrainRecipe
 from smatcli.data.episodes import counted_key
@@ -21,8 +22,12 @@ from smatcli.data.loader import EpisodeLoader
 from smatcli.data.store import Store, open_stores
 from smatcli.device import threads
 from smatcli.engine.choices import Choice
+from smatcli.engine.determinism import deterministic
+from smatcli.engine.distributed import ALONE, World, world
 from smatcli.engine.evalfolder import EvalFolder
 from smatcli.engine.evalplan import Dataset, choose_datasets, plan
+from smatcli.engine.features import Features, plans_of, without_images
+from smatcli.engine.meters import Meter, combined
 from smatcli.engine.questions import Questions
 from smatcli.engine.ratesearch import Rated, RateSearch
 from smatcli.engine.reporter import Reporter, SilentReporter
@@ -56,8 +61,12 @@ def evaluate(
     """
     recipe = plan(run, adapts, episodes, overrides)
     chosen = choose_datasets(recipe, datasets)
-    with threads(recipe.threads):
-        return Evaluation(Path(run), recipe, chosen, which, device, reporter or SilentReporter()).execute()
+    here = world(device or recipe.device)
+    spoken = here.reporter(reporter or SilentReporter())
+    with threads(recipe.threads), deterministic(recipe.deterministic):
+        with here.together():
+            evaluation = Evaluation(Path(run), recipe, chosen, which, device, spoken, here)
+        return evaluation.execute()
 
 
 def fingerprint(method: nn.Module) -> str:
@@ -73,14 +82,24 @@ def fingerprint(method: nn.Module) -> str:
 class Evaluation:
     """One meta-test of one run: loaded and checked first, then `execute`."""
 
-    def __init__(self, run: Path, recipe: TrainRecipe, datasets: list[Dataset], which: str, device: str | None, reporter: Reporter):
+    def __init__(
+        self,
+        run: Path,
+        recipe: TrainRecipe,
+        datasets: list[Dataset],
+        which: str,
+        device: str | None,
+        reporter: Reporter,
+        here: World = ALONE,
+    ):
         from smatcli.engine.train import load_method
 
+        self.world = here
         self.run, self.recipe, self.datasets, self.reporter = run, recipe, datasets, reporter
         opened = RunDir.open(run)
         if not opened.finished:
             reporter.line(f"{run} is not finished ({opened.info.get('status')}): its {which} checkpoint so far is evaluated")
-        stores = open_stores(Path(recipe.data.root), [d.name for d in datasets])
+        stores = open_stores(Path(recipe.data.root), [d.name for d in datasets], reporter.line)
         self.questions = Questions(recipe.eval, datasets, stores)
         method, _ = load_method(run, which, reporter, device)
         self.method = cast(Method, method)
@@ -88,11 +107,14 @@ class Evaluation:
         self.precision = str(getattr(method.precision, "name", "fp32"))
         reporter.line(f"{run} ({recipe.method.name}, {which} checkpoint): {method.precision}")
         self.adaptations: dict[str, Adaptation] = {name: build_adaptation(name, recipe.adapt) for name in recipe.eval.adapt}
+        self.stores = stores
+        self.meter = Meter(self.device)
+        self.features = Features(self.method, self.device, recipe.backbone.image_size, recipe.eval.cache_features)
         self.folders = {name: self._folder(name, which, fingerprint(method), stores) for name in self.adaptations}
         for folder in self.folders.values():
             folder.check()
         self.searched = [name for name in self.adaptations if has_search(name, recipe.adapt)]
-        self.search = RateSearch(recipe, self.questions, stores, self.method, self.device, reporter, self._known)
+        self.search = RateSearch(recipe, self.questions, stores, self.method, self.device, reporter, self._known, here, self.features)
         for name in self.searched:
             for d in datasets:
                 self.search.check(name, d.name)
@@ -108,7 +130,7 @@ class Evaluation:
         rated, choice = cast(Rated, adaptation), self._known(adapt, dataset)
         if choice is None:
             choice = self.search.choose(adapt, rated, dataset, stop)
-            self.folders[adapt].choose(dataset, choice)
+            self.folders[adapt].choose(dataset, choice, write=self.world.first)
         return rated.at(choice.rate)
 
     def _folder(self, adapt: str, which: str, weights: str, stores: Mapping[str, Store]) -> EvalFolder:
@@ -138,18 +160,30 @@ class Evaluation:
     def execute(self) -> list[Path]:
         """Evaluate what is missing, then join the results."""
         with ExitStack() as stack:
+            with self.world.together():
+                if self.world.first:
+                    for folder in self.folders.values():
+                        stack.enter_context(folder.opened())
             for folder in self.folders.values():
-                stack.enter_context(folder.opened())
+                if not self.world.first:
+                    folder.read()
                 for dataset in self.datasets:
                     folder.complete(dataset.name, partial(self.questions.digest, dataset.name))
             todo = [(d, index, missing) for d in self.datasets for index, missing in self._missing(d.name)]
+            self.world.wait()  # all have read what there was; parts are new from here on
             if todo:
                 self._evaluate(todo)
+                self.world.wait()
             else:
                 each = " or ".join(str(n) for n in sorted(set(self.questions.counts.values())))
                 self.reporter.line(f"{self.run}: all {each} episodes of {len(self.datasets)} datasets are evaluated already")
-            for name, folder in self.folders.items():
-                folder.merge(self._summary(name), {"run": self.run.name, "method": self.recipe.method.name, "adapt": name})
+            with self.world.together():  # nobody looks at results that are not there yet
+                for name, folder in self.folders.items() if self.world.first else ():
+                    if self.world.size > 1:
+                        folder.read()
+                        for dataset in self.datasets:
+                            folder.complete(dataset.name, partial(self.questions.digest, dataset.name))
+                    folder.merge(self._summary(name), {"run": self.run.name, "method": self.recipe.method.name, "adapt": name})
         return [folder.path for folder in self.folders.values()]
 
     def _summary(self, adapt: str) -> dict[str, Any]:
@@ -176,24 +210,30 @@ class Evaluation:
         before = done = total - len(todo)
         if before:
             self.reporter.line(f"{self.run}: {before} of {total} episodes are evaluated already, continuing")
+        needed = {d.name: {name for one, _, names in todo if one is d for name in names} for d in self.datasets}
+        todo = [one for one in todo if self.world.deals(one[1])]
+        total = before + len(todo)
         self.reporter.start(total, "meta-test", done=before, unit="episodes")
         try:
-            with StopRequest() as stop, torch.inference_mode():
+            with StopRequest() as stop, torch.inference_mode(), self.features.attached():
                 for dataset in self.datasets:
                     work = {index: names for d, index, names in todo if d is dataset}
-                    done = self._dataset(dataset.name, work, done, total, stop)
+                    done = self._dataset(dataset.name, work, needed[dataset.name], done, total, stop)
         finally:
             self.reporter.finish()
 
-    def _dataset(self, name: str, work: dict[int, list[str]], done: int, total: int, stop: StopRequest) -> int:
-        """Evaluate the episodes `work` (index -> adaptations) of a dataset, storing parts as it goes."""
-        adaptations = {a: self._rated(a, name, stop) for a in self.adaptations if any(a in names for names in work.values())}
-        loader = EpisodeLoader(self.questions.samplers[name], list(work), self.device, image_size=self.recipe.backbone.image_size)
+    def _dataset(self, name: str, work: dict[int, list[str]], needed: set[str], done: int, total: int, stop: StopRequest) -> int:
+        """Evaluate the episodes `work` (index -> adaptations) of a dataset, storing parts as it goes.
+
+        `needed`: the adaptations that some process evaluates; their rates are searched by all of them.
+        """
+        adaptations = {a: self._rated(a, name, stop) for a in self.adaptations if a in needed}
+        episodes = self._episodes(name, {i: [adaptations[a] for a in names] for i, names in work.items()}, stop)
         rows: dict[str, list[dict[str, Any]]] = {a: [] for a in self.adaptations}
         means: dict[str, list[float]] = {a: [] for a in self.adaptations}
         written = time.monotonic()
         try:
-            for episode in loader:
+            for episode in episodes:
                 for adapt, row in self._episode(episode, {a: adaptations[a] for a in work[episode.index]}).items():
                     rows[adapt].append(row)
                     means[adapt].append(row["accuracy"])
@@ -211,6 +251,30 @@ class Evaluation:
             self._store(name, rows)
         return done
 
+    def _episodes(self, name: str, work: Mapping[int, list[Adaptation]], stop: StopRequest) -> Iterator[Episode]:
+        """The episodes of a dataset; after the first one without images where the tables of `features` answer for all of them."""
+        features, sampler, size = self.features, self.questions.samplers[name], self.recipe.backbone.image_size
+        features.begin(self.stores[name])
+        self.spread = 0.0
+        loaded = iter(EpisodeLoader(sampler, list(work), self.device, image_size=size))
+        try:
+            for first in loaded:
+                yield first
+                break
+            rest = [i for i in work if i != first.index] if work else []
+            if rest and features.enabled:
+                plans = plans_of(self.questions.plan_of(name), rest)
+                features.tabulate(plans, first, stop)
+                self.spread = features.seconds / len(rest)
+                proto = all(type(one) is Proto for found in work.values() for one in found)
+                if proto and features.complete(plans):
+                    shape = tuple(first.query_images.shape[1:])
+                    yield from (without_images(plan, first.seed, shape, self.device) for plan in plans.values())
+                    return
+            yield from loaded
+        finally:
+            loaded.close()  # type: ignore[attr-defined]
+
     def _store(self, dataset: str, rows: dict[str, list[dict[str, Any]]]) -> None:
         for adapt, found in rows.items():
             self.folders[adapt].add(dataset, found)
@@ -218,14 +282,17 @@ class Evaluation:
 
     def _episode(self, episode: Episode, adaptations: Mapping[str, Adaptation]) -> dict[str, dict[str, Any]]:
         """One record an adaptation; the task is made once for all of them."""
+        self.meter.start()
         begun = time.perf_counter()
         noise = counted_key("adaptation", episode.seed, episode.dataset, episode.index) % 2**63
-        task = replace(self.method.task(episode.support), seed=noise)
+        self.features.bind(episode, joined=any(type(one) is Proto for one in adaptations.values()))
+        task = self.features.of(replace(self.method.task(episode.support), seed=noise))
         self._synchronise()
-        shared = time.perf_counter() - begun
+        shared, costs = self.spread + time.perf_counter() - begun, self.meter.read()
         found = {}
         digest = self.questions.digest(episode.dataset, episode.index)
         for name, adaptation in adaptations.items():
+            self.meter.start()
             begun = time.perf_counter()
             options, path = getattr(self.recipe.adapt, name, None), Trajectory(episode)
             watched = {"watch": path} if getattr(options, "trajectory", False) else {}
@@ -239,7 +306,8 @@ class Evaluation:
                     f"{episode}: the logits of {name} are not finite; the weights or the precision are broken (episodes before it are kept)"
                 )
             seconds = shared + time.perf_counter() - begun - path.seconds
-            found[name] = {**record(episode, task, logits, classifier.info, seconds), "plan": digest}
+            spent = combined(costs, self.meter.read())
+            found[name] = {**record(episode, task, logits, classifier.info, seconds), **spent, "plan": digest}
             if watched:
                 found[name]["trajectory"] = path.padded(options.steps)  # type: ignore[union-attr]
         return found

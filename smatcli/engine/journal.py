@@ -10,6 +10,7 @@ from typing import Any
 
 from smatcli.errors import UserError
 from smatcli.files import disk_errors
+from smatcli.safe import parse_json
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 
@@ -79,7 +80,7 @@ class Journal:
     def _owner(self) -> str:
         for line in reversed(os.pread(self._file, 2**20, 0).splitlines()):
             try:
-                found = json.loads(line)
+                found = parse_json(line)
                 return f" (process {found['process']} on {found['host']})"
             except (ValueError, KeyError, TypeError):
                 continue
@@ -90,7 +91,7 @@ class Journal:
             end = 0
             for line in file:
                 try:
-                    found = json.loads(line) if line.endswith(b"\n") else None
+                    found = parse_json(line) if line.endswith(b"\n") else None
                 except ValueError:
                     found = None
                 if not isinstance(found, dict):

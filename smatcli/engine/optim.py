@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from smatcli.config.schema import GroupConfig
+from smatcli.engine.distributed import ALONE, World
+from smatcli.engine.shards import Shards
 from smatcli.errors import SmatError, UserError, nearest
 
 
@@ -34,10 +36,15 @@ def factor(config: GroupConfig, step: int, steps: int) -> float:
 class Optimizers:
     """One torch optimizer a group; made by `build_optimizers`."""
 
-    def __init__(self, groups: dict[str, list[nn.Parameter]], configs: dict[str, GroupConfig], steps: int, bare: set[int]) -> None:
+    def __init__(
+        self, groups: dict[str, list[nn.Parameter]], configs: dict[str, GroupConfig], steps: int, bare: set[int], world: World = ALONE
+    ) -> None:
         self.groups, self.configs, self.steps = groups, configs, steps
         self.step_index = 0
-        self.optimizers = {name: _optimizer(params, configs[name], bare) for name, params in groups.items()}
+        self.shards = Shards(world, [param for params in groups.values() for param in params])
+        held = {name: [self.shards.held(param) for param in params] for name, params in groups.items()}
+        bare = {id(self.shards.held(param)) for params in groups.values() for param in params if id(param) in bare}
+        self.optimizers = {name: _optimizer(params, configs[name], bare) for name, params in held.items()}
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -74,17 +81,28 @@ class Optimizers:
                 torch._foreach_mul_(found[name], clip / (sizes[name] + 1e-6))
             for group in optimizer.param_groups:
                 group["lr"] = rates[name]
+            self.shards.hand_over(self.groups[name])
             optimizer.step()
+        self.shards.collect()
         self.step_index += 1
         return sizes
+
+    @torch.no_grad()
+    def broken(self) -> str | None:
+        """What to say of a parameter that is NaN or infinite; None when all are finite."""
+        for name, params in self.groups.items():
+            for i, param in enumerate(params):
+                if not bool(torch.isfinite(param).all()):
+                    return f"parameter {i} of group {name!r} is not finite"
+        return None
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors by 'group/parameter/name' and plain data (JSON): together the whole state."""
         tensors = {
-            f"{name}/{i}/{key}": value
+            f"{name}/{i}/{key}": self.shards.whole(param, value)
             for name, params in self.groups.items()
             for i, param in enumerate(params)
-            for key, value in self.optimizers[name].state.get(param, {}).items()
+            for key, value in self.optimizers[name].state.get(self.shards.held(param), {}).items()
             if isinstance(value, Tensor)
         }
         kinds = {name: {"optimizer": c.optimizer, "parameters": len(self.groups[name])} for name, c in self.configs.items()}
@@ -103,7 +121,7 @@ class Optimizers:
                 raise SmatError(f"optimizer state {key} has shape {tuple(value.shape)}, its parameter {tuple(param.shape)}")
             # Adam's step counter lives where its update wants it: on the device of the parameter when fused, else on the CPU.
             here = param.device if value.ndim or self.optimizers[name].defaults.get("fused") else torch.device("cpu")
-            fresh[name].setdefault(param, {})[part] = value.to(here, copy=True)
+            fresh[name].setdefault(self.shards.held(param), {})[part] = self.shards.part(param, value).to(here, copy=True)
         for name, optimizer in self.optimizers.items():
             optimizer.state.clear()
             optimizer.state.update(fresh[name])
@@ -117,11 +135,12 @@ def build_optimizers(
     defaults: Mapping[str, GroupConfig] | None = None,
     no_decay: Collection[nn.Parameter] = (),
     where: str = "train.groups",
+    world: World = ALONE,
 ) -> Optimizers:
     """Optimizers for `groups` over `steps` updates; `defaults` fill in for groups that `configs` lacks.
 
     UserError on a configured group that does not exist, one without settings, and an option that its optimizer would ignore.
-    Parameters in `no_decay` get no weight decay.
+    Parameters in `no_decay` get no weight decay. The states of large parameters are split over the processes of `world`.
     """
     names = list(groups)
     for name in configs:
@@ -136,7 +155,7 @@ def build_optimizers(
         if config.momentum and config.optimizer != "sgd":
             raise UserError(f"{where}.{name}.momentum: {config.optimizer} has no momentum; remove it or use optimizer: sgd")
     filled = [n for n in names if len(groups[n])]
-    return Optimizers({n: list(groups[n]) for n in filled}, {n: merged[n] for n in filled}, steps, {id(p) for p in no_decay})
+    return Optimizers({n: list(groups[n]) for n in filled}, {n: merged[n] for n in filled}, steps, {id(p) for p in no_decay}, world)
 
 
 def _optimizer(params: list[nn.Parameter], config: GroupConfig, bare: set[int]) -> torch.optim.Optimizer:

@@ -1,6 +1,5 @@
 """`smat pretrain`: supervised training of a backbone with a cosine classifier over all classes of the recipe's stores."""
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +14,9 @@ from smatcli.data.episodes import counted_key
 from smatcli.data.loader import BatchLoader
 from smatcli.device import Precision, choose_device, choose_precision, threads
 from smatcli.engine.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from smatcli.engine.determinism import deterministic
+from smatcli.engine.distributed import World, create, reserve, world
+from smatcli.engine.guard import Guard, bad_terms
 from smatcli.engine.optim import NonFinite, Optimizers, build_optimizers
 from smatcli.engine.reporter import Reporter
 from smatcli.engine.run import RunDir
@@ -55,6 +57,8 @@ class _Job:
     held: BatchLoader
     steps: int
     done: _Progress
+    guard: Guard
+    world: World
 
     @property
     def valid_every(self) -> int:
@@ -65,15 +69,18 @@ def pretrain(loaded: "Loaded", reporter: Reporter, resume: bool = False) -> RunD
     """Train a backbone as the recipe says and leave backbone.safetensors and backbone.json in its run directory.
 
     Each random number is counted by (seed, step), so a resumed run continues exactly. Raises UserError before anything is written
-    when recipe or data cannot be used, SmatError when the loss is no longer finite, Interrupted on SIGINT and SIGTERM.
+    when recipe or data cannot be used, SmatError when pretrain.spike.in_a_row steps had to be left out because of their loss, Interrupted
+    on SIGINT, SIGTERM and SIGUSR1.
     """
     recipe = loaded.recipe
     if not isinstance(recipe, PretrainRecipe):
         raise UserError(f"{loaded.path}: kind is {recipe.kind!r}; `smat pretrain` needs a recipe of kind 'pretrain'")
-    run = RunDir.reserve(loaded, reporter, resume)
+    here = world(recipe.device)
+    reporter = here.reporter(reporter)
+    run = reserve(loaded, reporter, resume, here)
     if run is not None and run.finished:
         return run
-    with threads(recipe.threads):
+    with threads(recipe.threads), deterministic(recipe.deterministic):
         device = choose_device(recipe.device)
         data = split_images(recipe.data, recipe.seed)
         model = _model(recipe, len(data.names)).to(device)
@@ -88,8 +95,10 @@ def pretrain(loaded: "Loaded", reporter: Reporter, resume: bool = False) -> RunD
             no_decay=model.undecayed(),
             where="pretrain",
         )
-        run = run or RunDir.create(recipe.run, recipe, loaded.origins)
-        job = _Job(recipe, run, reporter, precision, data, model, optimizers, train, held, steps, _Progress())
+        run = run or create(loaded, here)
+        job = _Job(
+            recipe, run, reporter, precision, data, model, optimizers, train, held, steps, _Progress(), Guard(recipe.pretrain.spike), here
+        )
         with run.active(), StopRequest() as stop:
             run.note(device=str(device), precision=precision.name, data=data.hashes)
             _describe(job)
@@ -136,19 +145,29 @@ def _restore(job: _Job) -> None:
     job.model.load_state_dict(saved.model)
     job.optimizers.load_state_dict(saved.optim, saved.state["optim"])
     job.done = _Progress(**saved.state["progress"])
+    if "guard" in saved.state:
+        job.guard.restore(saved.state["guard"])
     job.run.truncate(job.done.step)
     job.reporter.line(f"continuing {job.run.path} at step {job.done.step} of {job.steps}")
 
 
 def _save(job: _Job, best: bool = False) -> None:
     tensors, optim = job.optimizers.state_dict()
-    state: dict[str, Any] = {"progress": dict(job.done.__dict__), "optim": optim, "data": job.data.hashes}
+    state: dict[str, Any] = {
+        "progress": dict(job.done.__dict__), "optim": optim, "data": job.data.hashes, "guard": job.guard.state(),
+    }  # fmt: skip
     model = job.model.state_dict()
-    if best:
-        save_checkpoint(job.run.checkpoints / "best", model, state)
-    save_checkpoint(job.run.checkpoints / "last", model, state, tensors)
-    metrics = {"step": job.done.step, "top1": job.done.top1, "best_top1": max(job.done.best, 0.0), "best_step": job.done.best_step}
-    save_backbone(job.run.path, job.model.backbone, job.recipe.backbone, metrics)
+    if broken := job.optimizers.broken():
+        raise SmatError(_diverged(job, broken))
+    with job.world.together():
+        if not job.world.first:
+            return
+        job.run.sync()
+        if best:
+            save_checkpoint(job.run.checkpoints / "best", model, state)
+        save_checkpoint(job.run.checkpoints / "last", model, state, tensors, keep_before=True)
+        metrics = {"step": job.done.step, "top1": job.done.top1, "best_top1": max(job.done.best, 0.0), "best_step": job.done.best_step}
+        save_backbone(job.run.path, job.model.backbone, job.recipe.backbone, metrics)
 
 
 def _train(job: _Job, stop: StopRequest) -> None:
@@ -159,7 +178,7 @@ def _train(job: _Job, stop: StopRequest) -> None:
             epoch, start = divmod(job.done.step, len(job.train))
             for images, labels in job.train.epoch(epoch, start):
                 _step(job, images, labels, epoch, batch)
-                if stop:
+                if stop.agreed(job.world.most(stop.signum or 0)):
                     _save(job)
                     raise stop.interrupted(f"step {job.done.step} of {job.steps}")
                 if job.done.step >= job.steps:
@@ -175,38 +194,62 @@ def _train(job: _Job, stop: StopRequest) -> None:
 
 def _step(job: _Job, images: Tensor, labels: Tensor, epoch: int, batch: int) -> None:
     done, rate = job.done, job.optimizers.rates()["optimizer"]
-    loss, accuracy = _update(job, images, labels)
+    job.guard.remember(job.model)
+    loss, accuracy, problem = _update(job, images, labels)
     done.step += 1
-    done.sums = {"loss": done.sums["loss"] + loss, "accuracy": done.sums["accuracy"] + accuracy, "steps": done.sums["steps"] + 1}
+    if problem is not None:
+        _leave_out(job, problem)
+    else:
+        job.guard.made(loss)
+        done.sums = {"loss": done.sums["loss"] + loss, "accuracy": done.sums["accuracy"] + accuracy, "steps": done.sums["steps"] + 1}
     shown = {"loss": loss, "top1": done.top1} if done.best >= 0 else {"loss": loss}
     job.reporter.update(done.step * batch, epoch=epoch + 1, **shown)
     if done.step % LOG_EVERY == 0 or done.step == job.steps:
-        means = {k: done.sums[k] / done.sums["steps"] for k in ("loss", "accuracy")}
+        means = {k: done.sums[k] / max(1.0, done.sums["steps"]) for k in ("loss", "accuracy")}
         job.run.log({"kind": "train", "step": done.step, "epoch": done.step / len(job.train), **means, "lr": rate})
         done.sums = dict.fromkeys(done.sums, 0.0)
     if done.step % job.valid_every == 0 or done.step == job.steps:
         _validate(job)
 
 
-def _update(job: _Job, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """One optimizer update; returns loss and training accuracy (of the heavier half of each mixed image)."""
+def _update(job: _Job, images: Tensor, labels: Tensor) -> tuple[float, float, str | None]:
+    """One optimizer update; loss, training accuracy (of the heavier half of each mixed image), and why it was not made, if so."""
     settings, step = job.recipe.pretrain, job.done.step
     noise = counted_key("pretrain", job.recipe.seed, step) % 2**63
     generator = torch.Generator().manual_seed(noise)
     torch.manual_seed(noise)  # drop-path and dropout read the global generator
     inputs, targets = _augmented(images, labels, settings.augment, len(job.data.names), generator, job.recipe.backbone.image_size)
+    # The whole batch is drawn, augmented and mixed everywhere, as one process would; each then learns from its share of it.
+    share, total = job.world.share(len(inputs)), len(inputs)
+    inputs, targets = inputs[share.start : share.stop], targets[share.start : share.stop]
     job.model.train()
     with job.precision.autocast():
         logits = job.model(inputs)
-    loss = F.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
+    loss = F.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing) * (len(share) / total)
+    truth = targets if targets.ndim == 1 else targets.argmax(1)
+    right = (logits.argmax(1) == truth).sum().item()
+    value, right = (sum(column) for column in zip(*job.world.gather([loss.item(), right]), strict=True))
+    if problem := bad_terms(value, {}) or job.guard.spike(value):
+        return value, 0.0, problem
     job.optimizers.zero_grad()
     loss.backward()
+    job.world.sum_gradients(list(job.model.parameters()))
     try:
         job.optimizers.step()
     except NonFinite as error:
-        raise SmatError(_diverged(job, loss.item(), error)) from None
-    truth = targets if targets.ndim == 1 else targets.argmax(1)
-    return loss.item(), (logits.argmax(1) == truth).float().mean().item()
+        return value, 0.0, str(error)
+    return value, right / total, None
+
+
+def _leave_out(job: _Job, problem: str) -> None:
+    """Undo and count a step that is not made; after too many in a row, stop."""
+    job.guard.forget()
+    job.optimizers.set_step(job.done.step)
+    if job.guard.left_out():
+        job.done.step -= 1
+        raise SmatError(_diverged(job, problem))
+    job.run.log({"kind": "skip", "step": job.done.step, "reason": problem, "skipped": job.guard.skipped})
+    job.reporter.line(f"step {job.done.step} is left out: {problem}; {job.guard.skipped} so far")
 
 
 def _augmented(
@@ -218,11 +261,13 @@ def _augmented(
     return mixup(inputs, labels, classes, config.mixup, generator) if config.mixup > 0 else (inputs, labels)
 
 
-def _diverged(job: _Job, loss: float, error: NonFinite) -> str:
+def _diverged(job: _Job, what: str) -> str:
     last = job.run.checkpoints / "last"
     kept = f"the last good checkpoint is kept in {last}" if has_checkpoint(last) else "no checkpoint was written yet"
-    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {error.norm}"
-    return f"pre-training step {job.done.step}: {what}; {kept}; lower pretrain.optimizer.lr or set pretrain.optimizer.clip in a new run"
+    row = f" (step {job.guard.row} in a row that had to be left out)" if job.guard.row > 1 else ""
+    return (
+        f"pre-training step {job.done.step}: {what}{row}; {kept}; lower pretrain.optimizer.lr or set pretrain.optimizer.clip in a new run"
+    )
 
 
 def _validate(job: _Job) -> None:
@@ -230,12 +275,15 @@ def _validate(job: _Job) -> None:
     job.model.eval()
     right, total, losses = 0, 0, 0.0
     with torch.inference_mode():
-        for images, labels in job.held.epoch():
+        for index, (images, labels) in enumerate(job.held.epoch()):
+            if not job.world.deals(index):
+                continue
             with job.precision.autocast():
                 logits = cast(Tensor, job.model(normalise(images, job.recipe.backbone.image_size)))
             right += int((logits.argmax(1) == labels).sum())
             losses += float(F.cross_entropy(logits, labels, reduction="sum"))
             total += len(labels)
+    right, total, losses = (sum(column) for column in zip(*job.world.gather([right, total, losses]), strict=True))
     done = job.done
     done.top1 = right / total
     better = done.top1 > done.best

@@ -1,6 +1,6 @@
 """Which episodes a meta-test asks: drawn by a protocol, or read from a fixed list; their name, and the hash of each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from smatcli.config.schema import EpisodeConfig, EvalConfig
 from smatcli.data.episode_list import EpisodeList, ListSampler, choose, file_hash, read_list
-from smatcli.data.episodes import EpisodeSampler, plan_digest, protocol_tag
+from smatcli.data.episodes import EpisodePlan, EpisodeSampler, plan_digest, protocol_tag
 from smatcli.data.store import Store
 from smatcli.engine.evalplan import Dataset
 from smatcli.errors import UserError
@@ -29,6 +29,7 @@ class Questions:
         self.counts = {d.name: config.episodes for d in datasets}
         self.splits = {d.name: d.split for d in datasets}
         self.notes: list[str] = []
+        self._planned: tuple[str, dict[int, EpisodePlan]] = ("", {})
         if config.episode.kind == "list":
             self._read(config, stores)
         else:
@@ -65,9 +66,22 @@ class Questions:
         """The tag that stands in the dataset's results."""
         return f"{self.name}-{self.splits[dataset]}"
 
+    def plan_of(self, dataset: str) -> Callable[[int], EpisodePlan]:
+        """The plans of a dataset's episodes, by number; those of one dataset are remembered."""
+        if self._planned[0] != dataset:
+            self._planned = (dataset, {})
+        known, sampler = self._planned[1], self.samplers[dataset]
+
+        def plan(index: int) -> EpisodePlan:
+            if index not in known:
+                known[index] = sampler.plan(index)
+            return known[index]
+
+        return plan
+
     def digest(self, dataset: str, index: int) -> np.uint64:
         """Hash of what episode `index` asks."""
-        return plan_digest(self.samplers[dataset].plan(index))
+        return plan_digest(self.plan_of(dataset)(index))
 
 
 def settings_of(config: EpisodeConfig) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from smatcli.data.episodes import EpisodeSampler, counted_key
 from smatcli.data.loader import EpisodeLoader
 from smatcli.data.store import Store
 from smatcli.engine.choices import Choice
+from smatcli.engine.distributed import ALONE, World
+from smatcli.engine.features import Features
 from smatcli.engine.questions import Questions
 from smatcli.engine.reporter import Reporter
 from smatcli.engine.signals import Interrupted, StopRequest
@@ -61,7 +63,7 @@ def leave_out(episode: Episode) -> Iterator[Episode]:
         asked = half == fold
         if bool(asked.any()):
             kept = Support(support.images[~asked], support.labels[~asked], support.ways)
-            yield replace(episode, support=kept, query_images=support.images[asked], query_labels=support.labels[asked])
+            yield replace(episode, support=kept, query_images=support.images[asked], query_labels=support.labels[asked], rows=None)
 
 
 class RateSearch:
@@ -76,7 +78,10 @@ class RateSearch:
         device: torch.device,
         reporter: Reporter,
         known: Callable[[str, str], Choice | None],
+        world: World = ALONE,
+        features: Features | None = None,
     ) -> None:
+        self.world, self.features = world, features
         self.recipe, self.questions, self.stores, self.known = recipe, questions, stores, known
         self.method, self.device, self.reporter = method, device, reporter
         self.rates = tuple(sorted({0.0, *recipe.adapt.search.rates}))
@@ -131,17 +136,27 @@ class RateSearch:
 
     def _search(self, adapt: str, adaptation: Rated, dataset: str, source: Source, stop: StopRequest) -> Choice:
         self.reporter.line(f"{adapt} on {dataset}: searching its learning rate on {source.count} tasks ({source.label})")
-        loader = EpisodeLoader(source.sampler, range(source.count), self.device, image_size=self.recipe.backbone.image_size)
-        shares: list[list[float]] = []
+        mine = [i for i in range(source.count) if self.world.deals(i)]
+        loader = EpisodeLoader(source.sampler, mine, self.device, image_size=self.recipe.backbone.image_size)
+        rows: list[list[float]] = []
         for episode in loader:
             tasks = leave_out(episode) if source.split else [episode]
-            shares += [self._tried(adapt, adaptation, dataset, task, stop) for task in tasks]
+            found = [self._tried(adapt, adaptation, dataset, task, stop) for task in tasks]
+            rows.append([len(found), *(share for one in found for share in one)])
+        width = len(self.rates)
+        table = self.world.joined(source.count, mine, rows)
+        shares = [row[1 + k * width : 1 + (k + 1) * width] for row in table for k in range(int(row[0]))]
         return Choice.best(source.label, self.rates, np.mean(shares, 0).tolist(), len(shares))
 
     def _tried(self, adapt: str, adaptation: Rated, dataset: str, episode: Episode, stop: StopRequest) -> list[float]:
         """Query accuracy (share) of every candidate on one task."""
         noise = counted_key("search", episode.seed, episode.dataset, episode.index) % 2**63
+        if self.features is not None:
+            # All rates begin at the same theta: its features are made once, those of the query too, for rate 0 asks for them.
+            self.features.bind(replace(episode, rows=None), joined=True)
         task = replace(self.method.task(episode.support), seed=noise)
+        if self.features is not None:
+            task = self.features.of(task)
         found = []
         for rate in self.rates:
             if stop:

@@ -4,6 +4,8 @@ import sys
 import time
 from typing import Any, Protocol, TextIO
 
+from smatcli.safe import shown
+
 Number = float | int | str
 
 
@@ -67,7 +69,7 @@ class PlainReporter:
         self._pending: tuple[int, dict[str, Number]] | None = None
 
     def line(self, text: str) -> None:
-        print(text, file=self.stream or sys.stderr, flush=True)
+        print(shown(text), file=self.stream or sys.stderr, flush=True)
 
     def start(self, total: int, what: str, done: int = 0, unit: str = "steps") -> None:
         self._what, self._unit, self._total, self._first = what, unit, total, done
@@ -104,14 +106,14 @@ class RichReporter:
         self._unit, self._first, self._began = "steps", 0, 0.0
 
     def line(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
 
     def start(self, total: int, what: str, done: int = 0, unit: str = "steps") -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         self.finish()
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(20),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}", markup=False),

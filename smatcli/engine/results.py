@@ -11,10 +11,12 @@ import numpy as np
 
 from smatcli.errors import UserError
 from smatcli.files import atomic_path
+from smatcli.safe_seal import seal
 
+MEASURED = ("peak_memory", "energy")
 Records = dict[str, np.ndarray]
 """Columns of per-episode records, all of length n: `index`, `accuracy` (share), `ways`, `support`, `query`, `loss_start`, `loss`,
-`seconds`, `passes`, `plan` (uint64 hash of what the episode asks); for methods
+`seconds`, `peak_memory` (bytes), `energy` (J; where a GPU tells), `passes`, `plan` (uint64 hash of what the episode asks); for methods
 with experts `alpha` [n, M] (the router's scores), `scores` [n, M] (those used) and `chosen` [n, M]
 (1 on, 0 off, -1: the router's scores were kept as they are); from flip `evaluations` and `accepted`; from
 exhaustive `loss_binary` (lowest loss of the binary states), `flip_loss`, `flip_gap` (flip_loss - loss) and `flip_evaluations`; from
@@ -100,6 +102,9 @@ def joined(parts: Sequence[Records]) -> Records:
     """All records in the order of `index`, each episode once (the first that has it)."""
     if not parts:
         return {}
+    # Columns that came later, or that only some machines have, are NaN where they were not recorded.
+    measured = [key for key in MEASURED if any(key in part for part in parts)]
+    parts = [{**{key: np.full(len(part["index"]), np.nan) for key in measured}, **part} for part in parts]
     keys = set(parts[0])
     if any(set(part) != keys for part in parts):
         raise UserError(
@@ -121,14 +126,19 @@ def write_records(path: Path, groups: Mapping[str, Records], attributes: Mapping
             group.attrs.update(attributes.get(name, {}))
             for key, values in records.items():
                 group.create_dataset(key, data=values)
+        file.close()
+        seal(draft)
 
 
 def read_records(path: Path) -> dict[str, Records]:
     """The groups of such a file by name; UserError when it is damaged."""
-    import h5py
+    from smatcli import safe_hdf5
 
     try:
-        with h5py.File(path, "r") as file:
-            return {name: {key: data[()] for key, data in group.items()} for name, group in file.items()}
-    except (OSError, KeyError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); move it away and evaluate again") from None
+        with safe_hdf5.opened(path) as file:
+            found = {name: safe_hdf5.arrays(group) for name, group in safe_hdf5.groups(file)}
+        if any("index" not in records or len({values.shape[:1] for values in records.values()}) > 1 for records in found.values()):
+            raise ValueError("its columns do not fit together")
+        return found
+    except safe_hdf5.WRONG as error:
+        raise UserError(f"{path}: cannot be read ({safe_hdf5.reason(error)}); move it away and evaluate again") from None

@@ -7,10 +7,11 @@ import json
 import math
 import os
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,15 +20,21 @@ from typing import TYPE_CHECKING, Any, TextIO
 from smatcli.engine.reporter import Reporter
 from smatcli.engine.signals import Interrupted
 from smatcli.errors import SmatError, UserError
-from smatcli.files import atomic_path, atomic_write_text
+from smatcli.files import atomic_path, atomic_write_text, clear_drafts
+from smatcli.safe import parse_json, read_json
 
 if TYPE_CHECKING:
     from smatcli.config import Loaded
-    from smatcli.config.schema import PretrainRecipe, TrainRecipe
+    from smatcli.config.loader import AnyRecipe
+    from smatcli.engine.tracking import Tracker
 
 FORMAT = 1
 # What may differ between a run and its continuation: where it computes, how long it goes on, and what is read only after training.
-FREE = ("run", "device", "threads", "train.steps", "train.checkpoint_every", "pretrain.epochs", "eval.", "adapt.")
+FREE = (
+    "run", "device", "threads", "deterministic", "track", "train.steps", "train.checkpoint_every", "train.keep_every",
+    "train.shard_optimizer", "pretrain.epochs", "eval.", "adapt.",
+)  # fmt: skip
+SHOWN = 8  # differing keys that are named
 LONGER = ("train.steps", "pretrain.epochs")
 
 
@@ -50,6 +57,17 @@ def _free(key: str) -> bool:
 
 def _taken(path: Path) -> UserError:
     return UserError(f"run {path} exists; use --resume to continue it or choose another run=")
+
+
+def _clear_dead(path: Path) -> None:
+    """Remove the drafts of processes that were killed while they made this run."""
+    for draft in path.parent.glob(f".{path.name}.tmp-*"):
+        try:
+            os.kill(int(draft.name.rpartition("-")[2]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(draft, ignore_errors=True)
+        except (ValueError, OSError):
+            continue
 
 
 def versions() -> dict[str, str]:
@@ -81,17 +99,18 @@ def _plain(value: Any) -> Any:
 class RunDir:
     """One run on disk. `recipe` is the resolved recipe, `info` the content of run.json."""
 
-    def __init__(self, path: Path, recipe: "TrainRecipe | PretrainRecipe", info: dict[str, Any]) -> None:
+    def __init__(self, path: Path, recipe: "AnyRecipe", info: dict[str, Any]) -> None:
         self.path, self.recipe, self.info = path, recipe, info
         self._metrics: TextIO | None = None
         self._lock: TextIO | None = None
+        self._trackers: list[Tracker] | None = None
         self._clock = time.monotonic()
 
     @classmethod
     def create(
         cls,
         path: str | Path,
-        recipe: "TrainRecipe | PretrainRecipe",
+        recipe: "AnyRecipe",
         origins: dict[str, str] | None = None,
         command: Sequence[str] | None = None,
     ) -> "RunDir":
@@ -112,6 +131,7 @@ class RunDir:
         draft = path.parent / f".{path.name}.tmp-{os.getpid()}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _clear_dead(path)
             draft.mkdir()
             (draft / "checkpoints").mkdir()
             atomic_write_text(draft / "recipe.yaml", dump_recipe(recipe))
@@ -133,7 +153,7 @@ class RunDir:
         if not path.is_dir():
             raise UserError(f"run {path} does not exist")
         try:
-            info = json.loads((path / "run.json").read_text())
+            info = read_json(path / "run.json")
         except FileNotFoundError:
             raise UserError(f"{path} is not a run directory (it has no run.json)") from None
         except (ValueError, OSError) as error:
@@ -149,6 +169,10 @@ class RunDir:
         UserError when it exists without `resume`, or belongs to another recipe (naming the differing keys).
         """
         path = Path(loaded.recipe.run)
+        if names := getattr(loaded.recipe, "track", []):
+            from smatcli.engine.tracking import check_trackers
+
+            check_trackers(names)
         if not (path.exists() or path.is_symlink()):
             if resume:
                 reporter.line(f"no run at {path} yet: starting it")
@@ -158,12 +182,14 @@ class RunDir:
         run = cls.open(path)
         keys = differing(run.recipe, loaded.recipe)
         refused = [k for k in keys if not _free(k)]
+        old, new = (flatten(r.model_dump(mode="json")) for r in (run.recipe, loaded.recipe))
         if refused:
+            shown = [f"{key}: {old.get(key, 'absent')}, now {new.get(key, 'absent')}" for key in refused[:SHOWN]]
+            more = f" and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
             raise UserError(
-                f"run {path} was started with another recipe (differs in {', '.join(refused)}); choose another run= for this one"
+                f"run {path} was started with another recipe (differs in {'; '.join(shown)}{more}); choose another run= for this one"
             )
         longer = [k for k in keys if k in LONGER]
-        old, new = (flatten(r.model_dump(mode="json")) for r in (run.recipe, loaded.recipe))
         if shorter := [k for k in longer if new[k] < old[k]]:
             raise UserError(f"{shorter[0]}={new[shorter[0]]} would end run {path} earlier than its {old[shorter[0]]}; choose another run=")
         if run.finished and not longer:
@@ -200,7 +226,7 @@ class RunDir:
 
     @property
     def metrics(self) -> Path:
-        """metrics.jsonl: one JSON object a line, each with `step` and `time` (seconds of work since the start)."""
+        """metrics.jsonl: one JSON object a line, each with `step`, `kind` and `time` (seconds of work since the start)."""
         return self.path / "metrics.jsonl"
 
     def note(self, **facts: Any) -> None:
@@ -212,8 +238,9 @@ class RunDir:
     def active(self) -> Iterator["RunDir"]:
         """Work on the run: locked against a second process; run.json tells how it ended (finished, interrupted, failed)."""
         self._acquire()
+        clear_drafts(self.path)
         self._clock = time.monotonic()
-        self.note(status="running", pid=os.getpid())
+        self.note(status="running", pid=os.getpid(), host=socket.gethostname())
         ending: dict[str, Any] = {"status": "failed"}
         try:
             yield self
@@ -228,6 +255,10 @@ class RunDir:
             if self._metrics is not None:
                 self._metrics.close()
                 self._metrics = None
+            for tracker in self._trackers or []:
+                with suppress(Exception):  # the run is over; a mirror of it decides nothing
+                    tracker.close()
+            self._trackers = None
             try:
                 self.note(**ending, finished=_now())
             except Exception:  # a full disk must not hide the first error
@@ -254,15 +285,33 @@ class RunDir:
             self._lock = None
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl (`record` needs `step` and `kind`; `time` is added)."""
-        timed = {"step": record["step"], "time": round(time.monotonic() - self._clock, 3), **record}
+        """Append one line to metrics.jsonl (`record` needs `step` and `kind`; `time` is added, but not to a deterministic run's)."""
+        clock = {} if getattr(self.recipe, "deterministic", False) else {"time": round(time.monotonic() - self._clock, 3)}
+        timed = {"step": record["step"], **clock, **record}
         try:
             if self._metrics is None:
                 self._metrics = self.metrics.open("a", encoding="utf-8")
             self._metrics.write(json.dumps(_plain(timed), allow_nan=False) + "\n")
             self._metrics.flush()
+            self._track(timed)
         except OSError as error:
             raise SmatError(f"{self.metrics} cannot be written: {error.strerror}; make room and continue with --resume") from None
+
+    def _track(self, record: dict[str, Any]) -> None:
+        """Hand a record to the recipe's trackers, which are opened by the first one (after a resumed run knows its step)."""
+        names = getattr(self.recipe, "track", [])
+        if names and self._trackers is None:
+            from smatcli.engine.tracking import open_trackers
+
+            step = max((int(r["step"]) for r in self.records()[:-1]), default=0)
+            self._trackers = open_trackers(names, self.path, self.recipe.model_dump(mode="json"), step)
+        for tracker in self._trackers or []:
+            tracker.log(_plain(record))
+
+    def sync(self) -> None:
+        """Flush metrics.jsonl to the disk: what stands in it is as safe as the checkpoint that is written next."""
+        if self._metrics is not None:
+            os.fsync(self._metrics.fileno())
 
     def records(self, kind: str | None = None) -> list[dict[str, Any]]:
         """The records of metrics.jsonl (of one kind); a torn last line is left out."""
@@ -270,7 +319,7 @@ class RunDir:
         if self.metrics.exists():
             for text in self.metrics.read_text(encoding="utf-8").splitlines():
                 try:
-                    record = json.loads(text)
+                    record = parse_json(text)
                 except ValueError:
                     continue
                 if kind is None or record.get("kind") == kind:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: finish the step, keep a checkpoint, leave with 130 or 143."""
+"""SIGINT, SIGTERM and SIGUSR1: finish the step, keep a checkpoint, leave with 130, 143 or 138 (128 + the signal's number)."""
 
 import signal
 import threading
@@ -7,7 +7,8 @@ from typing import Any
 
 from smatcli.errors import SmatError
 
-CAUGHT = (signal.SIGINT, signal.SIGTERM)
+# SIGUSR1 is what Slurm sends ahead of the time limit or a pre-emption (--signal=USR1@120).
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(SmatError):
@@ -19,8 +20,17 @@ class Interrupted(SmatError):
         self.exit_code = 128 + signum
 
 
+class StopNow(KeyboardInterrupt):
+    """A second signal: leave at once, without a checkpoint (the ones on disk stay); `exit_code` is 128 + its number."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped at once by a second {signal.Signals(signum).name}; continue with --resume from the last checkpoint")
+        self.signum = signum
+        self.exit_code = 128 + signum
+
+
 class StopRequest:
-    """Context in which SIGINT and SIGTERM only set `signum`; a second one stops at once (KeyboardInterrupt).
+    """Context in which SIGINT, SIGTERM and SIGUSR1 only set `signum`; a second one stops at once (`StopNow`).
 
     Outside the main thread, where Python allows no handlers, it does nothing.
     """
@@ -41,10 +51,15 @@ class StopRequest:
 
     def _caught(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None:
-            raise KeyboardInterrupt
+            raise StopNow(signum)
         self.signum = signum
 
     def __bool__(self) -> bool:
+        return self.signum is not None
+
+    def agreed(self, signum: int) -> bool:
+        """Stop for this signal (0: none) that one of the processes of a run received; True if so."""
+        self.signum = signum or self.signum
         return self.signum is not None
 
     def interrupted(self, where: str) -> Interrupted:

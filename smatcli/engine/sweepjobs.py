@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from smatcli.config.schema import TrainRecipe
 from smatcli.engine.grid import Point
+from smatcli.engine.launchspec import JobFiles, last_lines
 from smatcli.engine.reporter import Reporter
+from smatcli.engine.sweepstate import job_files
 
 if TYPE_CHECKING:
     from smatcli.engine.sweep import Sweep
@@ -26,6 +28,7 @@ class Job:
     device: str | None
     log: Path
     commands: list[list[str]]
+    files: JobFiles
     process: subprocess.Popen[bytes] | None = None
 
     def advance(self) -> bool | None:
@@ -43,30 +46,35 @@ class Job:
             self.process = subprocess.Popen(
                 self.commands.pop(0), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
+        self.files.note_state("running", pid=self.process.pid)
         return None
 
     def error(self) -> str:
-        """The last line of the log."""
-        lines = [line.strip() for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        return f"{lines[-1].removeprefix('smat: ') if lines else 'it said nothing'} (log: {self.log})"
+        """The last line of the log, or which signal ended the process."""
+        lines = last_lines(self.log)
+        code = self.process.returncode if self.process is not None else 0
+        said = f"killed by signal {-code}" if code is not None and code < 0 else lines[-1] if lines else "it said nothing"
+        return f"{said} (log: {self.log})"
 
 
 def commands_of(point: Point, recipe: str | Path, device: str | None, side_by_side: int) -> list[list[str]]:
-    """The two commands of a point: train (or continue), evaluate."""
+    """The commands of a point: train (or continue) and evaluate; of a tuning the one that does all."""
     from smatcli.engine.sweep import changes, eval_overrides
 
     settings = point.loaded.recipe
-    assert isinstance(settings, TrainRecipe)
     smat = [sys.executable, "-m", "smatcli.cli"]
+    if settings.kind == "tune":
+        return [[*smat, "tune", str(point.loaded.path), *changes(point, device, side_by_side), "--resume"]]
+    assert isinstance(settings, TrainRecipe)
     train = [*smat, "train", str(recipe), *changes(point, device, side_by_side), "--resume"]
     return [train, [*smat, "eval", str(point.run), *eval_overrides(settings), *(("--device", device) if device else ())]]
 
 
-def run_side_by_side(result: "Sweep", recipe: str | Path, slots: list[str | None], reporter: Reporter) -> None:
-    """Work off the points, `len(slots)` at a time; each writes to `<folder>/<point>.log`."""
+def run_side_by_side(result: "Sweep", recipe: str | Path, slots: list[str | None], reporter: Reporter, todo: list[Point]) -> None:
+    """Work off the points `todo`, `len(slots)` at a time; each writes to `<folder>/<point>.log`."""
     from smatcli.engine.sweep import fail
 
-    waiting, free, jobs, done = list(result.points), list(slots), list[Job](), 0
+    waiting, free, jobs, done = list(todo), list(slots), list[Job](), 0
     result.folder.mkdir(parents=True, exist_ok=True)
     reporter.start(len(waiting), "sweep", unit="points")
     try:
@@ -74,7 +82,12 @@ def run_side_by_side(result: "Sweep", recipe: str | Path, slots: list[str | None
             while waiting and free:
                 point, device = waiting.pop(0), free.pop(0)
                 commands = commands_of(point, recipe, device, len(slots))
-                jobs.append(Job(point, device, result.folder / f"{point.name}.log", commands))
+                job = Job(point, device, result.folder / f"{point.name}.log", commands, job_files(result.folder, point.name))
+                job.files.forget_state()
+                job.advance()
+                assert job.process is not None
+                job.files.note_sent("local", str(job.process.pid), job.log)
+                jobs.append(job)
                 reporter.line(f"{point.name}: started{f' on {device}' if device else ''}")
             for job in list(jobs):
                 ended = job.advance()
@@ -84,6 +97,7 @@ def run_side_by_side(result: "Sweep", recipe: str | Path, slots: list[str | None
                 free.append(job.device)
                 done += 1
                 if ended:
+                    job.files.note_state("done")
                     reporter.line(f"{job.point.name}: done")
                 else:
                     fail(result, job.point, job.error(), reporter)
@@ -99,6 +113,7 @@ def run_side_by_side(result: "Sweep", recipe: str | Path, slots: list[str | None
 
 def stop(jobs: list[Job]) -> None:
     """Ask every process to end in good order (checkpoints are written), and wait for them."""
+    working = [job for job in jobs if job.process is not None and job.process.poll() is None]
     processes = [job.process for job in jobs if job.process is not None and job.process.poll() is None]
     for process in processes:
         process.terminate()
@@ -109,3 +124,5 @@ def stop(jobs: list[Job]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    for job in working:
+        job.files.note_state("interrupted", "the sweep was stopped; the same command continues it")

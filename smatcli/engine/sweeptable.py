@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from smatcli.config.schema import TrainRecipe
 from smatcli.engine.grid import Point
 from smatcli.engine.results import average, read_summary
 from smatcli.files import atomic_write_text
+from smatcli.safe import parse_json, read_json
 
 # Of the names that methods log, the one that says most about what runs at test time.
 SPARSITY = ("sparsity_inference", "sparsity", "sparsity_expected")
@@ -44,11 +44,11 @@ def measured_sparsity(run: Path) -> float | None:
     """Share of zeros in the experts at the checkpoint that is evaluated (best, else last); None where the log has none."""
     try:
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        records = [record for record in map(json.loads, lines) if record["kind"] == "valid"]
+        records = [record for record in map(parse_json, lines) if record["kind"] == "valid"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     try:
-        best = json.loads((run / "checkpoints/best/state.json").read_text(encoding="utf-8"))["state"]["step"]
+        best = read_json(run / "checkpoints/best/state.json")["state"]["step"]
     except (OSError, ValueError, KeyError, TypeError):
         best = None
     used = next((r for r in records if r["step"] == best), records[-1] if records else {})

@@ -10,6 +10,7 @@ from smatcli.config.schema import EpisodeConfig, TrainRecipe
 from smatcli.data.episodes import EpisodeSampler
 from smatcli.data.loader import EpisodeLoader
 from smatcli.data.store import Store
+from smatcli.engine.distributed import ALONE, World
 from smatcli.errors import UserError
 from smatcli.methods.prototypes import accuracy, cosine_logits, prototypes
 from smatcli.seams import Episode, Method
@@ -31,7 +32,8 @@ class Validation:
 class Validator:
     """Holds one sampler a dataset; episode k of every validation is the same."""
 
-    def __init__(self, stores: dict[str, Store], recipe: TrainRecipe, device: torch.device):
+    def __init__(self, stores: dict[str, Store], recipe: TrainRecipe, device: torch.device, world: World = ALONE):
+        self.world = world
         self.device, self.count = device, recipe.train.valid_episodes
         self.image_size = recipe.backbone.image_size
         self.samplers = {n: EpisodeSampler({n: s}, "valid", recipe.episode, seed=0) for n, s in stores.items()}
@@ -41,8 +43,10 @@ class Validator:
         means: dict[str, float] = {}
         variances = []
         for name, sampler in self.samplers.items():
-            loader = EpisodeLoader(sampler, range(self.count), self.device, image_size=self.image_size)
-            scores = [score(method, episode) for episode in loader]
+            mine = [i for i in range(self.count) if self.world.deals(i)]
+            loader = EpisodeLoader(sampler, mine, self.device, image_size=self.image_size)
+            found = self.world.joined(self.count, mine, [[score(method, episode)] for episode in loader])
+            scores = [row[0] for row in found]
             means[name] = float(np.mean(scores))
             variances.append(float(np.var(scores)) / len(scores))
         half_width = 1.96 * float(np.sqrt(np.sum(variances))) / len(means) if means else 0.0

@@ -12,6 +12,7 @@ from torch import Tensor
 from smatcli.errors import UserError
 from smatcli.experts.masks import HardConcrete
 from smatcli.files import atomic_path
+from smatcli.safe_tensors import safetensors_header
 
 FORMAT = "smat-experts-1"
 
@@ -106,6 +107,7 @@ class CompressedExperts:
     def load(cls, path: Path, device: str | torch.device = "cpu") -> "CompressedExperts":
         """What `save` wrote; `UserError` for a file that is not one."""
         try:
+            safetensors_header(path)
             with safe_open(path, "pt", device=str(device)) as file:
                 meta = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

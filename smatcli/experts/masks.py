@@ -67,7 +67,7 @@ class HardConcrete:
 
 def initial_log_alpha(experts: int, size: int, config: MaskConfig) -> Tensor:
     """log_alpha [M, P] ~ N(init_mean, init_std^2) within +-clamp, from torch's global generator."""
-    return (torch.randn(experts, size) * config.init_std + config.init_mean).clamp_(-config.clamp, config.clamp)
+    return torch.randn(experts, size).mul_(config.init_std).add_(config.init_mean).clamp_(-config.clamp, config.clamp)
 
 
 def noise(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from smatcli.device import exact_products
 from smatcli.experts.masks import NOISE_MARGIN, HardConcrete
+from smatcli.phases import phase
 
 EPS = 1e-8
 _CHUNK = {"cpu": 2**17}
@@ -50,7 +52,7 @@ class Merged(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Gate:
+class Gate:
     """How a chunk of masks is made: constants, noise and the always-dense parameters."""
 
     shape: HardConcrete
@@ -58,16 +60,19 @@ class _Gate:
     noise: Noise
     dense: Tensor | None
 
+    def parts(self, log_alpha: Tensor) -> Iterator[slice]:
+        """The chunks of P, such that a chunk of all experts fits the cache."""
+        experts, size = log_alpha.shape
+        step = max(1, _CHUNK.get(log_alpha.device.type, _CHUNK_DEVICE) // experts)
+        return (slice(start, min(start + step, size)) for start in range(0, size, step))
+
     def chunks(self, log_alpha: Tensor, kept: Tensor | None, filled: bool) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """(slice, s, z) by chunks of P: s the unstretched gate in (0, 1), z the mask, both [M, n]; the same noise at every call.
 
         s is a view of `kept` where that is given, and read from it where it is `filled`.
         """
-        experts, size = log_alpha.shape
-        step = max(1, _CHUNK.get(log_alpha.device.type, _CHUNK_DEVICE) // experts)
         generator = torch.Generator(log_alpha.device).manual_seed(self.noise) if isinstance(self.noise, int) else None
-        for start in range(0, size, step):
-            part = slice(start, min(start + step, size))
+        for part in self.parts(log_alpha):
             logits = log_alpha[:, part]
             s = torch.empty_like(logits) if kept is None else kept[:, part]
             if not filled:
@@ -109,7 +114,7 @@ class _Merge(torch.autograd.Function):
     """Forward and backward of the merge and of E[L0], chunk by chunk over P."""
 
     @staticmethod
-    def forward(ctx: Any, theta_pre: Tensor, theta_delta: Tensor, log_alpha: Tensor, alpha: Tensor, gate: _Gate, keep: bool) -> Any:
+    def forward(ctx: Any, theta_pre: Tensor, theta_delta: Tensor, log_alpha: Tensor, alpha: Tensor, gate: Gate, keep: bool) -> Any:
         experts, size = log_alpha.shape
         theta = log_alpha.new_empty((*alpha.shape[:-1], size))
         nonzeros, l0 = log_alpha.new_zeros(experts), log_alpha.new_zeros(experts)
@@ -131,8 +136,13 @@ class _Merge(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor | None, _: None, grad_l0: Tensor | None) -> Any:
+        with phase("merge"), exact_products():
+            return _Merge._backward(ctx, grad, grad_l0)
+
+    @staticmethod
+    def _backward(ctx: Any, grad: Tensor | None, grad_l0: Tensor | None) -> Any:
         theta_delta, log_alpha, alpha, kept = ctx.saved_tensors
-        gate: _Gate = ctx.gate
+        gate: Gate = ctx.gate
         rows = alpha.reshape(-1, alpha.shape[-1])
         flat = log_alpha.new_zeros(len(rows), log_alpha.shape[1]) if grad is None else grad.reshape(len(rows), -1)
         d_delta, d_log_alpha, d_alpha = torch.empty_like(theta_delta), torch.empty_like(log_alpha), torch.zeros_like(rows)
@@ -153,6 +163,11 @@ class _Merge(torch.autograd.Function):
         return d_pre, d_delta, d_log_alpha, d_alpha.view_as(alpha), None, None
 
 
+def keeps_gates(log_alpha: Tensor, draws: int = 1) -> bool:
+    """Are the gates of `draws` noises kept for backward, or made again there?"""
+    return torch.is_grad_enabled() and log_alpha.requires_grad and draws * log_alpha.numel() <= _KEEP
+
+
 def merge(
     theta_pre: Tensor,
     theta_delta: Tensor,
@@ -169,7 +184,7 @@ def merge(
     `noise` (training only): u [M, P] in (0, 1), a seed from which u is drawn, or None for u = 0.5. Equal to `merge_reference` and
     `expected_l0`, in one chunked pass forward and one backward; no second derivatives.
     """
-    gate = _Gate(shape, training, noise if training else None, dense)
-    keep = torch.is_grad_enabled() and log_alpha.requires_grad and log_alpha.numel() <= _KEEP
-    with torch.autocast(log_alpha.device.type, enabled=False):
+    gate = Gate(shape, training, noise if training else None, dense)
+    keep = keeps_gates(log_alpha)
+    with torch.autocast(log_alpha.device.type, enabled=False), exact_products():
         return Merged(*_Merge.apply(theta_pre, theta_delta, log_alpha, alpha, gate, keep))

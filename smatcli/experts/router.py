@@ -61,6 +61,12 @@ class Router(nn.Module):
         self.skills = nn.Parameter(torch.randn(config.skill_tokens, dim) * 1e-3) if config.skill_tokens else None
         self.register_buffer("temperature", torch.tensor(float(config.temperature[0])))
 
+    def pass_over(self) -> None:
+        """What a training call changes in the buffers, without the call."""
+        for module in self.modules():
+            if isinstance(module, SpectralLinear) and module.training:
+                module.iterate()
+
     def embed(self, prototypes: Tensor) -> Tensor:
         """Task embedding [D] of class prototypes [C, D]."""
         ways = len(prototypes)

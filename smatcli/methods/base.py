@@ -1,7 +1,7 @@
 """What every meta-tuning method shares: a frozen backbone as a flat vector, and the embedding call under the run's precision."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from smatcli.config.schema import GroupConfig
-from smatcli.experts.space import ParameterSpace, at_least_fp32, call
+from smatcli.experts.space import ParameterSpace, at_least_fp32
+from smatcli.methods.execution import Execution
 from smatcli.seams import Episode, Losses, Support, Task
 
 
@@ -58,6 +59,7 @@ class FlatMethod(nn.Module, ABC):
         self._backbone = [backbone.eval().requires_grad_(False)]
         self.scale = scale
         self.precision: Autocast = FullPrecision()
+        self.execution = Execution(backbone)
 
     @property
     def backbone(self) -> nn.Module:
@@ -67,8 +69,7 @@ class FlatMethod(nn.Module, ABC):
     def embed(self, images: Tensor, theta: Tensor) -> Tensor:
         """Features [B, D] (fp32) of `images` [B, 3, H, W] under the parameters `theta` [P]."""
         with self.precision.autocast():
-            features = call(self.backbone, self.space, theta, images)
-        return features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
+            return at_least_fp32(self.execution(self.space.unflatten(theta), images))
 
     def made(self, theta: Tensor, **known: Any) -> Task:
         """A task of this method: `theta` [P] with the backbone that reads it, and what else is `known` (alpha, merge, delta)."""
@@ -86,6 +87,15 @@ class FlatMethod(nn.Module, ABC):
     @abstractmethod
     def loss(self, episode: Episode, generator: torch.Generator) -> Losses:
         """Training loss of one episode; `generator` is the only source of noise."""
+
+    def begin(self, episodes: Sequence[Episode], generators: Sequence[torch.Generator]) -> None:
+        """What the tasks of a meta-batch can share is done here once; `loss` of these very episodes then uses it. Optional."""
+
+    def end(self) -> None:
+        """Called when all tasks of the meta-batch have gone backward: completes the gradients of what `begin` shared."""
+
+    def pass_over(self, generators: Sequence[torch.Generator]) -> None:
+        """Tasks of the meta-batch that another process works on: what their losses would change here (power iterations, multipliers)."""
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Optimizer groups by name."""

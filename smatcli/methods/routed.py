@@ -1,7 +1,7 @@
 """What the methods with experts share: a router's scores for every task, and the loss of Algorithm 1 around whatever they mix."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,8 +14,10 @@ from smatcli.config.methods import TeacherConfig
 from smatcli.experts.merge import normalise
 from smatcli.experts.router import Router
 from smatcli.methods.base import FlatMethod, embed_both, pooled
+from smatcli.methods.frozen import FeatureCache
 from smatcli.methods.prototypes import cosine_logits, prototypes
 from smatcli.methods.teacher import Student, distillation, teacher_logits
+from smatcli.phases import phase
 from smatcli.seams import Episode, Losses, Parts, Support
 
 
@@ -32,6 +34,14 @@ class Mixture(NamedTuple):
     theta: Tensor
     terms: dict[str, Tensor]
     logs: dict[str, Tensor]
+
+
+class Opening(NamedTuple):
+    """What a task begins with: router logits and scores alpha [M] with graph, the pre-trained model's query logits if wanted."""
+
+    router_logits: Tensor
+    alpha: Tensor
+    frozen_logits: Tensor | None
 
 
 class RoutedMethod(FlatMethod):
@@ -53,6 +63,9 @@ class RoutedMethod(FlatMethod):
     ) -> None:
         super().__init__(backbone, scale)
         self.teacher, self.inner, self.query_split = teacher, inner, query_split
+        self.frozen_cache: FeatureCache | None = None
+        # Of the tasks that `begin` opened: the episode itself, its opening, and what makes the mixture when its loss is computed.
+        self._begun: dict[int, tuple[Episode, Opening, Callable[[], Mixture]]] = {}
 
     @abstractmethod
     def mixture(self, alpha: Tensor, generator: torch.Generator, injected: Injected | None) -> Mixture:
@@ -62,40 +75,69 @@ class RoutedMethod(FlatMethod):
         """Training loss of one episode: (1 - w) CE + w KD + the mixture's own terms (+ router l2)."""
         teacher = self.teacher
         with torch.autocast(self.theta_pre.device.type, enabled=False):
+            begun = self._begun.pop(id(episode), None) if injected is None else None
+            if begun is None:
+                opening = self._open(episode, generator, injected)
+                with phase("merge"):
+                    mixture = self.mixture(opening.alpha, generator, injected)
+            else:
+                opening, mixture = begun[1], begun[2]()
             if not self.query_split:
                 episode = pooled(episode)
-            router_logits, frozen_logits = self._frozen(episode)
-            alpha = normalise(self.router.scores(router_logits, generator, injected.router if injected else None))
-            mixture = self.mixture(alpha, generator, injected)
-            student = self.student(mixture.theta, episode)
+            with phase("student"):
+                student = self.student(mixture.theta, episode)
 
             terms = {"ce": student.ce}
             logs = {"accuracy": _share_right(student.logits, episode)}
             if teacher is not None and teacher.steps and teacher.weight:
-                target = teacher_logits(student, episode, teacher, self.embed, self.scale)
-                targets = [target] if frozen_logits is None else [target, frozen_logits]
+                with phase("teacher"):
+                    target = teacher_logits(student, episode, teacher, self.embed, self.scale)
+                targets = [target] if opening.frozen_logits is None else [target, opening.frozen_logits]
                 kd = [distillation(student.logits, t, teacher.temperature, teacher.direction) for t in targets]
                 terms = {"ce": (1 - teacher.weight) * student.ce, "kd": teacher.weight * torch.stack(kd).mean()}
                 logs["teacher_accuracy"] = _share_right(target, episode)
 
             terms |= mixture.terms
             if self.router.config.logit_l2:
-                terms["l2"] = self.router.config.logit_l2 * router_logits.square().mean()
+                terms["l2"] = self.router.config.logit_l2 * opening.router_logits.square().mean()
             logs |= mixture.logs
-            logs["alpha_entropy"] = -torch.xlogy(alpha.detach(), alpha.detach()).sum()
+            logs["alpha_entropy"] = -torch.xlogy(opening.alpha.detach(), opening.alpha.detach()).sum()
             return Losses(torch.stack(list(terms.values())).sum(), numbers(terms), numbers(logs))
+
+    def pass_over(self, generators: Sequence[torch.Generator]) -> None:
+        """The router's power iterations of these tasks."""
+        for _ in generators:
+            self.router.pass_over()
+
+    def _open(self, episode: Episode, generator: torch.Generator, injected: Injected | None = None) -> Opening:
+        with phase("router"):
+            router_logits, frozen_logits = self._frozen(episode if self.query_split else pooled(episode))
+            alpha = normalise(self.router.scores(router_logits, generator, injected.router if injected else None))
+        return Opening(router_logits, alpha, frozen_logits)
 
     def _frozen(self, episode: Episode) -> tuple[Tensor, Tensor | None]:
         """Router logits [M] (with graph), and the pre-trained model's query logits where they are distilled from."""
         support, wanted = episode.support, self.teacher is not None and self.teacher.pretrained
-        query = None
         with torch.no_grad():
-            if wanted:
-                known, query = embed_both(self.embed, episode, self.theta_pre)
-            else:
-                known = self.embed(support.images, self.theta_pre)
+            known, query = self._frozen_features(episode, wanted)
         centres = prototypes(known, support.labels, support.ways)
         return self.router(centres), None if query is None else cosine_logits(query, centres, self.scale)
+
+    def _frozen_features(self, episode: Episode, wanted: bool) -> tuple[Tensor, Tensor | None]:
+        """Features of the support and, if wanted, of the query under theta_pre."""
+        support, rows = episode.support, episode.rows
+        if self.frozen_cache is not None and rows is not None and self.query_split:
+            images = torch.cat([support.images, episode.query_images]) if wanted else support.images
+
+            def compute(places: Tensor) -> Tensor:
+                return self.embed(images[places.to(images.device)], self.theta_pre)
+
+            found = self.frozen_cache.get(episode.dataset, rows[: len(images)], compute)
+            cut = len(support.images)
+            return found[:cut], found[cut:] if wanted else None
+        if wanted:
+            return embed_both(self.embed, episode, self.theta_pre)
+        return self.embed(support.images, self.theta_pre), None
 
     def student(self, theta: Tensor, episode: Episode) -> Student:
         """The query under theta_i, support and query in one forward; or after `inner` first-order steps on the support loss."""

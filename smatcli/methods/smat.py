@@ -1,6 +1,6 @@
 """Sparse MetA-Tuning (Chen et al., ICML 2024): M sparse interpolated experts, merged for every task (Algorithm 1)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -11,10 +11,13 @@ from smatcli.config.schema import GroupConfig
 from smatcli.experts.compress import CompressedExperts, Merger, mix
 from smatcli.experts.families import Masks
 from smatcli.experts.merge import Merged, Noise
+from smatcli.experts.merge_tasks import merge_tasks
 from smatcli.experts.router import Router
 from smatcli.experts.sparsity import SparsityController
 from smatcli.methods.routed import Injected, Mixture, RoutedMethod, numbers
-from smatcli.seams import Support, Task
+from smatcli.methods.sharing import Cut
+from smatcli.phases import phase
+from smatcli.seams import Episode, Support, Task
 
 __all__ = ["Injected", "SmatMethod"]
 
@@ -50,6 +53,8 @@ class SmatMethod(RoutedMethod):
             self.sparsity = SparsityController(config.sparsity, config.experts)
         self.register_buffer("dense", self.space.where(dense) if dense else None, persistent=False)
         self._compressed: tuple[object, CompressedExperts] | None = None
+        # Closed in this order: at theta and E[L0] of all tasks, then at each task's scores and router logits.
+        self._cuts: list[Cut] = []
 
     @property
     def mask_state(self) -> Tensor | None:
@@ -76,7 +81,51 @@ class SmatMethod(RoutedMethod):
     def mixture(self, alpha: Tensor, generator: torch.Generator, injected: Injected | None) -> Mixture:
         """theta_i [P], the sparsity penalty and the ascent of the multipliers."""
         noise = injected.masks if injected else self._noise(generator)
-        merged = self.merge(alpha, training=True, noise=noise)
+        return self._constrained(self.merge(alpha, training=True, noise=noise), alpha)
+
+    def begin(self, episodes: Sequence[Episode], generators: Sequence[torch.Generator]) -> None:
+        """One merge for all tasks, where masks are learned element by element for one theta_delta; theta [P] is freed task by task."""
+        self._begun, self._cuts = {}, []
+        if len(episodes) < 2 or not self.masks.learned or self.masks.groups is not None or not self.config.interpolated:
+            return
+        with torch.autocast(self.theta_pre.device.type, enabled=False):
+            openings = [self._open(*pair) for pair in zip(episodes, generators, strict=True)]
+            seeds = [self._noise(generator) for generator in generators]
+            drawn = [seed for seed in seeds if isinstance(seed, int)]
+            before, after = [Cut() for _ in openings], Cut()
+            self._cuts = [after, *before]
+            with phase("merge"):
+                alphas = torch.stack([cut.at(opening.alpha) for cut, opening in zip(before, openings, strict=True)])
+                tensors = (self.theta_pre, self.theta_delta, self.log_alpha, alphas)
+                found = merge_tasks(*tensors, self.shape, seeds=drawn or None, dense=self.dense)
+                for episode, opening, cut in zip(episodes, openings, before, strict=True):
+                    # `found` shrinks: a task's theta lives no longer than the task.
+                    theta, nonzeros, l0 = found.pop(0)
+                    merged = Merged(after.at(theta), nonzeros, after.at(l0))
+                    opening = opening._replace(router_logits=cut.at(opening.router_logits), alpha=opening.alpha.detach())
+                    self._begun[id(episode)] = (episode, opening, partial(self._constrained, merged, opening.alpha))
+
+    @torch.no_grad()
+    def pass_over(self, generators: Sequence[torch.Generator]) -> None:
+        """The router's part, and the multipliers that these tasks reset: where zeros are counted, their masks must be drawn for it."""
+        super().pass_over(generators)
+        settings = self.config.sparsity
+        if not (self.masks.learned and settings.reset and settings.measure == "counted"):
+            return
+        scores = torch.zeros(self.config.experts).to(self.theta_pre)
+        for generator in generators:
+            self.router.scores(scores, generator)  # draws what the task draws before its masks
+            merged = self.merge(scores, training=True, noise=self._noise(generator))
+            self.sparsity.reset(self.measured_sparsity(merged.nonzeros))
+
+    def end(self) -> None:
+        """The one backward through the merge, then that of each task's router: in the order in which tasks one by one would sum them."""
+        self._begun = {}
+        for cut in self._cuts:
+            cut.close()
+        self._cuts = []
+
+    def _constrained(self, merged: Merged, alpha: Tensor) -> Mixture:
         measured = self.measured_sparsity(merged.nonzeros)
         if not self.masks.learned:
             return Mixture(merged.theta, {}, {"sparsity": measured.mean()})

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from smatcli.report.costs import cost_table, parameter_table
 from smatcli.report.groups import Column, Group
+from smatcli.report.plugin_tables import plugin_tables
 from smatcli.report.published import Published
 from smatcli.report.studies import ablation_table, delta_table, seeds_table, significance_tables, strategies_table
 from smatcli.report.tables import Table, gains_table, main_table, pairs_table, sweep_table
@@ -45,6 +46,7 @@ def _of_group(group: Group, baselines: Sequence[Column], wishes: Wishes) -> Iter
         yield parameter_table(group)
         yield cost_table(group)
     yield from (sweep_table(group, sweep, digits) for sweep in group.sweeps)
+    yield from plugin_tables(group, digits)
 
 
 def unmatched(groups: Sequence[Group], wishes: Wishes, tables: Sequence[Table]) -> list[str]:

@@ -1,6 +1,5 @@
 """What methods cost: parameters and bytes, seconds a task, memory and energy where they were recorded."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ import numpy as np
 from smatcli.report.groups import Column, Group
 from smatcli.report.runs import Run, number
 from smatcli.report.tables import Block, Cell, Row, Table
+from smatcli.safe_tensors import Refused, safetensors_header
 
-_LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 VALUE, POSITION = 4, 4  # bytes of a float32 value and an int32 position, as compressed experts are stored
 
 
@@ -54,13 +53,8 @@ def size_of(run: Run) -> Size | None:
 def tensor_shapes(path: Path) -> dict[str, list[int]]:
     """Names and shapes in a safetensors file; empty if it is none."""
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= _LARGEST_HEADER:
-                return {}
-            header = json.loads(file.read(length))
-        return {name: [int(n) for n in tensor["shape"]] for name, tensor in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {name: list(tensor["shape"]) for name, tensor in safetensors_header(path).items()}  # type: ignore[call-overload]
+    except (OSError, Refused):
         return {}
 
 
@@ -107,7 +101,8 @@ def cost_table(group: Group) -> Table:
         recorded = [m.extra(*_RECORDED) for m in members]
         texts = ["" if math.isnan(seconds) else f"{seconds:.3g}"]
         for key, (_, factor, digits, join) in _RECORDED.items():
-            parts = [own[key] for own in recorded if key in own]
+            parts = [own[key][np.isfinite(own[key])] for own in recorded if key in own]
+            parts = [part for part in parts if len(part)]
             texts.append(f"{factor * float(join(np.concatenate(parts))):.{digits}f}" if parts else "")
         updates = [_update_seconds(m.run) for m in members]
         known = [s for s in updates if s is not None]

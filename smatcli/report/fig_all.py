@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from smatcli.report.fig_experts import gradient_figures, mask_figures, search_figures
+from smatcli.report.fig_paths import path_figures
 from smatcli.report.fig_predictions import feature_figures, prediction_figures
 from smatcli.report.fig_read import read_analyses
 from smatcli.report.fig_results import group_figures
+from smatcli.report.fig_similarity import similarity_figures
 from smatcli.report.fig_types import Figure
 from smatcli.report.frame import Frame
 from smatcli.report.groups import Column, Group, sweep_points
@@ -27,5 +29,7 @@ def more_figures(
         *gradient_figures(found, points),
         *search_figures(found, points),
         *prediction_figures(found, points),
+        *path_figures([f for f in found if f.run.path not in points]),
+        *similarity_figures(found),
         *feature_figures([f for f in found if f.run.path not in points]),
     ]

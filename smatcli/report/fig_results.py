@@ -99,12 +99,12 @@ def _mean_path(parts: Sequence[np.ndarray]) -> list[tuple[float, Estimate]]:
 
 def _records(column: Column, key: str) -> dict[str, np.ndarray]:
     """A column of `results.h5` by dataset; empty where there is none (what is damaged is told elsewhere)."""
-    import h5py
+    from smatcli import safe_hdf5
 
     try:
-        with h5py.File(column.evaluation.folder / "results.h5", "r") as file:
-            return {name: group[key][()] for name, group in file.items() if key in group}
-    except (OSError, KeyError, ValueError, RuntimeError):
+        with safe_hdf5.opened(column.evaluation.folder / "results.h5") as file:
+            return {name: safe_hdf5.array(group, key) for name, group in safe_hdf5.groups(file) if key in group}
+    except safe_hdf5.WRONG:
         return {}
 
 

@@ -96,17 +96,19 @@ def draw_gains(gains: Gains, path: Path) -> None:
         ax = figure.subplots()
         handles: dict[str, Any] = {}
         place, ticks, names = 0.0, [], []
+        known: list[tuple[float, list[Estimate]]] = []
         for title, block in gains.blocks:
             ax.text(-0.01, place, title, transform=ax.get_yaxis_transform(), ha="right", va="center", fontweight="bold", fontsize=7.5)
             place += 1
             for label, average, estimates in block:
                 if average:
                     ax.axhspan(place - 0.5, place + 0.5, color="#EEEEEE", linewidth=0, zorder=0)
-                _dots(ax, place, gains.series, estimates, handles)
+                known.append((place, estimates))
                 ticks.append(place)
                 names.append(label)
                 place += 1
             place += 0.3
+        _dots(ax, known, gains.series, handles)
         ax.axvline(0, color="#444444", linewidth=0.9, zorder=1)
         ax.set_yticks(ticks, names)
         ax.set_ylim(place - 0.8, -0.6)
@@ -117,14 +119,16 @@ def draw_gains(gains: Gains, path: Path) -> None:
         save(figure, path)
 
 
-def _dots(ax: "Axes", place: float, series: Sequence[str], estimates: Sequence[Estimate], handles: dict[str, Any]) -> None:
+def _dots(ax: "Axes", rows: Sequence[tuple[float, Sequence[Estimate]]], series: Sequence[str], handles: dict[str, Any]) -> None:
+    """All dots of a series at once: an artist for each dot would take most of a report's time."""
     step = 0.7 / max(len(series), 1)
-    for i, (name, estimate) in enumerate(zip(series, estimates, strict=True)):
-        if estimate.known:
-            mean, spread = scaled(estimate, 100.0)
-            y, look = place + (i - (len(series) - 1) / 2) * step, style.look(i)
+    for i, name in enumerate(series):
+        own = [(place + (i - (len(series) - 1) / 2) * step, *scaled(e[i], 100.0)) for place, e in rows if e[i].known]
+        if own:
+            y, mean, spread = zip(*own, strict=True)
+            look = style.look(i)
             shape: dict[str, Any] = {"fmt": look.marker, "color": look.colour, "markersize": 3.6, "elinewidth": 0.9, "capsize": 0}
-            handles.setdefault(name, ax.errorbar([mean], [y], xerr=[spread], label=name, **shape))
+            handles[name] = ax.errorbar(mean, y, xerr=spread, label=name, **shape)
 
 
 def scaled(estimate: Estimate, scale: float) -> tuple[float, float]:

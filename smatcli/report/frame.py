@@ -14,6 +14,8 @@ from smatcli.engine.results import SummaryRow, read_summary
 from smatcli.errors import UserError
 from smatcli.report.runs import Run, read_run, run_folders, shortest_names
 from smatcli.report.statistics import Estimate
+from smatcli.report.tuning_runs import Tuned, read_tuned
+from smatcli.safe import read_json
 
 FORMAT = 1  # of an evaluation's settings.json, as `smat eval` writes it
 
@@ -51,13 +53,16 @@ class Evaluation:
     def accuracies(self) -> dict[str, np.ndarray]:
         """[E, 2] of (episode number, accuracy) by dataset; empty where `results.h5` cannot be read (`problems` then says so)."""
         path = self.folder / "results.h5"
-        import h5py
+        from smatcli import safe_hdf5
 
         try:
-            with h5py.File(path, "r") as file:
-                return {name: np.stack([group["index"][()], group["accuracy"][()]], axis=1).astype(float) for name, group in file.items()}
-        except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            why = "missing" if not path.exists() else f"cannot be read ({str(error).splitlines()[0]})"
+            with safe_hdf5.opened(path) as file:
+                return {
+                    name: np.stack([safe_hdf5.array(group, key) for key in ("index", "accuracy")], axis=1).astype(float)
+                    for name, group in safe_hdf5.groups(file)
+                }
+        except safe_hdf5.WRONG as error:
+            why = "missing" if not path.exists() else f"cannot be read ({safe_hdf5.reason(error)})"
             self.problems.append(f"{path}: {why}; differences with it are not paired")
             return {}
 
@@ -65,7 +70,7 @@ class Evaluation:
     def origin(self) -> dict[str, Any]:
         """What else draws the episodes: `settings.json` of the evaluation; empty if there is none."""
         try:
-            found = json.loads((self.folder / "settings.json").read_text(encoding="utf-8"))
+            found = read_json(self.folder / "settings.json")
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
@@ -83,16 +88,16 @@ class Evaluation:
 
     def extra(self, *keys: str) -> dict[str, np.ndarray]:
         """Those of the per-episode columns `keys` that `results.h5` has, over all datasets, [E] each; empty where it cannot be read."""
-        import h5py
+        from smatcli import safe_hdf5
 
         found: dict[str, list[np.ndarray]] = {}
         try:
-            with h5py.File(self.folder / "results.h5", "r") as file:
-                for group in file.values():
+            with safe_hdf5.opened(self.folder / "results.h5") as file:
+                for _, group in safe_hdf5.groups(file):
                     for key in keys:
                         if key in group:
-                            found.setdefault(key, []).append(np.asarray(group[key][()], np.float64).reshape(-1))
-        except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError):
+                            found.setdefault(key, []).append(np.asarray(safe_hdf5.array(group, key), np.float64).reshape(-1))
+        except safe_hdf5.WRONG:
             return {}
         return {key: np.concatenate(parts) for key, parts in found.items()}
 
@@ -105,6 +110,7 @@ class Frame:
     evaluations: list[Evaluation]
     lines: list[str]
     skipped: int = 0
+    tuned: list[Tuned] = field(default_factory=list)
 
     def skip(self, line: str) -> None:
         """Leave a result out, by name."""
@@ -129,7 +135,7 @@ def read(roots: Sequence[Path]) -> Frame:
                 seen.add(path.resolve())
                 _add(path, frame)
     _drop_copies(frame)
-    if not frame.evaluations:
+    if not frame.evaluations and not frame.tuned:
         given = ", ".join(str(root) for root in roots[:3]) + (", ..." if len(roots) > 3 else "")
         if frame.skipped:
             named = next(
@@ -154,6 +160,9 @@ def _add(path: Path, frame: Frame) -> None:
     if run.kind == "pretrain":
         frame.lines.append(f"{path}: skipped, a pre-training run")
         return
+    if run.kind == "tune":
+        _add_tuned(run, frame)
+        return
     before = frame.skipped
     evaluations = list(_evaluations(path, run, frame))
     if not evaluations and frame.skipped == before:
@@ -161,6 +170,18 @@ def _add(path: Path, frame: Frame) -> None:
     if evaluations or run.valid:
         frame.runs.append(run)
         frame.evaluations.extend(evaluations)
+
+
+def _add_tuned(run: Run, frame: Frame) -> None:
+    try:
+        found = read_tuned(run)
+    except UserError as error:
+        frame.skip(_skipped(run.path, error))
+        return
+    if found is None:
+        frame.lines.append(f"{run.path}: not finished yet (smat tune --resume)")
+    else:
+        frame.tuned.append(found)
 
 
 def _skipped(path: Path, error: Exception | str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from smatcli import plugins
 from smatcli.errors import UserError, nearest
 from smatcli.report.frame import Evaluation, Frame
 from smatcli.report.runs import Run
@@ -145,6 +146,14 @@ def _chosen_names(runs: Sequence[Run], names: Mapping[str, str]) -> dict[str, st
     return chosen
 
 
+def _method_label(method: str) -> str:
+    """The heading of a method's columns; a plugin's says its own."""
+    if method in METHOD_LABELS or method not in plugins.names("methods"):
+        return METHOD_LABELS.get(method, method)
+    plugin = plugins.loaded("methods").get(method)
+    return (plugin and plugin.label) or method
+
+
 def _label(group: Group, chosen: Mapping[str, str]) -> None:
     """The method's name where one run has it, else the run's; ` + adaptation` unless it is proto; unique within the group."""
     runs_of: dict[str, set[str]] = {}
@@ -152,7 +161,7 @@ def _label(group: Group, chosen: Mapping[str, str]) -> None:
         runs_of.setdefault(column.evaluation.run.method, set()).add(column.evaluation.run.name)
     for column in group.columns:
         run, adapt = column.evaluation.run, column.evaluation.adapt
-        alone = METHOD_LABELS.get(run.method, run.method) if len(runs_of[run.method]) == 1 else ""
+        alone = _method_label(run.method) if len(runs_of[run.method]) == 1 else ""
         column.label = chosen.get(run.name) or alone or run.name
         column.label += "" if adapt == "proto" else f" + {adapt}"
     for points in group.sweeps.values():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from html import escape as _escape
 from typing import Any
 
+from smatcli import safe
 from smatcli.report.frame import Evaluation, Frame
 from smatcli.report.latex import percent
 from smatcli.report.runs import Run
@@ -161,7 +162,7 @@ def _protocol(evaluation: Evaluation) -> list[str]:
 def read_json(path: Any) -> dict[str, Any]:
     """A JSON object; empty where there is none that can be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = safe.read_json(path)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from smatcli.report.latex import percent
 from smatcli.report.tables import Cell, Row, Table
+from smatcli.safe import csv_cell
 
 _SPECIAL = re.compile(r"[\\`*\[\]<>&|~#$!]")
 _UNDERSCORE = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
@@ -88,9 +89,9 @@ def csv_number(value: float | None, digits: int) -> str:
 
 
 def write_csv(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of text as CSV with Unix line ends."""
+    """Lines of text as CSV with Unix line ends; no cell is a spreadsheet's formula."""
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(lines)
+    csv.writer(buffer, lineterminator="\n").writerows([[csv_cell(text) for text in line] for line in lines])
     return buffer.getvalue()
 
 

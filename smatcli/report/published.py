@@ -8,6 +8,7 @@ from pathlib import Path
 
 from smatcli.errors import UserError, nearest
 from smatcli.report.statistics import UNKNOWN, Estimate, average
+from smatcli.safe import refuse_special
 
 FOLDER = Path(__file__).parent / "published"
 FAMILY = "Published"
@@ -75,6 +76,7 @@ def read_published(path: Path) -> tuple[list[Published], list[str]]:
 
     Raises `UserError`, with the line, for a number that is none, an accuracy outside [0, 100], or a row without a source.
     """
+    refuse_special(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,6 +1,5 @@
 """Finds run directories and reads what a run says of itself: `recipe.yaml` and the validations in `metrics.jsonl`."""
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smatcli.errors import UserError
+from smatcli.safe import parse_json, yaml_value
 
 # Keys of a validation record, the best first: zeros under the gate of inference, expected zeros.
 SPARSITY = ("sparsity_inference", "sparsity", "sparsity_expected")
@@ -95,7 +95,7 @@ def _validations(path: Path) -> Iterator[dict[str, Any]]:
     for line in _text(path).splitlines():
         if '"valid"' in line:
             try:
-                record = json.loads(line)
+                record = parse_json(line)
             except ValueError:
                 continue
             if isinstance(record, dict) and record.get("kind") == "valid" and isinstance(record.get("step"), int):
@@ -106,14 +106,14 @@ def _recipe(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        return _dict(yaml.load(_text(path), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-    except yaml.YAMLError:
+        return _dict(yaml_value(yaml.SafeLoader(_text(path)), frozenset({"timestamp"})))  # libyaml ends the process on a deep one
+    except (yaml.YAMLError, ValueError):
         raise UserError(f"{path}: not YAML any more; restore it, or leave this run out of the report") from None
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return _dict(json.loads(_text(path) or "{}"))
+        return _dict(parse_json(_text(path) or "{}"))
     except ValueError:
         return {}
 

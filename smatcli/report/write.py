@@ -17,12 +17,16 @@ from smatcli.report.fig_all import more_figures
 from smatcli.report.fig_types import Figure
 from smatcli.report.frame import Frame, read
 from smatcli.report.groups import Column, Group, make_groups
+from smatcli.report.manifest import settle
+from smatcli.report.published import Published
 from smatcli.report.published import choose as choose_published
 from smatcli.report.runs import Run
 from smatcli.report.seeds import merge_seeds
 from smatcli.report.tables import Table
+from smatcli.report.tuning import tuned_labels, tuning_tables, unused
 
 FORMATS = ("files", "html")
+MOST_DRAWN = 24  # series of one figure
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def report(
     delta: bool = False,
     formats: Sequence[str] = ("files",),
 ) -> Report:
-    """Report on all results below `runs` in the folder `out`, which is made; files of an earlier report there are replaced.
+    """Report on all results below `runs` in the folder `out`, which is made; what an earlier report made there is replaced or removed.
 
     `baselines`: columns (label, method or run) that the others are compared with, default the pre-trained model;
     `names`: run -> column label; `digits`: after the point of percentages; `published`: papers whose numbers stand beside ours (see
@@ -63,25 +67,31 @@ def report(
             raise UserError(f"--format {name}: no such format{nearest(name, list(FORMATS))} (known: {', '.join(FORMATS)})")
     papers, missing = choose_published(published)
     frame = merge_seeds(read([Path(run) for run in runs]))
-    groups = make_groups(frame, names or {})
-    wishes = Wishes(digits, papers, delta)
-    tables, figures = _contents(frame, groups, find_baselines(groups, baselines), wishes, title)
+    labels = {path: label for path, label in (names or {}).items() if path in {one.run.path.name for one in frame.tuned}}
+    frame.tuned = [replace(one, label=labels.get(one.run.path.name, one.label)) for one in frame.tuned]
+    groups = make_groups(frame, {key: label for key, label in (names or {}).items() if key not in labels})
+    wishes = Wishes(digits, unused(papers, frame.tuned), delta)
+    compared = find_baselines(groups, baselines) if groups or not frame.tuned else {}
+    tables, figures = _contents(frame, groups, compared, wishes, title, papers)
     lines = [
         *frame.lines,
         *missing,
         *unmatched(groups, wishes, tables),
         *dict.fromkeys(problem for e in frame.evaluations for problem in e.problems),
     ]
-    files: list[Path] = []
+    made: dict[str, list[Path]] = {}
     if "files" in formats:
         shown = [(figure.heading, f"figures/{figure.stem}", figure.caption) for figure in figures]
-        files = [out / "README.md", *_write_tables(out, tables), *_write_figures(out / "figures", figures)]
-        atomic_write_text(files[0], markdown.index(title, tables, shown, lines))
+        index = out / "README.md"
+        made["files"] = [index, *_write_tables(out, tables), *_write_figures(out / "figures", figures)]
+        atomic_write_text(index, markdown.index(title, tables, shown, lines))
     if "html" in formats:
         from smatcli.report.html import write_page
 
-        drawn = out / "figures" if files else None
-        files.append(write_page(out, title, tables, figures, frame, groups, _run_labels(frame, groups), lines, drawn))
+        drawn = out / "figures" if made else None
+        made["html"] = [write_page(out, title, tables, figures, frame, groups, _run_labels(frame, groups), lines, drawn)]
+    lines += settle(out, made)
+    files = [path for own in made.values() for path in own]
     return Report(files[0], sorted(files), lines)
 
 
@@ -114,24 +124,33 @@ def _fitting(group: Group, name: str) -> Column | None:
 
 
 def _contents(
-    frame: Frame, groups: Sequence[Group], baselines: Mapping[str, list[Column]], wishes: Wishes, title: str
+    frame: Frame, groups: Sequence[Group], baselines: Mapping[str, list[Column]], wishes: Wishes, title: str, papers: Sequence[Published]
 ) -> tuple[list[Table], list[Figure]]:
     tables = all_tables(groups, baselines, wishes)
     figures: list[Figure | None] = []
     for group in groups:
-        if len(group.columns) > 1:
+        if _drawable(f"gains of {group.tag}", len(group.columns), frame) and len(group.columns) > 1:
             figures += [gains(group, baseline) for baseline in baselines[group.tag]]
         figures += [tau_curves(group, sweep) for sweep in group.sweeps]
     labels = _run_labels(frame, groups)
     ordinary = [(label, run) for label, run in labels if run.sweep is None]
-    figures.append(training_curves("training", "Validation accuracy during meta-training", ordinary))
+    if _drawable("training curves", sum(bool(run.valid) for _, run in ordinary), frame):
+        figures.append(training_curves("training", "Validation accuracy during meta-training", ordinary))
     for sweep in dict.fromkeys(run.sweep for _, run in labels if run.sweep is not None):
         points = [(run.path.name, run) for _, run in labels if run.sweep == sweep]
         figures.append(training_curves(f"training-{sweep.name}", f"Validation accuracy during meta-training: {sweep.name}", points))
-    figures += more_figures(frame, groups, baselines, labels)
+    figures += more_figures(frame, groups, baselines, [*labels, *tuned_labels(frame.tuned)])
+    tables += tuning_tables(frame.tuned, papers, wishes.digits)
     if title:
         tables = [replace(table, caption=f"{title}. {table.caption}") for table in tables]
     return _own_stems(tables), _own_stems([figure for figure in figures if figure is not None])
+
+
+def _drawable(what: str, count: int, frame: Frame) -> bool:
+    """Can a figure of so many series be read? If not, `frame.lines` say so."""
+    if count > MOST_DRAWN:
+        frame.lines.append(f"no figure of the {what}: {count} columns, more than the {MOST_DRAWN} that can be told apart; give fewer runs")
+    return count <= MOST_DRAWN
 
 
 def _own_stems(items: Sequence[Any]) -> list[Any]:

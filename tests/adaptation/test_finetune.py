@@ -225,3 +225,23 @@ def test_augmentation_off_and_settings() -> None:
     again = Full(FullConfig(lr=1e-3, steps=3, probability=0)).adapt(dataclasses.replace(task, seed=99), support)
     assert torch.equal(plain.theta, again.theta)
     assert not torch.equal(plain.theta, Full(FullConfig(lr=1e-3, steps=3)).adapt(task, support).theta)
+
+
+@pytest.mark.parametrize(("name", "images"), [("full", 12), ("joint", 12), ("lora", 24)])
+def test_a_batch_that_is_not_augmented_is_embedded_once(name: str, images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not where the network draws noise of its own."""
+    support = make_support()
+    task, found = make_method().task(support), []
+    original = FineTune._features
+
+    def counting(self, tunable, images, network):
+        found.append(len(images))
+        return original(self, tunable, images, network)
+
+    monkeypatch.setattr(FineTune, "_features", counting)
+    make(name, steps=3, probability=0).adapt(task, support)
+    assert found == [images] * 3
+    found.clear()
+    make("lora", steps=1, probability=0, dropout=0).adapt(task, support)
+    make(name, steps=1, probability=1).adapt(task, support)
+    assert found == [12, 24]

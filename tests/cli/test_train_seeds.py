@@ -18,7 +18,7 @@ def smat(*arguments: str):
 def test_one_run_a_seed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     made: list[tuple[str, int, int, bool]] = []
 
-    def fake(loaded, reporter, resume):
+    def fake(loaded, reporter, resume, *rest):
         recipe = loaded.recipe
         made.append((recipe.run, recipe.seed, recipe.train.steps, resume))
         return SimpleNamespace(path=recipe.run)

@@ -41,7 +41,7 @@ def message(*args, **kwargs) -> str:
         ("method=smat", ["method: expected a mapping (key: value), got smat (text)"]),
         ("method={experts: 3}", ["method.name is missing"]),
         ("data={root: x}", ["data.train is missing; set it in the recipe or as data.train=..."]),
-        ("kind=trian", ["kind: expected train or pretrain, got trian"]),
+        ("kind=trian", ["kind: expected train or pretrain", "got trian"]),
         ("steps", ["override 'steps' is not of the form key.path=value"]),
         (".a=1", ["override '.a=1' is not of the form"]),
         ("run.x=1", ["run is the value runs/small, it has no key 'x'"]),

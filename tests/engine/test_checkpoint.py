@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 
@@ -36,7 +37,7 @@ def test_a_new_one_replaces_the_old_one(last):
     save(last, 2)
     assert load_checkpoint(last).state == {"step": 2}
     assert [p.name for p in last.parent.iterdir()] == ["last"]
-    assert sorted(p.name for p in last.iterdir()) == ["model.safetensors", "optim.safetensors", "state.json"]
+    assert sorted(p.name for p in last.iterdir()) == ["manifest.json", "model.safetensors", "optim.safetensors", "state.json"]
 
 
 def _truncate(name):
@@ -56,6 +57,10 @@ DAMAGE = [
     _flip,
     lambda path: (path / "optim.safetensors").unlink(),
     lambda path: (path / "state.json").write_text("[]"),
+    lambda path: (path / "manifest.json").write_text("[]"),
+    lambda path: (path / "manifest.json").write_text("[" * 100_000),
+    lambda path: (path / "manifest.json").unlink(),
+    lambda path: (path / "manifest.json").write_text('{"format": 2, "files": {"../last/state.json": {}}}'),
 ]
 
 
@@ -86,9 +91,9 @@ def test_a_stale_older_one_and_a_draft_are_cleaned_up(last):
     assert [p.name for p in last.parent.iterdir()] == ["last"]
 
 
-@pytest.mark.parametrize("where", ["save_file", "_sync_and_sum", "_sync_folder"])
+@pytest.mark.parametrize("where", ["save_file", "safe_open", "seal", "sync_folder"])
 def test_a_full_disk_keeps_the_one_before(last, monkeypatch, where):
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -96,15 +101,85 @@ def test_a_full_disk_keeps_the_one_before(last, monkeypatch, where):
         with pytest.raises(SmatError, match=r"no space left .* \(the checkpoint before it is kept\)") as error:
             save(last, 2)
     assert error.value.exit_code == 1
-    assert load_checkpoint(last).state == {"step": 1}
+    # Flushing the folder is after the new one is complete: it may be the one that is found.
+    assert load_checkpoint(last).state == {"step": 2 if where == "sync_folder" else 1}
+    save(last, 3)
+    assert load_checkpoint(last).state == {"step": 3}
     assert [p.name for p in last.parent.iterdir()] == ["last"]
+
+
+def test_what_does_not_read_back_is_no_checkpoint(last, monkeypatch):
+    """A disk that loses a bit between writing and reading."""
+    write = module.save_file
+
+    def lossy(tensors, file):
+        write(tensors, file)
+        _flip(file.parent)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_file", lossy)
+        with pytest.raises(
+            SmatError, match=r"model.safetensors does not read back as it was written.*\(the checkpoint before it is kept\)"
+        ):
+            save(last, 2)
+    assert load_checkpoint(last).state == {"step": 1}
+
+
+@pytest.mark.parametrize("cut", range(1, 7))
+def test_a_crash_anywhere_loses_nothing_and_the_next_one_takes_its_place(last, monkeypatch, cut):
+    """Whatever the number of renames and removals that were made."""
+    save_checkpoint(last, {}, {"step": 2}, keep_before=True)
+    calls = iter(range(100))
+
+    class Killed(BaseException):
+        pass
+
+    def counted(real):
+        def call(*args, **kwargs):
+            if next(calls) + 1 == cut:
+                raise Killed
+            return real(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Path, "rename", counted(module.Path.rename))
+        patch.setattr(module.shutil, "rmtree", counted(module.shutil.rmtree))
+        with contextlib.suppress(Killed):
+            save_checkpoint(last, {}, {"step": 3}, keep_before=True)
+    assert has_checkpoint(last)
+    found = load_checkpoint(last).state["step"]
+    assert found in (2, 3)
+    save_checkpoint(last, {}, {"step": 4}, keep_before=True)
+    assert load_checkpoint(last).state == {"step": 4}
+    assert load_checkpoint(last.parent / "last.old").state["step"] in (2, 3)
+    assert not (last.parent / "last.new").exists()
+
+
+def test_the_one_before_is_kept_if_asked_for(last):
+    save_checkpoint(last, {}, {"step": 2}, keep_before=True)
+    save_checkpoint(last, {}, {"step": 3}, keep_before=True)
+    assert sorted(p.name for p in last.parent.iterdir()) == ["last", "last.old"]
+    assert load_checkpoint(last.parent / "last.old").state == {"step": 2}
+
+
+def test_others_stand_in_where_both_are_damaged(last):
+    save(last.parent / "step-1", 1)
+    save_checkpoint(last, {}, {"step": 2}, keep_before=True)
+    for name in ("last", "last.old"):
+        _flip(last.parent / name) if name == "last.old" else (last / "state.json").unlink()
+    reporter = SilentReporter()
+    assert load_checkpoint(last, reporter, others=[last.parent / "step-1"]).state == {"step": 1}
+    assert reporter.lines[0].count("is damaged") == 2 and reporter.lines[0].endswith("step-1)")
+    with pytest.raises(UserError, match="last is damaged"):
+        load_checkpoint(last)
 
 
 def test_missing_and_newer_formats(tmp_path, last):
     assert not has_checkpoint(tmp_path / "none")
     with pytest.raises(UserError, match="none does not exist"):
         load_checkpoint(tmp_path / "none")
-    body = json.loads((last / "state.json").read_text())
-    (last / "state.json").write_text(json.dumps({**body, "format": 2}))
-    with pytest.raises(UserError, match="of format 2, this version reads 1"):
+    body = json.loads((last / "manifest.json").read_text())
+    (last / "manifest.json").write_text(json.dumps({**body, "format": 3}))
+    with pytest.raises(UserError, match="of format 3, this version reads 1 to 2"):
         load_checkpoint(last)

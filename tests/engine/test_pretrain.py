@@ -109,16 +109,33 @@ def test_sigint_leaves_with_130(tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_nan_loss_stops_names_the_step_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+def poisoned(monkeypatch, calls_that_are):
+    """Some batches become NaN, counted by call from 0."""
     augmented, calls = module._augmented, itertools.count()
 
-    def poisoned(images, labels, config, classes, generator, size):
+    def poison(images, labels, config, classes, generator, size):
         inputs, targets = augmented(images, labels, config, classes, generator, size)
-        return (inputs * float("nan") if next(calls) == 6 else inputs), targets
+        return (inputs * float("nan") if calls_that_are(next(calls)) else inputs), targets
 
-    monkeypatch.setattr(module, "_augmented", poisoned)
-    with pytest.raises(SmatError, match="step 6: the loss is nan; the last good checkpoint is kept") as error:
-        pretrain(load(tmp_path), SilentReporter())
+    monkeypatch.setattr(module, "_augmented", poison)
+
+
+def test_a_nan_loss_is_left_out_and_counted(tmp_path, monkeypatch):
+    poisoned(monkeypatch, lambda call: call == 6)
+    reporter = SilentReporter()
+    run = pretrain(load(tmp_path), reporter)
+    (skip,) = run.records("skip")
+    assert (skip["step"], skip["reason"], skip["skipped"]) == (7, "the loss is nan", 1)
+    assert "step 7 is left out: the loss is nan; 1 so far" in reporter.lines
+    assert all(torch.isfinite(w).all() for w in _weights(run.path).values())
+
+
+def test_nan_losses_in_a_row_stop_the_run_name_the_step_and_keep_the_checkpoint(tmp_path, monkeypatch):
+    poisoned(monkeypatch, lambda call: call >= 6)
+    with pytest.raises(
+        SmatError, match=r"step 8: the loss is nan \(step 3 in a row .* left out\); the last good checkpoint is kept"
+    ) as error:
+        pretrain(load(tmp_path, "pretrain.spike.in_a_row=3"), SilentReporter())
     assert error.value.exit_code == 1
     weights = _weights(tmp_path / "run")
     assert all(torch.isfinite(w).all() for w in weights.values())

@@ -60,7 +60,7 @@ def test_resume_without_a_run_starts_one(tmp_path):
 
 def test_another_recipe_is_refused_by_its_keys(tmp_path, run):
     other = load(tmp_path, "pretrain.batch_size=3", "backbone.args.depth=1", "seed=4")
-    with pytest.raises(UserError, match=r"differs in backbone\.args\.depth, pretrain\.batch_size, seed"):
+    with pytest.raises(UserError, match=r"differs in backbone\.args\.depth: 2, now 1; pretrain\.batch_size: 12, now 3; seed: 0, now 4"):
         RunDir.start(other, SilentReporter(), resume=True)
 
 

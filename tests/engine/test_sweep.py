@@ -89,7 +89,7 @@ def test_trains_evaluates_and_tabulates(world):
         ("train", 0.7, False, "auto"),
         ("eval", 0.7, 4, ("proto",)),
     ]
-    assert result.folder == world.folder and sorted(p.name for p in world.folder.iterdir()) == ["sweep.csv", "tau=0.5", "tau=0.7"]
+    assert result.folder == world.folder and sorted(p.name for p in world.folder.glob("[!.]*")) == ["sweep.csv", "tau=0.5", "tau=0.7"]
     rows = read(world.folder / "sweep.csv")
     assert [r["method.sparsity.tau"] for r in rows] == ["0.5", "0.7"] and not result.failed
     last = rows[1]

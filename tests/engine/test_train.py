@@ -1,19 +1,25 @@
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from smatcli.backbones import create_backbone, save_backbone
 from smatcli.config import Loaded
 from smatcli.config.schema import TrainRecipe
+from smatcli.data.store import write_store
+from smatcli.engine import guard
 from smatcli.engine import train as module
+from smatcli.engine.debugepisode import debug_episode
+from smatcli.engine.optim import Optimizers
 from smatcli.engine.reporter import SilentReporter
 from smatcli.engine.run import RunDir
-from smatcli.engine.signals import Interrupted
+from smatcli.engine.signals import Interrupted, StopNow
 from smatcli.engine.train import load_method, train
 from smatcli.errors import SmatError, UserError
 from smatcli.methods.smat import SmatMethod
@@ -53,6 +59,7 @@ def test_a_run_holds_its_recipe_metrics_and_checkpoints(tmp_path: Path, method: 
 def test_a_stopped_run_continues_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, name: str) -> None:
     extra = [f"method={{name: {name}}}"] if name == "pmf" else []
     whole = train(load(tmp_path, f"run={tmp_path}/whole", *extra), SilentReporter())
+    noise = torch.get_rng_state()
     update = module.Trainer._update
 
     def stopping(self: module.Trainer, run: RunDir, batch: Any) -> None:
@@ -65,7 +72,9 @@ def test_a_stopped_run_continues_exactly(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(Interrupted) as stopped:
             train(load(tmp_path, *extra), SilentReporter())
     assert stopped.value.exit_code == 143
+    torch.manual_seed(99)  # another process's
     resumed = train(load(tmp_path, *extra), SilentReporter(), resume=True)
+    assert torch.equal(noise, torch.get_rng_state())
     one, two = tensors(whole), tensors(resumed)
     assert all(torch.equal(one[k], two[k]) for k in one)
     assert plain(whole) == plain(resumed)
@@ -104,22 +113,198 @@ def test_a_resumed_run_needs_its_first_weights_no_more(tmp_path: Path) -> None:
     load_method(run.path)
 
 
-def test_a_loss_that_is_not_a_number_names_its_episode_and_keeps_the_last_good_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def break_losses(monkeypatch: pytest.MonkeyPatch, broken: Callable[[int], bool], value: float = float("nan")) -> None:
+    """The losses of some episodes (by index) become NaN, or another multiple of what they are."""
     loss = SmatMethod.loss
 
-    def broken(self: SmatMethod, episode: Any, generator: torch.Generator) -> Any:
+    def broken_loss(self: SmatMethod, episode: Any, generator: torch.Generator) -> Any:
         found = loss(self, episode, generator)
-        if episode.index == 9:
-            found.total = found.total * float("nan")
+        if broken(episode.index):
+            found.total = found.total * value
         return found
 
-    monkeypatch.setattr(SmatMethod, "loss", broken)
-    with pytest.raises(SmatError, match=r"loss is nan at step 5, (a|b) episode 9 \(seed 0\); the last good checkpoint is kept") as error:
-        train(load(tmp_path), SilentReporter())
+    monkeypatch.setattr(SmatMethod, "loss", broken_loss)
+
+
+def test_losses_that_are_not_numbers_end_the_run_name_the_episode_and_keep_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_losses(monkeypatch, lambda index: index in (7, 9))
+    says = (
+        r"loss is nan at step 5, (a|b) episode 9 \(seed 0\) \(update 2 in a row that had to be left out\); the last good checkpoint is kept"
+        r".*--debug-episode (a|b):9"
+    )
+    with pytest.raises(SmatError, match=says) as error:
+        train(load(tmp_path, "train.spike.in_a_row=2"), SilentReporter())
     assert error.value.exit_code == 1
-    assert json.loads((tmp_path / "run" / "checkpoints" / "last" / "state.json").read_text())["state"]["step"] == 4
+    assert json.loads((tmp_path / "run" / "checkpoints" / "last" / "state.json").read_text())["state"]["step"] == 2
+    assert json.loads((tmp_path / "run" / "checkpoints" / "failed" / "state.json").read_text())["state"]["step"] == 4
+
+
+def test_no_checkpoint_replaces_the_last_good_one_while_updates_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_losses(monkeypatch, lambda index: index in range(6, 12))
+    with pytest.raises(SmatError, match="at step 6"):
+        train(load(tmp_path, "train.spike.in_a_row=3", "train.checkpoint_every=1"), SilentReporter())
+    assert json.loads((tmp_path / "run" / "checkpoints" / "last" / "state.json").read_text())["state"]["step"] == 3
+
+
+def test_an_update_that_is_left_out_changes_nothing_and_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters, optimizer and power iterations are as before; the schedule goes on."""
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+    update = module.Trainer._update
+
+    def watched(self: module.Trainer, run: RunDir, batch: Any) -> None:
+        update(self, run, batch)
+        tensors, _ = self.optimizers.state_dict()
+        seen[self.step] = {k: v.clone() for k, v in {**self.method.state_dict(), **tensors}.items()}
+        assert self.optimizers.step_index == self.step
+
+    monkeypatch.setattr(module.Trainer, "_update", watched)
+    break_losses(monkeypatch, lambda index: index == 7)
+    reporter = SilentReporter()
+    run = train(load(tmp_path), reporter)
+    same = [k for k in seen[3] if torch.equal(seen[3][k], seen[4][k])]
+    assert sorted(seen[3].keys() - same) == ["router.temperature"]
+    assert not all(torch.equal(seen[4][k], seen[5][k]) for k in seen[4])
+    (skip,) = run.records("skip")
+    assert (skip["step"], skip["reason"], skip["skipped"]) == (4, "the loss is nan", 1)
+    assert [(e["index"], e["seed"]) for e in skip["episodes"]] == [(7, 0)]
+    assert [r["step"] for r in run.records("train")] == [1, 2, 3, 5, 6]
+    assert any("1 of 6 updates were left out" in line for line in reporter.lines)
+
+
+def test_spikes_are_trained_on_unless_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "FEWEST", 2)
+    break_losses(monkeypatch, lambda index: index == 9, 1e6)
+    free = train(load(tmp_path, f"run={tmp_path}/free", "train.steps=5"), SilentReporter())
+    assert not free.records("skip")
+    careful = train(load(tmp_path, "train.spike.factor=50", "train.steps=5"), SilentReporter())
+    (skip,) = careful.records("skip")
+    assert skip["step"] == 5 and "a spike above" in skip["reason"] and len(skip["episodes"]) == 2
+    assert [plain(free)[i] == plain(careful)[i] for i in range(5)] == [True] * 5
+
+
+def test_what_is_left_out_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "FEWEST", 2)
+    break_losses(monkeypatch, lambda index: index in (5, 9), 1e6)
+    extra = ["train.spike.factor=50", "train.spike.window=2"]
+    whole = train(load(tmp_path, f"run={tmp_path}/whole", *extra), SilentReporter())
+    with pytest.raises(Interrupted):
+        train(load(tmp_path, *extra), Signalling(signal.SIGTERM, at=8))
+    resumed = train(load(tmp_path, *extra), SilentReporter(), resume=True)
+    assert [r["skipped"] for r in whole.records("skip")] == [1, 2]
+    assert plain(whole) == plain(resumed)
+
+
+def dataset_of(loaded: Loaded, index: int) -> str:
+    return module.Trainer(recipe_of(loaded), SilentReporter(), "none").sampler.dataset(index)
+
+
+def test_debug_episode_gives_the_loss_that_the_run_had(tmp_path: Path) -> None:
+    """Bit for bit, augmentation, noise and power iterations included."""
+    two = load(tmp_path, "train.meta_batch=1", "train.steps=2")
+    train(two, SilentReporter())
+    name = dataset_of(two, 2)
+    found = debug_episode(load(tmp_path, "train.meta_batch=1", "train.steps=2"), name, 2, SilentReporter())
+    assert (found.step, found.checkpoint.name, found.broken) == (2, "last", [])
+    # The schedule of the norms' run is another one, but its third update begins with the same weights.
+    record = train(load(tmp_path, "train.meta_batch=1", "train.steps=3"), SilentReporter(), resume=True).records("train")[2]
+    assert {"loss": found.total, **found.logs, **{f"loss_{k}": v for k, v in found.terms.items()}}.items() <= record.items()
+    assert found.norms == {k[5:]: v for k, v in record.items() if k.startswith("norm_")}
+
+
+def test_debug_episode_starts_from_the_weights_of_the_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load(tmp_path, "train.spike.in_a_row=1", "train.checkpoint_every=100")
+    name = dataset_of(loaded, 9)
+    break_losses(monkeypatch, lambda index: index == 9, float("inf"))
+    with pytest.raises(SmatError, match=f"the loss is inf at step 5, {name} episode 9"):
+        train(loaded, SilentReporter())
+    found = debug_episode(loaded, name, 9, SilentReporter())
+    assert (found.step, found.checkpoint.name, found.total) == (4, "failed", float("inf"))
+    assert any("gradient" in what for what in found.broken)
+    other = "b" if name == "a" else "a"
+    with pytest.raises(UserError, match=f"episode 9 of seed 0 is of {name}, not of {other}"):
+        debug_episode(loaded, other, 9, SilentReporter())
+    with pytest.raises(UserError, match="does not exist"):
+        debug_episode(load(tmp_path, f"run={tmp_path}/none"), name, 9, SilentReporter())
+
+
+def test_kept_checkpoints_stand_in_for_lost_ones(tmp_path: Path) -> None:
+    """`last` and the one before it are damaged: training goes on from step-N, and ends where it would have."""
+    whole = train(load(tmp_path, f"run={tmp_path}/whole"), SilentReporter())
+    run = train(load(tmp_path, "train.keep_every=2", "train.steps=6"), SilentReporter())
+    assert sorted(p.name for p in run.checkpoints.iterdir() if p.name[:4] in ("step", "last")) == [
+        "last", "last.old", "step-2", "step-4", "step-6",
+    ]  # fmt: skip
+    for name in ("last", "last.old", "step-6"):
+        (run.checkpoints / name / "optim.safetensors").write_bytes(b"")
+    run.note(status="interrupted")
+    reporter = SilentReporter()
+    resumed = train(load(tmp_path), reporter, resume=True)
+    (line,) = (line for line in reporter.lines if "damaged" in line)
+    assert line.endswith("step-4)") and line.count("is damaged") == 3
+    one, two = tensors(whole), tensors(resumed)
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert plain(whole) == plain(resumed)
+
+
+def test_a_run_goes_on_only_with_the_stores_that_it_began_with(tmp_path: Path) -> None:
+    train(load(tmp_path, "train.steps=2"), SilentReporter())
+    images = np.zeros((6, 16, 16, 3), np.uint8)
+    splits = [0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
+    write_store(tmp_path / "b.h5", "b", 16, [(f"b{i}", split, images) for i, split in enumerate(splits)], replace=True)
+    with pytest.raises(UserError, match="the stores b changed since run"):
+        train(load(tmp_path, "train.steps=4"), SilentReporter(), resume=True)
+
+
+def test_deterministic_gives_equal_files_twice(tmp_path: Path) -> None:
+    made = [train(load(tmp_path, f"run={tmp_path}/{n}", "deterministic=true"), SilentReporter()) for n in ("one", "two")]
+    assert not torch.are_deterministic_algorithms_enabled()
+    names = sorted(str(p.relative_to(made[0].path)) for p in made[0].path.rglob("*") if p.is_file())
+    assert names == sorted(str(p.relative_to(made[1].path)) for p in made[1].path.rglob("*") if p.is_file())
+    differ = [n for n in names if (made[0].path / n).read_bytes() != (made[1].path / n).read_bytes()]
+    assert set(differ) <= {"run.json", "recipe.yaml"}  # the clock, the process, and the name of the run
+
+
+def test_weights_that_are_not_finite_are_never_kept_as_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Optimizers.step
+
+    def overflow(self: Optimizers) -> dict[str, float]:
+        norms = step(self)
+        if self.step_index == 4:
+            next(iter(self.groups.values()))[0].data.fill_(float("inf"))
+        return norms
+
+    monkeypatch.setattr(Optimizers, "step", overflow)
+    with pytest.raises(SmatError, match=r"parameter 0 of group '\w+' is not finite after step 4; the last good checkpoint is kept"):
+        train(load(tmp_path), SilentReporter())
+    assert json.loads((tmp_path / "run" / "checkpoints" / "last" / "state.json").read_text())["state"]["step"] == 2
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_signal_ends_the_run_in_good_order_and_a_second_one_at_once(tmp_path: Path, signum: signal.Signals, code: int) -> None:
+    with pytest.raises(Interrupted) as stopped:
+        train(load(tmp_path), Signalling(signum))
+    assert stopped.value.exit_code == code
+    run = RunDir.open(tmp_path / "run")
+    assert run.info["status"] == "interrupted" and run.records("train")[-1]["step"] == 1
+    with pytest.raises(StopNow) as left:
+        train(load(tmp_path), Signalling(signum, times=2, at=4), resume=True)
+    assert left.value.exit_code == code
+    assert RunDir.open(tmp_path / "run").info["status"] == "interrupted"
+    assert train(load(tmp_path), SilentReporter(), resume=True).finished
+
+
+class Signalling(SilentReporter):
+    """Sends the process a signal when `at` episodes are done."""
+
+    def __init__(self, signum: int, times: int = 1, at: int = 2) -> None:
+        super().__init__()
+        self.signum, self.times, self.at = signum, times, at
+
+    def update(self, done: int, **numbers: Any) -> None:
+        for _ in range(self.times if done == self.at else 0):
+            os.kill(os.getpid(), self.signum)
 
 
 def test_best_is_the_best_validation_of_a_state_that_satisfies_the_constraint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

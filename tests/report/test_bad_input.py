@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from smatcli.cli import app
 from smatcli.errors import UserError
+from smatcli.report import report
 from smatcli.report.frame import read
 from tests.report.fakes import add_eval, draw, make_run
 
@@ -129,3 +130,19 @@ def test_names_come_out_literally(tmp_path: Path):
     text = (tmp_path / "out" / "table-5w5s10q-2.tex").read_text()
     assert r"a\_b \& \textless{}i\textgreater{}\$x\textasciicircum{}2\$" in text
     assert "<i>" not in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("nasty", ["<script>alert(1)<%2Fscript>", r"\input{x}", "..", "$(rm -rf ~)", "a\nb"])
+def test_datasets_and_columns_of_any_name(tmp_path: Path, nasty: str):
+    """In LaTeX, Markdown, HTML and file names; the values come from `results.h5`, whose groups can have any name without a slash."""
+    name = nasty if nasty != ".." else "dots.."
+    for method in ("pretrained", "smat"):
+        add_eval(make_run(tmp_path / "runs" / method, method), "proto", {name: np.array([0.4, 0.6, 0.5])}, method)
+    report([tmp_path / "runs"], tmp_path / "out", names={"smat": nasty}, formats=["files", "html"])
+    made = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert all(re.fullmatch(r"[A-Za-z0-9._=-]+", p.name) for p in made)
+    for path in made:
+        if path.suffix in (".tex", ".md", ".html"):
+            text = path.read_text()
+            assert r"\input{x}" not in text or path.suffix != ".tex"
+            assert "<script>alert" not in text

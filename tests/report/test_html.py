@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smatcli.report import report
+from smatcli.report import manifest, report
 from smatcli.report.html_parts import Grid, differences, environment, escape, grid, table
 from smatcli.report.runs import Run
 from smatcli.report.statistics import Estimate
@@ -70,7 +70,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out")
     found = report([study], out, title=NASTY, formats=["html"])
-    assert found.index == out / "report.html" and found.files == [found.index] and list(out.iterdir()) == found.files
+    assert found.index == out / "report.html" and found.files == [found.index] and set(out.iterdir()) == {found.index, out / manifest.NAME}
     return found.index
 
 

@@ -36,8 +36,8 @@ def test_every_shipped_number_has_a_source():
 
 def test_shown_beside_ours(tmp_path: Path):
     group = study(tmp_path)
-    columns, lines = choose(["pmf:PMF + fine-tuning (all)", "smat"])
-    assert len(columns) == 1 and len(lines) == 1 and "no numbers in smat.csv yet" in lines[0] and "Missing" in lines[0]
+    columns, lines = choose(["pmf:PMF + fine-tuning (all)", "pmoe"])
+    assert len(columns) == 1 and len(lines) == 1 and "no numbers in pmoe.csv yet" in lines[0] and "Missing" in lines[0]
     table, alone = main_table(group, published=columns), main_table(group)
     assert table.heads == [*alone.heads, "PMF + fine-tuning (all) [pmf]"] and table.families[-1] == ("Published", 1)
     rows = {row.label: row.cells for block in table.blocks for row in block.rows}

@@ -1,8 +1,12 @@
-"""Kinds of source data, by name: a new kind is one file here, one line in `SOURCES` and one command in `cli/prepare.py`."""
+"""Kinds of source data, by name: a new kind is one file here, one line in `SOURCES` and one command in `cli/prepare.py`.
+
+Other packages add theirs by an entry point (`smatcli.plugins`).
+"""
 
 from importlib import import_module
 from typing import Any
 
+from smatcli import plugins
 from smatcli.data.sources.base import Source, SourceClass
 from smatcli.data.sources.folder import FolderSource
 
@@ -25,8 +29,14 @@ SOURCES = {
 
 def open_source(kind: str, *args: Any, **options: Any) -> Source:
     """The source of a kind; its constructor takes the rest. Raises UserError for data that is missing, damaged or of another kind."""
+    source: Source
+    if kind not in SOURCES:
+        if plugins.find("sources", kind) is None:
+            raise plugins.unknown("sources", "kind of source", kind, list(SOURCES))
+        source = plugins.make("sources", kind, *args, **options)
+        return source
     module, name = SOURCES[kind].split(":")
-    source: Source = getattr(import_module(f"smatcli.data.sources.{module}"), name)(*args, **options)
+    source = getattr(import_module(f"smatcli.data.sources.{module}"), name)(*args, **options)
     return source
 
 

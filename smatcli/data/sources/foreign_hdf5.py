@@ -5,8 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from smatcli import safe_hdf5, safe_probe
 from smatcli.errors import UserError
 from smatcli.files import pointer_kind
+from smatcli.safe import refuse_special
+
+PATIENCE = 600.0  # seconds for the structure of a file of thousands of groups on a slow disk
+LARGEST = 2**36  # bytes of one array, of which readers take a row at a time
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -21,6 +26,7 @@ class ForeignHdf5:
         import h5py
 
         self.path = path
+        refuse_special(path)
         with self.blamed():
             with path.open("rb") as file:
                 head = file.read(1000)
@@ -28,8 +34,11 @@ class ForeignHdf5:
                 raise UserError(f"{path}, byte 0: is a {kind} pointer, not the data; fetch it first")
             if not head.startswith(_SIGNATURE):
                 raise UserError(f"{path}, byte 0: is {'no HDF5 file' if head else 'empty'}; fetch it again")
+            if not safe_probe.survives(path, PATIENCE):
+                raise UserError(f"{path}: truncated or damaged HDF5 file (HDF5 does not come back from reading it); fetch it again")
             self._file = h5py.File(path, "r", locking=False)
             self.groups = len(self._file)
+            self._checked: set[str] = set()
 
     def array(self, group: int, name: str) -> Any:
         """The array `name` of a group, as an h5py dataset."""
@@ -50,6 +59,14 @@ class ForeignHdf5:
             if found.external or found.is_virtual:
                 raise UserError(f"{self.path}, group {group}: refused, {name!r} lies in another file")
         return found
+
+    def honest(self, data: Any) -> Any:
+        """`data`, an h5py dataset, once the file is known to hold what it claims; ValueError otherwise."""
+        if data.name not in self._checked:
+            safe_hdf5.check(data, LARGEST)
+            if data.chunks is not None:  # checked by unpacking all of it
+                self._checked.add(data.name)
+        return data
 
     def locate(self, group: int, name: str) -> bytes | None:
         """Path of a field, None where the group has none; links to other places, or other files, are refused."""

@@ -8,6 +8,7 @@ from smatcli.data.images import Unreadable
 from smatcli.data.sources.trees import open_tree
 from smatcli.errors import UserError
 from smatcli.files import pointer_kind
+from smatcli.safe import refuse_special
 
 
 class ImageTree:
@@ -61,6 +62,7 @@ def read_pairs(path: Path, last: bool = False) -> Iterable[tuple[int, str, str]]
 
     Raises UserError, with file and line, for a line of one column; empty lines are skipped.
     """
+    refuse_special(path)
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):

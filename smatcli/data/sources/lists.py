@@ -7,6 +7,7 @@ from smatcli.data.sources.base import SourceClass
 from smatcli.data.sources.trees import DirectoryTree
 from smatcli.errors import UserError
 from smatcli.files import pointer_kind
+from smatcli.safe import refuse_special
 
 
 class ListedImages:
@@ -79,6 +80,7 @@ def inside(path: str, where: str) -> PurePosixPath:
 
 def read_list(path: Path, how: str) -> str:
     """The text of a list. Raises UserError, ending in `how` to get it, for a file that is missing, no text, or a pointer."""
+    refuse_special(path)
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -71,7 +71,7 @@ class PmfEpisodesSource:
     def read(self, image: Place) -> np.ndarray:
         images = self._file.array(image.episode, image.part)
         with self._file.blamed(image.episode):
-            pixels = np.asarray(images[image.row], np.float32).transpose(1, 2, 0)
+            pixels = np.asarray(self._file.honest(images)[image.row], np.float32).transpose(1, 2, 0)
         levels = np.rint((pixels * _STD + _MEAN) * 255)
         if not ((levels >= 0) & (levels <= 255)).all():
             raise UserError(
@@ -116,7 +116,7 @@ class PmfEpisodesSource:
             if values.dtype.kind not in "iu" or values.shape != shape[:1] or not shape[0]:
                 raise UserError(f"{where}: {labels!r} is {values.dtype} {list(values.shape)}, but {name!r} has {shape[0]} images")
             with self._file.blamed(index):
-                parts.append(np.asarray(values[()], np.int64))
+                parts.append(np.asarray(self._file.honest(values)[()], np.int64))
             sides.add(shape[2:])
         support, query = parts
         ways = set(support.tolist())

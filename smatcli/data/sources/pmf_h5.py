@@ -86,7 +86,7 @@ class _ClassFile:
         if label.shape not in ((), (1,)) or label.dtype.kind not in "iu":
             raise UserError(f"{self.path}, group {group}: the field 'label' is not one whole number")
         with self._file.blamed(group):
-            value = int(np.ravel(label[()])[0])
+            value = int(np.ravel(self._file.honest(label)[()])[0])
         if value != self.class_id:
             why = (
                 "the file was renamed, or is of another dataset"
@@ -100,7 +100,7 @@ class _ClassFile:
         if data.shape[0] * data.shape[1] > MAX_PIXELS:
             raise Unreadable(f"decompression bomb: {data.shape[1]} x {data.shape[0]} pixels, more than {MAX_PIXELS:,}")
         with self._file.blamed(group):
-            return np.asarray(data[()])
+            return np.asarray(self._file.honest(data)[()])
 
 
 class _Groups(Sequence[Group]):

@@ -110,8 +110,10 @@ class _Bitmaps:
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 shape, fortran, dtype = read(file)
                 self._start = file.tell()
-        except (ValueError, EOFError, OSError) as error:
-            raise UserError(f"{path}: is not a .npy file of bitmaps ({str(error).splitlines()[0][:100]})") from error
+        except UserError:
+            raise
+        except Exception as error:  # the header is text of Python, whose parser raises nearly anything
+            raise UserError(f"{path}: is not a .npy file of bitmaps ({(str(error) or 'damaged').splitlines()[0][:100]})") from error
         pixels = math.prod(shape[1:]) if min(shape, default=0) >= 0 else 0
         self.side = math.isqrt(pixels)
         if dtype not in (np.uint8, np.bool_) or fortran or len(shape) < 2 or self.side**2 != pixels or not pixels:

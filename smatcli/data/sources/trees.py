@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from smatcli.data.images import MAX_BYTES, Unreadable
 from smatcli.errors import UserError
 from smatcli.files import pointer_kind
+from smatcli.safe import refuse_special
 
 # A ZIP may hold this many times its own size once it is larger than _FREE bytes; real photographs hardly shrink, drawings some 50 times.
 MAX_RATIO = 100
@@ -113,6 +114,7 @@ def open_tree(path: Path) -> DirectoryTree | ZipTree:
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
+    refuse_special(path)
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -120,7 +122,11 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
             raise UserError(f"{path}: the file is empty; expected a folder or a ZIP of class folders")
         if kind := pointer_kind(head):
             raise UserError(f"{path}: is a {kind} pointer, not the data; fetch it first")
-        return zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(path)
+        if not all(info.filename for info in archive.infolist()):
+            archive.close()
+            raise UserError(f"{path}: damaged ZIP (an entry without a name); fetch it again")
+        return archive
     except (zipfile.BadZipFile, ValueError, struct.error, NotImplementedError, EOFError) as error:
         if not head.startswith(b"PK"):
             raise UserError(f"{path}: is neither a folder nor a ZIP of class folders; unpack other archives first") from error

@@ -1,0 +1,161 @@
+"""What does a fine-tuned episode cost: PMF's loop as its paper describes it, against `full`, `lora` and `joint`?
+
+    python benchmarks/finetune.py [--width 128 --depth 6 --size 64 --ways 5 --shots 5 --queries 10 --steps 50 --episodes 3 --csv FILE]
+    python benchmarks/finetune.py --groups 2,4         also: a step of several episodes side by side (vmap), against one by one
+
+The plain side (Hu et al., CVPR 2022; written from its description): for every episode a copy of the network, Adam tensor by tensor, and
+in each of the steps one forward pass of the support set for the prototypes, one of its augmented copies for the loss, and one of the
+query set, whose accuracy it shows; the query is embedded again at the end. The augmentation noise is the same, so that both end at the
+same parameters up to rounding (`theta differs`; in bf16 Adam makes much of little: compare with --precision fp32). All sides alternate
+episode by episode in one process; CPU seconds (GPU: wall), the median. `-query`: the plain side without the query in each step, which is
+what `full` computes too.
+"""
+
+import argparse
+import copy
+import csv
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from flip import make_method, timed
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from smatcli.adaptation.diffaugment import diff_augment
+from smatcli.adaptation.full import Full
+from smatcli.adaptation.joint import Joint
+from smatcli.adaptation.lora import Lora
+from smatcli.config.finetune import FullConfig, JointConfig, LoraAdaptConfig
+from smatcli.device import reuse_memory
+from smatcli.methods.smat import SmatMethod
+from smatcli.seams import Support, Task
+
+SIZES = {"width": 128, "depth": 6, "size": 64, "patch": 8, "experts": 8, "ways": 5, "shots": 5, "queries": 10, "steps": 50, "episodes": 3}
+
+
+def plain(method: SmatMethod, task: Task, support: Support, query: Tensor, steps: int, lr: float, each_step: bool) -> Tensor:
+    """PMF's fine-tuning of one episode; theta [P] at its end."""
+    net = copy.deepcopy(method.backbone).train(False).requires_grad_(True)
+    names = dict(net.named_parameters())
+    with torch.no_grad():
+        for name, value in method.space.unflatten(task.theta).items():
+            names[name].copy_(value)
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr, foreach=False, fused=False)
+    images, labels = support.images.clone(), support.labels.clone()
+    generator = torch.Generator().manual_seed(task.seed)
+
+    def embed(pictures: Tensor) -> Tensor:
+        with method.precision.autocast():
+            features: Tensor = net(pictures)
+        return features.float()
+
+    def logits(features: Tensor, centres: Tensor) -> Tensor:
+        return task.scale * F.normalize(features, dim=1) @ F.normalize(centres, dim=1).T
+
+    for _ in range(steps):
+        optimizer.zero_grad()
+        known = embed(images)
+        centres = torch.stack([known[labels == c].mean(0) for c in range(support.ways)])
+        loss = F.cross_entropy(logits(embed(diff_augment(images, generator)), centres), labels)
+        loss.backward()
+        optimizer.step()
+        if each_step:
+            with torch.no_grad():
+                logits(embed(query), centres).argmax(1)
+    with torch.no_grad():
+        known = embed(images)
+        centres = torch.stack([known[labels == c].mean(0) for c in range(support.ways)])
+        logits(embed(query), centres).argmax(1)
+    return method.space.flatten(net)
+
+
+def grouped(method: SmatMethod, task: Task, images: Tensor, count: int) -> Callable[[], None]:
+    """Forward and backward of one step of `count` episodes side by side (1: as an adaptation does it)."""
+    theta = task.theta.clone().repeat(count, 1).requires_grad_()
+    pictures = torch.cat([images, images]).clone().expand(count, -1, -1, -1, -1)
+
+    def one(values: Tensor, batch: Tensor) -> Tensor:
+        return functional_call(method.backbone, method.space.unflatten(values), (batch,))  # type: ignore[no-any-return]
+
+    def step() -> None:
+        with torch.inference_mode(False), torch.enable_grad():
+            if count == 1:
+                features = method.embed(pictures[0], theta[0])
+            else:
+                with method.precision.autocast():
+                    features = vmap(one)(theta, pictures).float()
+            torch.autograd.grad(features.square().sum(), [theta])
+
+    return step
+
+
+def main() -> None:
+    """Prints seconds of every episode and side, and the medians as ratios to the plain loop."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in SIZES.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--density", type=float, default=0.1)
+    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--sides", default="plain,-query,full,lora,joint")
+    parser.add_argument("--groups", default="", help="numbers of episodes side by side, such as 2,4")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--csv")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    reuse_memory()
+    method = make_method(args)
+    device, clock = method.theta_pre.device, 0 if method.theta_pre.device.type == "cuda" else 1
+    options = {"lr": args.lr, "steps": args.steps}
+    ours: dict[str, Full | Lora | Joint] = {
+        "full": Full(FullConfig.model_validate(options)),
+        "lora": Lora(LoraAdaptConfig.model_validate(options)),
+        "joint": Joint(JointConfig.model_validate(options)),
+    }
+    times: dict[str, list[float]] = {side: [] for side in args.sides.split(",")}
+    for episode in range(args.episodes):
+        images = torch.randn(args.ways * args.shots, 3, args.size, args.size, device=device)
+        query = torch.randn(args.ways * args.queries, 3, args.size, args.size, device=device)
+        support = Support(images, torch.arange(args.ways, device=device).repeat_interleave(args.shots), args.ways)
+        task = replace(method.task(support), seed=episode)
+        ends: dict[str, Tensor] = {}
+        for side, found in times.items():
+
+            def work(side: str = side, task: Task = task, support: Support = support, query: Tensor = query, ends: dict = ends) -> None:
+                if side in ours:
+                    adapted = ours[side].adapt(task, support)
+                    adapted.predict(query)
+                    ends[side] = adapted.theta
+                else:
+                    ends[side] = plain(method, task, support, query, args.steps, args.lr, side == "plain")
+
+            found.append(timed(work, device)[clock])
+        print(f"episode {episode}: " + ", ".join(f"{side} {found[-1]:.2f} s" for side, found in times.items()), flush=True)
+        if "plain" in ends and "full" in ends:
+            moved = (ends["plain"] - task.theta).norm()
+            print(f"  theta differs by {float((ends['full'] - ends['plain']).norm() / moved):.1e} of how far it moved")
+    rows = [(side, statistics.median(found)) for side, found in times.items()]
+    first = rows[0][1]
+    print(f"{'side':8} {'s an episode':>13} {'of ' + rows[0][0]:>10}")
+    for side, seconds in rows:
+        print(f"{side:8} {seconds:13.2f} {seconds / first:10.3f}")
+    if args.csv:
+        with open(args.csv, "w", newline="") as file:
+            csv.writer(file).writerows([("side", "seconds", "ratio"), *((s, t, t / first) for s, t in rows)])
+    if args.groups:
+        sides = {count: grouped(method, task, images, count) for count in [1, *map(int, args.groups.split(","))]}
+        best = dict.fromkeys(sides, float("inf"))
+        for repeat in range(5):
+            for count, step in sides.items():
+                spent = timed(step, device)[clock] / count
+                best[count] = min(best[count], spent) if repeat else best[count]
+        for count, seconds in best.items():
+            print(f"{count} side by side: {1e3 * seconds:.1f} ms a step and episode ({seconds / best[1]:.2f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Settings of pMoE: several frozen backbones, prompts of each, and the dispatcher that mixes them."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from smatcli.config.base import Strict
+from smatcli.config.schema import BackboneConfig, Positive
+
+
+class DispatcherConfig(Strict):
+    """How the prompts of the experts are mixed, one dispatcher a prompt layer, shared by all experts."""
+
+    kind: Literal["mlp", "moe", "average", "none"] = Field(
+        "mlp",
+        description="mlp: the dispatcher; moe: several of them behind a router; average: equal weights; none: each expert its own prompts",
+    )
+    hidden: Positive | None = Field(None, description="width of the MLP's hidden layer; null = a quarter of the prompts' width")
+    activation: Literal["gelu", "relu", "silu"] = "gelu"
+    mlps: Literal["shared", "separate"] = Field(
+        "shared", description="shared: one MLP reads prompts, prompt outputs and patches; separate: three MLPs"
+    )
+    count: Positive = Field(3, description="moe: dispatching MLPs (E); the paper: 3, 6, 9")
+
+    @model_validator(mode="after")
+    def _every_option_is_read(self) -> Self:
+        unread = [] if self.kind == "moe" else ["count"]
+        if self.kind in ("average", "none"):
+            unread += ["hidden", "activation", "mlps"]
+        for key in unread:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is not read with dispatcher kind {self.kind}; remove it")
+        return self
+
+
+class PmoeConfig(Strict):
+    """pMoE: frozen backbones (`backbone` and `experts`), prompts of each in every prompt layer, mixed by a dispatcher."""
+
+    name: Literal["pmoe"] = "pmoe"
+    experts: list[BackboneConfig] = Field(
+        [], description="further frozen backbones beside `backbone`: equal depth, patch grid and image size; other widths are projected"
+    )
+    prompts: Positive = Field(10, description="prompt tokens (N_p) of an expert in a layer")
+    layers: Positive | None = Field(
+        None, description="first blocks that get prompts of their own: 1 = shallow, null = all; the paper: 3 to 12"
+    )
+    gated: bool = Field(False, description="gated prompts: each block's learned gate between its prompts and those of the block before")
+    dispatcher: DispatcherConfig = DispatcherConfig()

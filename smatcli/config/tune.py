@@ -1,0 +1,133 @@
+"""The recipe of `smat tune`: one dataset, one tuner, and how it is trained, searched and tested."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from smatcli.config.base import Strict
+from smatcli.config.schema import AugmentConfig, GroupConfig, Positive, SpikeConfig, _Run
+from smatcli.config.tuning import MlaeConfig, TunerConfig
+
+
+class TuneData(Strict):
+    """The dataset and its images for training, validation and test."""
+
+    root: str = Field(description="folder of the stores (one .h5 per dataset)")
+    dataset: str = Field(description="name of the store")
+    split: Literal["auto", "store", "counted"] = Field(
+        "auto", description="store: the split of the images that the store holds; counted: drawn here; auto: the store's where it has one"
+    )
+    train: Positive = Field(800, description="counted: training images")
+    valid: int = Field(200, ge=0, description="counted: validation images")
+    test: Positive | None = Field(None, description="counted: most test images; null = all that are left")
+    split_seed: int = Field(0, ge=0, description="counted: the same for all seeds of a run")
+    fit: Literal["train+valid", "train"] = Field(
+        "train+valid", description="what is trained on before the test: all 1,000 images (VTAB-1k), or the training images alone"
+    )
+
+    @model_validator(mode="after")
+    def _every_option_is_read(self) -> Self:
+        for key in ("train", "valid", "test", "split_seed"):
+            if self.split == "store" and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is not read with split store; remove it")
+        return self
+
+
+class TuneSearchConfig(Strict):
+    """Values tried on the validation images (trained on the training images alone), all combinations; the best one is trained and tested.
+
+    An empty list is not searched.
+    """
+
+    lr: list[Annotated[float, Field(gt=0)]] = Field([], description="rates (tune.lr)")
+    p: list[Annotated[float, Field(ge=0, lt=1)]] = Field([], description="mlae: probability of leaving out an expert")
+    init: list[float] = Field([], description="mlae: first value of the coefficients")
+    epochs: float | None = Field(None, gt=0, description="of a trial; null = tune.epochs")
+
+    @property
+    def axes(self) -> dict[str, list[float]]:
+        """What is searched: recipe key -> values."""
+        keys = {"tune.lr": self.lr, "tuner.p": self.p, "tuner.init": self.init}
+        return {key: values for key, values in keys.items() if values}
+
+
+class TuneConfig(Strict):
+    """Training of one dataset."""
+
+    epochs: float = Field(100.0, gt=0)
+    batch_size: Positive = 64
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float | None = Field(None, gt=0, description="peak rate; null = the tuner's default (see LEARNING)")
+    head_lr: float | None = Field(None, gt=0, description="peak rate of the head; null = lr")
+    weight_decay: float | None = Field(None, ge=0, description="null = the tuner's default")
+    momentum: float = Field(0.0, ge=0, lt=1, description="sgd only")
+    schedule: Literal["constant", "cosine", "linear"] = Field("cosine", description="after the warm-up")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a linearly rising rate")
+    clip: float | None = Field(None, gt=0, description="largest gradient norm of a group; null = no clipping")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    augment: AugmentConfig = Field(AugmentConfig(), description="VTAB: none; FGVC: crop_scale [0.08, 1] and flip 0.5")
+    normalise: Literal["imagenet", "half"] = Field("imagenet", description="ImageNet's mean and deviation, or (x - 0.5) / 0.5")
+    centre: float = Field(1.0, gt=0, le=1, description="share of the side that validation and test images keep; FGVC: 0.875 (224 of 256)")
+    metric: Literal["accuracy", "auc", "per-class"] = Field("accuracy", description="validation and search go by it; all are measured")
+    select: Literal["last", "best"] = Field("last", description="tested weights; best: of the validations, with data.fit train alone")
+    valid_every: Positive = Field(10, description="epochs between validations")
+    memory: float = Field(2.0, ge=0, description="GiB of images, or of frozen features, kept on the device between epochs")
+    merged: bool = Field(False, description="also write the merged network (timm's names, head included) to RUN/merged.safetensors")
+    spike: SpikeConfig = SpikeConfig()
+    search: TuneSearchConfig = TuneSearchConfig()
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum is not read with optimizer {self.optimizer}; remove it")
+        if self.augment.mixup:
+            raise ValueError("augment.mixup is for pre-training; set it to 0")
+        return self
+
+
+class TuneRecipe(_Run):
+    """A tuning run of one dataset (`smat tune`); the suites set data.dataset themselves."""
+
+    kind: Literal["tune"]
+    data: TuneData
+    tuner: TunerConfig = Field(default_factory=MlaeConfig, discriminator="name")
+    tune: TuneConfig = TuneConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.tune.select == "best" and self.data.fit != "train":
+            raise ValueError("tune.select best needs validation images that are not trained on; set data.fit to train")
+        searched = [key for key in ("p", "init") if getattr(self.tune.search, key)]
+        if searched and self.tuner.name != "mlae":
+            raise ValueError(f"tune.search.{searched[0]} is for mlae, the tuner is {self.tuner.name}; remove it")
+        if "p" in searched and isinstance(self.tuner, MlaeConfig) and self.tuner.mask not in ("stochastic", "mixed"):
+            raise ValueError(f"tune.search.p is not read with tuner.mask {self.tuner.mask}; remove it")
+        return self
+
+
+# Rate and weight decay where a recipe gives none. MLAE: Wang et al. 2024; pMoE: Mo et al. 2026; the others: usual values, to be searched.
+LEARNING: dict[str, tuple[float, float]] = {
+    "linear": (1e-3, 1e-4),
+    "full": (1e-4, 1e-4),
+    "bias": (1e-3, 1e-4),
+    "lora": (5e-4, 1e-4),
+    "adapter": (1e-3, 1e-4),
+    "adaptformer": (1e-3, 1e-4),
+    "vpt-shallow": (5e-3, 1e-4),
+    "vpt-deep": (5e-3, 1e-4),
+    "gapt": (5e-3, 1e-4),
+    "ssf": (1e-3, 1e-4),
+    "mlae": (5e-4, 1e-4),
+    "pmoe": (1e-4, 1e-5),
+}
+
+
+def groups_of(recipe: TuneRecipe) -> dict[str, GroupConfig]:
+    """Optimizer settings of the groups `tuner` and `head`."""
+    tune = recipe.tune
+    rate, decay = LEARNING[recipe.tuner.name]
+    lr = rate if tune.lr is None else tune.lr
+    decay = decay if tune.weight_decay is None else tune.weight_decay
+    shared: dict[str, Any] = {"optimizer": tune.optimizer, "weight_decay": decay, "momentum": tune.momentum, "schedule": tune.schedule}
+    shared |= {"warmup": tune.warmup, "clip": tune.clip}
+    return {"tuner": GroupConfig(lr=lr, **shared), "head": GroupConfig(lr=tune.head_lr or lr, **shared)}

@@ -1,0 +1,166 @@
+"""How a backbone is run: compiled block by block, activations recomputed instead of kept, images in parts. The numbers stay the same."""
+
+import copy
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+from smatcli.errors import UserError
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass
+class Compiled:
+    """What was compiled so far: graphs by the number of images they were made for, and the seconds it took."""
+
+    shapes: list[int]
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        sizes = ", ".join(map(str, sorted(set(self.shapes))))
+        return f"{len(self.shapes)} graphs in {self.seconds:.0f} s, for {sizes} images"
+
+
+def bucket(count: int) -> int:
+    """The number of images that `count` is padded to: four sizes an octave, so that 1 to 1,024 images need 29 graphs at most."""
+    if count <= 8:
+        return 8
+    step = 2 ** max(0, (count - 1).bit_length() - 3)
+    return -(-count // step) * step
+
+
+def compiler_missing(device: torch.device) -> str | None:
+    """Why `torch.compile` cannot work here, or None."""
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return None if has_triton() else "Triton is not installed"
+    if device.type == "cpu":
+        return None if any(shutil.which(name) for name in ("g++", "clang++", "c++")) else "there is no C++ compiler"
+    return f"not supported on {device.type}"
+
+
+class Execution:
+    """Runs `module` with parameters by name on images [B, 3, H, W].
+
+    `compile`: every transformer block is the same compiled function, for numbers of images rounded up to a `bucket` (padded by zeros;
+    images do not see each other), by `backend` (default: inductor). `recompute`: a block's activations are made again in backward.
+    `chunk`: at most so many images at a time, all their activations made again in backward, so that memory does not grow with the
+    episode. UserError for a backbone without uniform blocks.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        compile: bool = False,
+        recompute: bool = False,
+        chunk: int | None = None,
+        backend: Callable[[Any, Any], Any] | None = None,
+    ) -> None:
+        self.module, self.recompute, self.chunk = module, recompute, chunk
+        self._backend = backend or _inductor
+        self.compiled = Compiled([]) if compile else None
+        self._blocks = _blocks(module, "train.compile" if compile else "train.checkpoint_activations") if compile or recompute else []
+        self._block: Callable[[Tensors, Tensor], Tensor] = functional_block(self._blocks[0]) if self._blocks else _nothing
+        if compile:
+            self._block = self._compile(self._block)
+
+    def __call__(self, tensors: Tensors, images: Tensor) -> Tensor:
+        """Features [B, D]."""
+        if self.chunk is None or len(images) <= self.chunk:
+            return self._part(tensors, images)
+        graph = torch.is_grad_enabled() and any(t.requires_grad for t in tensors.values())
+        parts = images.split(self.chunk)
+        if not graph:
+            return torch.cat([self._part(tensors, part) for part in parts])
+        kept: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        return torch.cat([checkpoint(self._part, tensors, part, **kept) for part in parts])
+
+    def _part(self, tensors: Tensors, images: Tensor) -> Tensor:
+        count = len(images)
+        if self.compiled is not None and bucket(count) > count:
+            images = torch.cat([images, images.new_zeros(bucket(count) - count, *images.shape[1:])])
+        with self._taken_over():
+            return functional_call(self.module, dict(tensors), (images,))[:count]
+
+    @contextmanager
+    def _taken_over(self) -> Iterator[None]:
+        """Blocks hand their tensors and their input to `_run` for the time of a call."""
+        try:
+            for block in self._blocks:
+                block.forward = lambda x, block=block: self._run(dict(block.named_parameters()), x)  # type: ignore[method-assign,misc]
+            yield
+        finally:
+            for block in self._blocks:
+                block.__dict__.pop("forward", None)
+
+    def _run(self, tensors: Tensors, x: Tensor) -> Tensor:
+        # The tensors are arguments, because a swapped parameter is gone from the module when backward makes the block again.
+        if self.recompute and torch.is_grad_enabled():
+            kept: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+            return checkpoint(self._block, tensors, x, **kept)  # type: ignore[no-any-return]
+        return self._block(tensors, x)
+
+    def _compile(self, block: Callable[[Tensors, Tensor], Tensor]) -> Callable[[Tensors, Tensor], Tensor]:
+        import torch._dynamo
+        import torch._functorch.config
+
+        found = self.compiled
+        assert found is not None
+
+        def backend(graph: Any, inputs: Any) -> Any:
+            start = time.perf_counter()
+            made = self._backend(graph, inputs)
+            found.seconds += time.perf_counter() - start
+            found.shapes.append(max(t.shape[0] for t in inputs if isinstance(t, Tensor) and t.ndim == 3))
+            return made
+
+        # The teacher's gradient and the loss's share one graph, so no backward may overwrite what the forward saved.
+        torch._functorch.config.donated_buffer = False  # type: ignore[assignment]
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
+        torch._dynamo.config.accumulated_recompile_limit = max(torch._dynamo.config.accumulated_recompile_limit, 512)
+        return torch.compile(block, backend=backend, dynamic=False)
+
+
+def _inductor(graph: Any, inputs: Any) -> Any:
+    from torch._inductor.compile_fx import compile_fx
+
+    return compile_fx(graph, inputs)
+
+
+def functional_block(block: nn.Module) -> Callable[[Tensors, Tensor], Tensor]:
+    """`block` as a function of its tensors: a copy, of whose own weights none are used."""
+    template = copy.deepcopy(block).requires_grad_(False)
+
+    def run(tensors: Tensors, x: Tensor) -> Tensor:
+        return functional_call(template, dict(tensors), (x,))  # type: ignore[no-any-return]
+
+    return run
+
+
+def _nothing(tensors: Tensors, x: Tensor) -> Tensor:
+    raise AssertionError("no blocks")
+
+
+def _blocks(module: nn.Module, key: str) -> list[nn.Module]:
+    found = getattr(module, "blocks", None)
+    blocks = list(found) if isinstance(found, nn.Sequential | nn.ModuleList) else []
+    if not blocks:
+        raise UserError(f"{key}: {type(module).__name__} has no transformer blocks to run one by one; remove it")
+    if any(_signature(block) != _signature(blocks[0]) for block in blocks):
+        raise UserError(f"{key}: the blocks of {type(module).__name__} differ from each other; remove it")
+    return blocks
+
+
+def _signature(block: nn.Module) -> tuple[str, list[tuple[str, torch.Size]]]:
+    return repr(block), [(name, p.shape) for name, p in block.named_parameters()] + [(n, b.shape) for n, b in block.named_buffers()]

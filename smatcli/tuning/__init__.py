@@ -1,0 +1,41 @@
+"""Tuners by name. A new one: one file, one line in `TUNERS`, one settings model, one row in tests/tuning/test_battery.py."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+from torch import nn
+
+from smatcli.config import tuning as settings
+from smatcli.config.pmoe import PmoeConfig
+from smatcli.config.tuning import TunerConfig
+from smatcli.tuning import adapter, lora, mlae, pmoe, prompts, simple, ssf
+from smatcli.tuning.base import Tuner
+
+
+class Entry(NamedTuple):
+    """Settings model of a tuner, and what makes it: build(config, backbones, classes)."""
+
+    settings: type[BaseModel]
+    build: Callable[[Any, Sequence[nn.Module], int], Tuner]
+
+
+TUNERS: dict[str, Entry] = {
+    "linear": Entry(settings.LinearConfig, simple.build_linear),
+    "full": Entry(settings.FullTuneConfig, simple.build_full),
+    "bias": Entry(settings.BiasConfig, simple.build_bias),
+    "lora": Entry(settings.LoraTuneConfig, lora.build),
+    "adapter": Entry(settings.AdapterConfig, adapter.build),
+    "adaptformer": Entry(settings.AdapterConfig, adapter.build),
+    "vpt-shallow": Entry(settings.VptShallowConfig, prompts.build),
+    "vpt-deep": Entry(settings.VptDeepConfig, prompts.build),
+    "gapt": Entry(settings.GaptConfig, prompts.build),
+    "ssf": Entry(settings.SsfConfig, ssf.build),
+    "mlae": Entry(settings.MlaeConfig, mlae.build),
+    "pmoe": Entry(PmoeConfig, pmoe.build),
+}
+
+
+def build_tuner(config: TunerConfig, backbones: Sequence[nn.Module], classes: int) -> Tuner:
+    """The tuner that `config.name` says over its backbones (one; pmoe: several); UserError where they do not fit it."""
+    return TUNERS[config.name].build(config, backbones, classes)

@@ -1,0 +1,51 @@
+"""`lora`: low-rank changes of linear layers, by peft."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from smatcli.config.tuning import LoraTuneConfig
+from smatcli.tuning.base import only
+from smatcli.tuning.layers import linear_layers
+from smatcli.tuning.wrapped import Wrapped
+
+NAME = "default"  # of the only adapter in peft's layers
+
+
+class Lora(Wrapped):
+    """W + alpha / r B A (Hu et al. 2022): A Kaiming, B zero."""
+
+    def __init__(self, config: LoraTuneConfig, backbone: nn.Module, classes: int) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        super().__init__(backbone, classes)
+        self.layers = list(linear_layers(backbone, config.layers))
+        peft = LoraConfig(
+            target_modules=self.layers,
+            r=config.rank,
+            lora_alpha=config.alpha,  # type: ignore[arg-type]
+            lora_dropout=config.dropout,
+            bias="none",
+        )
+        self.backbone = inject_adapter_in_model(peft, backbone)
+
+    def experts(self) -> dict[str, list[tuple[Tensor, Tensor]]]:
+        """Rank-one parts (b [out, 1], a [1, in]) of every layer, for comparison with `mlae`."""
+        found = {}
+        for name in self.layers:
+            layer = self.backbone.get_submodule(name)
+            a, b = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight  # type: ignore[union-attr, index]
+            found[name] = [(b[:, i : i + 1].detach(), a[i : i + 1].detach()) for i in range(len(a))]
+        return found
+
+    def settle(self, backbone: nn.Module) -> None:
+        """peft's layers become linear layers with the change in their weights."""
+        for name in self.layers:
+            layer = backbone.get_submodule(name)
+            layer.merge(safe_merge=True)  # type: ignore[operator]
+            backbone.set_submodule(name, layer.get_base_layer())  # type: ignore[operator]
+
+
+def build(config: LoraTuneConfig, backbones: Sequence[nn.Module], classes: int) -> Lora:
+    """LoRA on the layers of the recipe."""
+    return Lora(config, only(backbones), classes)
