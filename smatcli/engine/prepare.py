@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from smatcli.data.images import Fit
 from smatcli.data.sources import Source, open_source
 from smatcli.data.store import SPLITS, Store
 from smatcli.engine.convert import Conversion
-from smatcli.engine.journal import Journal
+from smatcli.engine.journal import Journal, hidden
 from smatcli.engine.reporter import Reporter, SilentReporter
 from smatcli.engine.settings import Settings
 from smatcli.engine.signals import Interrupted
@@ -185,6 +186,7 @@ def _prepare(
             raise UserError(f"{job.label}: another source already became the store {result.name!r}; prepare one with --name")
         fingerprint = _fingerprint(source, settings, result.name)
         if _there(result, fingerprint, strict, replace, reporter):
+            _tidy(result.path)
             return
         journal = Journal(result.path)
         try:  # the process that had the lock may just have finished it
@@ -207,6 +209,13 @@ def _prepare(
         source.close()
     _fill(result, Store.open(result.path))
     result.status = "written"
+
+
+def _tidy(store: Path) -> None:
+    """Remove the journal of a process that was killed when its store was just in place; one that is in use stays."""
+    if hidden(store, "journal").exists():
+        with suppress(SmatError):
+            Journal(store).close(remove=True)
 
 
 def _there(result: Prepared, fingerprint: str, strict: bool, replace: bool, reporter: Reporter) -> bool:

@@ -169,6 +169,14 @@ def test_a_second_run_keeps_the_store(prepare):
     assert (result.images, result.classes) == (9, (0, 0, 3)) and store.path.stat().st_mtime_ns == before.st_mtime_ns
 
 
+def test_the_journal_of_a_process_killed_at_the_very_end_is_removed(prepare):
+    store, _, _ = prepare(tree(3, 3))
+    journal = store.path.with_name(".pets.journal")
+    journal.write_text('{"fingerprint": "of the store that is there"}\n')
+    assert prepare(tree(3, 3))[1].status == "already prepared"
+    assert [path.name for path in store.path.parent.iterdir()] == ["pets.h5"]
+
+
 @pytest.mark.parametrize("change", [{"size": 9}, {"fit": "squash"}, {"split": "100/0/0"}, {"licence": "CC0"}, {"seed": 1}])
 def test_other_settings_are_refused_unless_replaced(prepare, change):
     store, _, _ = prepare(tree(3, 3))
