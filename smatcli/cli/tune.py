@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from smatcli.engine.tune_suite import Suite
 
 EPILOG = """
-Examples: [bold]smat tune recipes/tuning/demo/mlae.yaml data.dataset=pets --seeds 0,1,2[/]\n
+Examples: [bold]smat tune recipes/tuning/demo/mlae.yaml data.dataset=pets data.train=200 data.valid=70 --seeds 0,1,2[/]\n
 [bold]smat tune recipes/tuning/mlae-vtab.yaml --suite vtab --devices cuda:0,cuda:1[/]\n
 [bold]smat tune recipes/tuning/demo --suite flowers102,textures --seeds 0,1,2 --jobs 2[/] (every recipe of the folder)\n
 The same command again skips what is done and continues what was interrupted.

@@ -1,6 +1,7 @@
 """Analyses `similarity` and `expert-maps` against matrices written out and the plain model's attention."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +16,16 @@ from smatcli.engine.analyze_similarity import cosines, similarity
 from smatcli.engine.reporter import SilentReporter
 from smatcli.engine.tune import tune
 from smatcli.errors import UserError
+from smatcli.tuning.lora import Lora
+from smatcli.tuning.mlae import Mlae
 from tests.tuning.world import IMAGES, load, make, shake, vit
 
 
 @pytest.mark.parametrize("settings", [{"name": "mlae", "rank": 4}, {"name": "mlae", "rank": 4, "cell": 2}, {"name": "lora", "rank": 3}])
 def test_cosines_are_those_of_the_matrices(settings):
     tuner = shake(make(**settings))
-    for experts in tuner.experts().values():  # type: ignore[operator]
+    assert isinstance(tuner, Mlae | Lora)
+    for experts in tuner.experts().values():
         flat = [(b @ a).double().flatten() for b, a in experts]
         want = [float(x @ y / x.norm() / y.norm()) for i, x in enumerate(flat) for y in flat[i + 1 :]]
         torch.testing.assert_close(cosines(experts), torch.tensor(want, dtype=torch.float64), atol=1e-6, rtol=1e-6)
@@ -36,28 +40,33 @@ def test_equal_experts_are_alike_and_a_single_one_has_no_pair():
 
 def test_maps():
     tuner = shake(make(name="mlae", rank=3)).eval()
-    attention, change = maps(tuner, IMAGES)  # type: ignore[arg-type]
+    assert isinstance(tuner, Mlae)
+    attention, change = maps(tuner, IMAGES)
     assert attention.shape == change.shape == (3, 5, 2, 2) and not change[:, 1].any() and change[:, 0].min() > 0
-    plain, kept = vit(), {}  # type: ignore[var-annotated]
-    plain.blocks[-1].attn.fused_attn = False  # type: ignore[union-attr]
-    plain.blocks[-1].attn.attn_drop.register_forward_hook(lambda m, i, o: kept.update(a=o))  # type: ignore[union-attr]
+    plain = vit()
+    kept: dict[str, torch.Tensor] = {}
+    attn: Any = plain.blocks[-1].attn
+    attn.fused_attn = False
+    attn.attn_drop.register_forward_hook(lambda m, i, o: kept.update(a=o))
     plain(IMAGES)
     want = kept["a"][:, :, 0, 1:].mean(1).unflatten(1, (2, 2)).detach().numpy()
     np.testing.assert_allclose(attention[:, 1], want, atol=1e-6)
-    assert all(part.only is None for part in tuner.parts().values())  # type: ignore[operator]
-    for name, part in tuner.parts().items():  # type: ignore[operator]  # without all other experts in the weights: the first alone
+    assert all(part.only is None for part in tuner.parts().values())
+    for name, part in tuner.parts().items():  # without all other experts in the weights: the first alone
         with torch.no_grad():
             part.coefficients[1:] = 0
         assert name
-    np.testing.assert_allclose(maps(tuner, IMAGES)[0][:, 0], attention[:, 2], atol=1e-6)  # type: ignore[arg-type]
+    np.testing.assert_allclose(maps(tuner, IMAGES)[0][:, 0], attention[:, 2], atol=1e-6)
 
 
 def test_maps_need_a_class_token():
     from smatcli.tuning import build_tuner
     from tests.tuning.world import config
 
+    tuner = build_tuner(config(name="mlae", rank=2), [vit(class_token=False, global_pool="avg")], 3)
+    assert isinstance(tuner, Mlae)
     with pytest.raises(UserError, match="has no class token"):
-        maps(build_tuner(config(name="mlae", rank=2), [vit(class_token=False, global_pool="avg")], 3), IMAGES)  # type: ignore[arg-type]
+        maps(tuner, IMAGES)
 
 
 def test_on_the_command_line_and_in_the_report(tmp_path: Path):

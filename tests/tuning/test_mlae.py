@@ -1,10 +1,14 @@
 """Masked LoRA experts against loops over experts, closed forms of the masks, and MLAE's patterns."""
 
+from typing import Any
+
 import pytest
 import torch
 
+from smatcli.config.tuning import MlaeConfig
 from smatcli.errors import UserError
-from smatcli.tuning.mlae import MaskedExperts
+from smatcli.tuning.lora import Lora
+from smatcli.tuning.mlae import MaskedExperts, Mlae
 from smatcli.tuning.patterns import counts, experts_of, rates_of
 from tests.tuning.world import DEPTH, IMAGES, config, make, shake
 
@@ -16,6 +20,18 @@ def layer(experts=4, cell=1, p=0.0):
     made = MaskedExperts(torch.nn.Linear(6, 9).double(), experts, cell, 0.5, p)
     for parameter in (made.a, made.b, made.coefficients):
         torch.nn.init.normal_(parameter)
+    return made
+
+
+def mlae(**settings: Any) -> Mlae:
+    made = make(name="mlae", **settings)
+    assert isinstance(made, Mlae)
+    return made
+
+
+def mlae_config(**settings: Any) -> MlaeConfig:
+    made = config(name="mlae", **settings)
+    assert isinstance(made, MlaeConfig)
     return made
 
 
@@ -63,8 +79,8 @@ def test_a_left_out_expert_learns_nothing():
 
 
 def test_starting_values():
-    made = make(name="mlae", rank=8, init=0.25)
-    for part in made.parts().values():  # type: ignore[operator]
+    made = mlae(rank=8, init=0.25)
+    for part in made.parts().values():
         assert torch.equal(part.coefficients, torch.full((8,), 0.25)) and not part.b.any()
         assert part.a.abs().max() <= 1 / 4 and part.a.std() > 0.9 / 4 / 3**0.5  # Kaiming uniform of 16 inputs: 1 / sqrt(16)
 
@@ -93,14 +109,14 @@ def test_random_patterns_follow_their_seed():
 
 
 def test_rates():
-    assert rates_of(config(name="mlae", mask="fixed"), 12) == [0.0] * 12  # type: ignore[arg-type]
-    assert rates_of(config(name="mlae", p=0.3), 12) == [0.3] * 12  # type: ignore[arg-type]
-    rising = rates_of(config(name="mlae", p=0.5, pattern="incremental"), 12)  # type: ignore[arg-type]
+    assert rates_of(mlae_config(mask="fixed"), 12) == [0.0] * 12
+    assert rates_of(mlae_config(p=0.3), 12) == [0.3] * 12
+    rising = rates_of(mlae_config(p=0.5, pattern="incremental"), 12)
     assert rising[0] == pytest.approx(1 - 0.5 * 2 / 8) and rising[-1] == pytest.approx(1 - 0.5 * 14 / 8)
     assert sum(rising) / 12 == pytest.approx(0.5)
-    assert rates_of(config(name="mlae", p=[0.1, 0.2]), 2) == [0.1, 0.2]  # type: ignore[arg-type]
-    mixed = config(name="mlae", mask="mixed", p=0.1, pattern=[1, 2, 3, 4])
-    assert rates_of(mixed, 4) == [0.1] * 4 and experts_of(mixed, 4) == [1, 2, 3, 4]  # type: ignore[arg-type]
+    assert rates_of(mlae_config(p=[0.1, 0.2]), 2) == [0.1, 0.2]
+    mixed = mlae_config(mask="mixed", p=0.1, pattern=[1, 2, 3, 4])
+    assert rates_of(mixed, 4) == [0.1] * 4 and experts_of(mixed, 4) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -136,21 +152,22 @@ def test_settings_that_contradict_each_other(settings, words):
 
 def test_rank_one_experts_with_unit_coefficients_are_lora():
     """With all experts on and lambda = 1 the function is LoRA's of the same rank, scale 1."""
-    ours, theirs = shake(make(name="mlae", rank=4, mask="none")), make(name="lora", rank=4, alpha=4)
+    ours, theirs = shake(mlae(rank=4, mask="none")), make(name="lora", rank=4, alpha=4)
+    assert isinstance(theirs, Lora)
     theirs.head.load_state_dict(ours.head.state_dict())
     with torch.no_grad():
-        for name, part in ours.parts().items():  # type: ignore[operator]
+        for name, part in ours.parts().items():
             part.coefficients.fill_(1.0)
-            peft = theirs.backbone.get_submodule(name)  # type: ignore[union-attr]
-            peft.lora_A["default"].weight.copy_(part.a)  # type: ignore[index, union-attr]
-            peft.lora_B["default"].weight.copy_(part.b)  # type: ignore[index, union-attr]
+            peft: Any = theirs.backbone.get_submodule(name)
+            peft.lora_A["default"].weight.copy_(part.a)
+            peft.lora_B["default"].weight.copy_(part.b)
     torch.testing.assert_close(ours(IMAGES), theirs(IMAGES))
-    for a, b in zip(ours.experts().values(), theirs.experts().values(), strict=True):  # type: ignore[operator]
+    for a, b in zip(ours.experts().values(), theirs.experts().values(), strict=True):
         for (left, right), (other_left, other_right) in zip(a, b, strict=True):
             torch.testing.assert_close(left @ right, other_left @ other_right)
 
 
 def test_a_fixed_pattern_without_an_expert_leaves_the_layer_plain():
-    tuner = make(name="mlae", mask="fixed", rank=2, pattern=[0, 1, 2, 5])
-    assert [len(part.coefficients) for part in tuner.parts().values()] == [1, 2, 5]  # type: ignore[operator]
-    assert len(tuner.parts()) == DEPTH - 1  # type: ignore[operator]
+    tuner = mlae(mask="fixed", rank=2, pattern=[0, 1, 2, 5])
+    assert [len(part.coefficients) for part in tuner.parts().values()] == [1, 2, 5]
+    assert len(tuner.parts()) == DEPTH - 1

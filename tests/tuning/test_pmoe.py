@@ -9,6 +9,7 @@ from smatcli.config.schema import BackboneConfig
 from smatcli.config.tuning import GaptConfig, VptDeepConfig
 from smatcli.errors import UserError
 from smatcli.tuning import build_tuner
+from smatcli.tuning.prompts import Prompted
 from tests.tuning.test_pmoe_experts import vit
 
 IMAGES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -27,8 +28,9 @@ def pmoe(*vits, classes=4, **options):
 def test_one_expert_is_vpt_deep(layers):
     ours = pmoe(vit(0), layers=layers)
     theirs = build_tuner(VptDeepConfig(prompts=2, layers=layers), [vit(0)], 4).eval()
+    assert isinstance(theirs, Prompted)
     with torch.no_grad():
-        theirs.prompts.copy_(ours.experts.prompts[:, 0])  # type: ignore[operator]
+        theirs.prompts.copy_(ours.experts.prompts[:, 0])
         theirs.head.load_state_dict(ours.head.state_dict())
         torch.testing.assert_close(ours(IMAGES), theirs(IMAGES))
 
@@ -36,9 +38,10 @@ def test_one_expert_is_vpt_deep(layers):
 def test_one_gated_expert_with_shallow_prompts_is_gapt():
     ours = pmoe(vit(0), layers=1, gated=True)
     theirs = build_tuner(GaptConfig(prompts=2), [vit(0)], 4).eval()
+    assert isinstance(theirs, Prompted) and theirs.gates is not None
     with torch.no_grad():
-        theirs.prompts.copy_(ours.experts.prompts[:, 0])  # type: ignore[operator]
-        theirs.gates.copy_(ours.experts.gates[:, 0])  # type: ignore[operator]
+        theirs.prompts.copy_(ours.experts.prompts[:, 0])
+        theirs.gates.copy_(ours.experts.gates[:, 0])
         theirs.head.load_state_dict(ours.head.state_dict())
         torch.testing.assert_close(ours(IMAGES), theirs(IMAGES))
 
@@ -48,8 +51,9 @@ def test_without_a_dispatcher_it_is_the_mean_of_vpts():
     features = []
     for k in range(2):
         one = build_tuner(VptDeepConfig(prompts=2), [vit(k)], 4).eval()
+        assert isinstance(one, Prompted)
         with torch.no_grad():
-            one.prompts.copy_(ours.experts.prompts[:, k])  # type: ignore[operator]
+            one.prompts.copy_(ours.experts.prompts[:, k])
             features.append(one.features(IMAGES))
     with torch.no_grad():
         torch.testing.assert_close(ours.features(IMAGES), (features[0] + features[1]) / 2)

@@ -1,5 +1,7 @@
 """PromptedExperts against the loops of pmoe_reference.py, hand counts, and what it must equal without a dispatcher."""
 
+from typing import Any
+
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -26,7 +28,7 @@ def experts(*vits, prompts=2, layers=None, gated=False, seed=5, **dispatch) -> P
 
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)).double()
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "mlp": {},
     "separate, relu": {"mlps": "separate", "activation": "relu"},
     "moe": {"kind": "moe", "count": 3, "hidden": 5, "activation": "silu"},
@@ -40,10 +42,10 @@ CASES = {
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_loops(case, layers, gated):
-    made = experts(vit(0), vit(1), vit(2), layers=layers, gated=gated, **CASES[case])  # type: ignore[arg-type]
+    made = experts(vit(0), vit(1), vit(2), layers=layers, gated=gated, **CASES[case])
     with torch.no_grad():
         found = made.pooled(made.blocks(made.embed(IMAGES)))
-        want = pmoe_features(made, IMAGES, CASES[case].get("activation", "gelu"))  # type: ignore[attr-defined]
+        want = pmoe_features(made, IMAGES, CASES[case].get("activation", "gelu"))
     torch.testing.assert_close(found, want, rtol=1e-10, atol=1e-12)
 
 
@@ -59,12 +61,13 @@ def test_other_widths_prefixes_and_poolings_equal_the_loops():
 def test_one_expert_is_vpt_deep_written_out():
     made = experts(vit(), layers=3)
     own = made.vits[0]
+    assert isinstance(own, VisionTransformer)
     with torch.no_grad():
-        tokens = own._pos_embed(own.patch_embed(IMAGES))  # type: ignore[operator]
-        for layer, block in enumerate(own.blocks):  # type: ignore[arg-type]
+        tokens = own._pos_embed(own.patch_embed(IMAGES))
+        for layer, block in enumerate(own.blocks):
             prompts = made.prompts[layer, 0].expand(2, -1, -1)
             tokens = block(torch.cat([tokens[:, :1], prompts, tokens[:, 1 if layer == 0 else 3 :]], 1))
-        want = own.norm(tokens)[:, 0]  # type: ignore[operator]
+        want = own.norm(tokens)[:, 0]
         torch.testing.assert_close(made.pooled(made.blocks(made.embed(IMAGES))), want)
 
 

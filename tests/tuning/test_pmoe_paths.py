@@ -20,6 +20,7 @@ from smatcli.report.fig_paths import path_figures
 from smatcli.report.fig_read import Found
 from smatcli.report.fig_types import Heat
 from smatcli.report.runs import Run
+from smatcli.tuning.pmoe import Pmoe
 from tests.tuning import world
 
 VIT = "{name: vit_tiny_patch16_224, args: {patch_size: 8, embed_dim: 16, depth: 2, num_heads: 2}, image_size: 16, weights: "
@@ -46,10 +47,11 @@ def test_paths_are_means_over_the_test_images(run):
     (path,) = analyze(run)
     found = read_analysis(path)
     recipe, task, tuner, _ = load_tuned(run)
+    assert isinstance(tuner, Pmoe)
     rows = task.rows["test"]
     sums = np.zeros((2, 2, 2))
     for row in rows:  # one image, one prompt at a time
-        weights = tuner.paths(seen(torch.from_numpy(np.array(task.store.images[int(row)]))[None], recipe))  # type: ignore[operator]
+        weights = tuner.paths(seen(torch.from_numpy(np.array(task.store.images[int(row)]))[None], recipe))
         for n in range(2):
             sums += weights[:, 0, :, n].double().numpy() / 2
     np.testing.assert_allclose(found.groups["a"]["weights"], sums / len(rows), atol=1e-6)

@@ -1,10 +1,19 @@
 """Prompt tuners against the timm model itself, run by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from smatcli.errors import UserError
+from smatcli.tuning.prompts import Prompted
 from tests.tuning.world import DEPTH, IMAGES, make, shake, vit
+
+
+def prompted(**settings: Any) -> Prompted:
+    made = make(**settings)
+    assert isinstance(made, Prompted)
+    return made
 
 
 def by_hand(tuner, layers):
@@ -39,20 +48,22 @@ def test_equals_the_plain_model_with_hooks(settings, layers):
 
 
 def test_open_gates_are_shallow_and_closed_gates_repeat_the_prompts():
-    tuner = shake(make(name="gapt", prompts=2)).eval()
+    tuner = shake(prompted(name="gapt", prompts=2)).eval()
+    assert tuner.gates is not None
     with torch.no_grad():
-        tuner.gates.fill_(100.0)  # type: ignore[operator]
+        tuner.gates.fill_(100.0)
         torch.testing.assert_close(tuner.features(IMAGES), by_hand(tuner, [0]))
-        tuner.gates.fill_(-100.0)  # type: ignore[operator]
+        tuner.gates.fill_(-100.0)
         torch.testing.assert_close(tuner.features(IMAGES), by_hand(tuner, range(DEPTH)))
 
 
 def test_the_gates_start_as_set():
-    assert torch.equal(make(name="gapt", gate=2.0).gates, torch.full((DEPTH - 1,), 2.0))  # type: ignore[arg-type]
+    gates = prompted(name="gapt", gate=2.0).gates
+    assert gates is not None and torch.equal(gates, torch.full((DEPTH - 1,), 2.0))
 
 
 def test_prompts_start_in_the_range_of_the_patch_embedding():
-    prompts = make(name="vpt-deep", prompts=50).prompts.detach()  # type: ignore[operator]
+    prompts = prompted(name="vpt-deep", prompts=50).prompts.detach()
     bound = (6 / (3 * 8 * 8 + 16)) ** 0.5
     assert prompts.abs().max() <= bound and prompts.abs().max() > 0.97 * bound and abs(float(prompts.mean())) < 0.01
 

@@ -77,9 +77,11 @@ def test_the_head_written_out():
     tokens = torch.randn(2, 6, 6)
     maps = F.layer_norm(tokens, (6,), eps=1e-6).reshape(2, 2, 3, 6).permute(0, 3, 1, 2)  # grid of 2 x 3
     for conv in head.convs:
-        maps = torch.relu(F.conv2d(maps, conv.weight, padding=1) / math.sqrt(1 + 1e-5))  # type: ignore[arg-type]  # batch norm before any statistics
+        assert isinstance(conv, torch.nn.Conv2d)
+        maps = torch.relu(F.conv2d(maps, conv.weight, padding=1) / math.sqrt(1 + 1e-5))  # batch norm before any statistics
         maps = F.interpolate(maps, scale_factor=2, mode="bilinear")
-    want = torch.einsum("oc,bchw->bohw", head.classify.weight[..., 0, 0], maps) + head.classify.bias.view(1, -1, 1, 1)  # type: ignore[union-attr]
+    assert head.classify.bias is not None
+    want = torch.einsum("oc,bchw->bohw", head.classify.weight[..., 0, 0], maps) + head.classify.bias.view(1, -1, 1, 1)
     torch.testing.assert_close(head(tokens, (2, 3), (8, 12)), want, rtol=1e-4, atol=1e-5)
     assert head(tokens, (2, 3), (28, 42)).shape == (2, 3, 28, 42)
     assert [stages_of(p) for p in (16, 14, 8, 4, 1)] == [4, 3, 3, 2, 1]
@@ -90,9 +92,10 @@ def test_scales_are_multiples_of_the_patch():
 
 
 def test_a_linear_net_has_frozen_tokens():
-    net = SegmentNet(PlainTokens(vit(), False), 4, 3, HeadConfig(channels=4)).train()
-    assert set(net.groups()) == {"head"} and not net.tokens.vit.training  # type: ignore[union-attr]
-    torch.testing.assert_close(net.tokens(images := torch.randn(1, 3, 16, 16)), net.tokens.vit.forward_features(images)[:, 1:])  # type: ignore[operator, union-attr]
+    tokens = PlainTokens(plain := vit(), False)
+    net = SegmentNet(tokens, 4, 3, HeadConfig(channels=4)).train()
+    assert set(net.groups()) == {"head"} and net.tokens is tokens and tokens.vit is plain and not plain.training
+    torch.testing.assert_close(net.tokens(images := torch.randn(1, 3, 16, 16)), plain.forward_features(images)[:, 1:])
     assert set(SegmentNet(PlainTokens(vit(), True), 4, 3, HeadConfig()).groups()) == {"backbone", "head"}
 
 

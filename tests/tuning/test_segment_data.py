@@ -1,5 +1,6 @@
 """Pairs of images and masks, masks of every kind, splits, and the measures against plain loops."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,11 @@ def mask(path: Path, values: np.ndarray | None = None, mode: str | None = None) 
     if mode == "P":
         made.putpalette([9, 9, 9, 250, 0, 0, 0, 250, 0] + [0] * 753)
     made.save(path)
+
+
+def masks(root: Path, values: Callable[[], np.ndarray]) -> None:
+    for i in range(10):
+        mask(root / f"masks/{i}.png", values())
 
 
 def black_and_white() -> np.ndarray:
@@ -110,8 +116,8 @@ def test_ade20k_counts_from_one_and_ignores_zero(tmp_path):
     (lambda r: mask(r / "masks/1.png", np.full((10, 12), 7, np.uint8)), "masks/1.png: label 7, but the classes are 0 to 2"),
     (lambda r: (r / "images/1.png").write_bytes(b"nothing"), "images/1.png: not an image"),
     (lambda r: (r / "masks").rename(r / "mask"), "has no folder masks; did you mean 'mask'"),
-    (lambda r: [mask(r / f"masks/{i}.png", black_and_white()) for i in range(10)], "set data.values=binary"),  # type: ignore[func-returns-value]
-    (lambda r: [mask(r / f"masks/{i}.png", np.zeros((10, 12), np.uint8)) for i in range(10)], "of one class"),  # type: ignore[func-returns-value]
+    (lambda r: masks(r, black_and_white), "set data.values=binary"),
+    (lambda r: masks(r, lambda: np.zeros((10, 12), np.uint8)), "of one class"),
 ])  # fmt: skip
 def test_what_is_wrong_is_named(tmp_path, breakage, said):
     data = folders(tmp_path)

@@ -57,8 +57,9 @@ def test_it_learns_validates_and_tests(tmp_path):
     from smatcli.engine.tune_data import View, seen
 
     view = View(task, task.rows["test"], device, True)
+    assert view.kept is not None
     with torch.no_grad():
-        right = (tuner(seen(view.kept, recipe)).argmax(1) == view.labels).float().mean()  # type: ignore[arg-type]
+        right = (tuner(seen(view.kept, recipe)).argmax(1) == view.labels).float().mean()
     assert abs(float(right) - found["score"]) < 1e-6
 
 

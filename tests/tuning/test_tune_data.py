@@ -1,9 +1,12 @@
 """Splits, what the network sees, and the scores, against brute force."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from smatcli.config.tune import TuneRecipe
 from smatcli.data.augment import normalise
 from smatcli.engine.tune_data import View, draw_split, in_order, open_task, seen, shuffled
 from smatcli.engine.tune_score import auc, scores
@@ -11,8 +14,14 @@ from smatcli.errors import UserError
 from tests.tuning.world import load
 
 
+def recipe_of(root: Path, *overrides: str) -> TuneRecipe:
+    made = load(root, *overrides).recipe
+    assert isinstance(made, TuneRecipe)
+    return made
+
+
 def test_drawn_splits_are_disjoint_in_proportion_and_counted(tmp_path):
-    task = open_task(load(tmp_path).recipe)  # type: ignore[arg-type]
+    task = open_task(recipe_of(tmp_path))
     rows = task.rows
     assert [len(rows[part]) for part in ("train", "valid", "test")] == [20, 10, 26]
     assert sorted(np.concatenate(list(rows.values()))) == list(range(56))
@@ -25,12 +34,12 @@ def test_drawn_splits_are_disjoint_in_proportion_and_counted(tmp_path):
 
 
 def test_the_split_of_a_store(tmp_path):
-    recipe = load(tmp_path, "data.dataset=b").recipe
-    task = open_task(recipe)  # type: ignore[arg-type]
+    recipe = recipe_of(tmp_path, "data.dataset=b")
+    task = open_task(recipe)
     assert [len(task.rows[part]) for part in ("train", "valid", "test")] == [20, 12, 24]
     assert list(task.rows["train"][:6]) == [0, 1, 2, 3, 4, 8]
-    assert np.array_equal(np.sort(task.fitted(recipe)), np.sort(np.concatenate([task.rows["train"], task.rows["valid"]])))  # type: ignore[arg-type]
-    assert len(open_task(load(tmp_path, "data.dataset=b", "data.split=counted").recipe).rows["valid"]) == 10  # type: ignore[arg-type]
+    assert np.array_equal(np.sort(task.fitted(recipe)), np.sort(np.concatenate([task.rows["train"], task.rows["valid"]])))
+    assert len(open_task(recipe_of(tmp_path, "data.dataset=b", "data.split=counted")).rows["valid"]) == 10
 
 
 @pytest.mark.parametrize(
@@ -47,18 +56,18 @@ def test_tasks_that_cannot_be(tmp_path, overrides, words):
     load(tmp_path)
     with pytest.raises(UserError, match=words):
         open_task(
-            load(  # type: ignore[arg-type]
+            recipe_of(
                 tmp_path,
                 *[
                     o.replace("data.split=store", "data={root: ROOT, dataset: a, split: store}").replace("ROOT", str(tmp_path))
                     for o in overrides
                 ],
-            ).recipe
+            )
         )
 
 
 def test_views_from_memory_and_from_disk_are_equal(tmp_path):
-    task = open_task(load(tmp_path).recipe)  # type: ignore[arg-type]
+    task = open_task(recipe_of(tmp_path))
     chunks = shuffled(20, 6, 0, 3)
     assert sorted(np.concatenate(chunks)) == list(range(20))
     views = [View(task, task.rows["train"], torch.device("cpu"), keep) for keep in (True, False)]
@@ -75,16 +84,16 @@ def test_batches_are_counted_and_never_of_one_image():
 
 def test_what_the_network_sees(tmp_path):
     raw = torch.randint(0, 256, (2, 24, 24, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    plain = load(tmp_path, "backbone.image_size=24").recipe
-    assert torch.equal(seen(raw, plain), normalise(raw, 24))  # type: ignore[arg-type]
-    half = load(tmp_path, "backbone.image_size=24", "tune.normalise=half").recipe
+    plain = recipe_of(tmp_path, "backbone.image_size=24")
+    assert torch.equal(seen(raw, plain), normalise(raw, 24))
+    half = recipe_of(tmp_path, "backbone.image_size=24", "tune.normalise=half")
     want = raw.permute(0, 3, 1, 2).float() / 127.5 - 1
-    torch.testing.assert_close(seen(raw, half), want, atol=1e-5, rtol=1e-5)  # type: ignore[arg-type]
-    centre = load(tmp_path, "backbone.image_size=16", "tune.centre=0.666666").recipe
-    assert torch.equal(seen(raw, centre), normalise(raw[:, 4:20, 4:20], 16))  # type: ignore[arg-type]
-    assert torch.equal(seen(raw, centre, torch.Generator()), normalise(raw, 16))  # type: ignore[arg-type]  # training: all of it
-    moved = load(tmp_path, "backbone.image_size=16", "tune.augment={crop_scale: [0.1, 1.0], flip: 0.5}").recipe
-    one, two = (seen(raw, moved, torch.Generator().manual_seed(s)) for s in (1, 2))  # type: ignore[arg-type]
+    torch.testing.assert_close(seen(raw, half), want, atol=1e-5, rtol=1e-5)
+    centre = recipe_of(tmp_path, "backbone.image_size=16", "tune.centre=0.666666")
+    assert torch.equal(seen(raw, centre), normalise(raw[:, 4:20, 4:20], 16))
+    assert torch.equal(seen(raw, centre, torch.Generator()), normalise(raw, 16))  # training: all of it
+    moved = recipe_of(tmp_path, "backbone.image_size=16", "tune.augment={crop_scale: [0.1, 1.0], flip: 0.5}")
+    one, two = (seen(raw, moved, torch.Generator().manual_seed(s)) for s in (1, 2))
     assert one.shape == (2, 3, 16, 16) and not torch.equal(one, two)
 
 

@@ -1,7 +1,7 @@
 """A tiny ViT, tiny stores (by class and by image) and a recipe for tests of tuning."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from smatcli.config.tuning import TunerConfig
 from smatcli.data.store import write_store
 from smatcli.tuning import Tuner, build_tuner
 
+AnyTuner = TypeVar("AnyTuner", bound=Tuner)
 DIM, DEPTH, CLASSES = 16, 4, 5
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
@@ -51,7 +52,7 @@ def make(**settings: Any) -> Tuner:
     return build_tuner(config(**settings), [backbone], CLASSES)
 
 
-def shake(tuner: Tuner, seed: int = 5) -> Tuner:
+def shake(tuner: AnyTuner, seed: int = 5) -> AnyTuner:
     """Other values for everything that is trained, so that nothing is zero."""
     torch.manual_seed(seed)
     for params in tuner.trainable().values():
