@@ -1,7 +1,7 @@
 """What does a meta-training task cost: the algorithm as it reads (eager, tensor by tensor, eight forward passes) against the fast path?
 
     python benchmarks/step.py                                                    micro ViT, half a minute
-    python benchmarks/step.py --model vit_small_patch16_224 --threads 2          the issue's size: 14 GB for the plain side, minutes
+    python benchmarks/step.py --model vit_small_patch16_224 --threads 2          full size: 11 GB for the plain side, minutes
     python benchmarks/step.py --model ... --sides fast:fp32 --experts 1,4,8,16,32
     python benchmarks/step.py --sides plain:fp32,fast:fp32,fast:bf16+compile,fast:fp32+recompute,fast:fp32+chunk=32
 
