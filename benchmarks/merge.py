@@ -16,8 +16,7 @@ import torch
 
 from smatcli.experts.compress import CompressedExperts, Merger
 from smatcli.experts.masks import HardConcrete, noise
-from smatcli.experts.merge import merge, merge_reference, normalise
-from smatcli.experts.merge_tasks import merge_tasks
+from smatcli.experts.merge import merge, merge_reference, merge_tasks, normalise
 
 SHAPE = HardConcrete()
 TASKS = 4

@@ -10,7 +10,9 @@ from smatcli.config.methods import MaskConfig
 from smatcli.errors import SmatError
 from smatcli.experts.groups import Groups
 from smatcli.experts.masks import HardConcrete, counted_sparsity, expected_l0, initial_log_alpha
-from smatcli.experts.merge import Merged, Noise, logistic_noise, merge
+from smatcli.experts.merge import Merged, merge
+from smatcli.experts.merge_eager import Noise
+from smatcli.experts.noise import logistic
 from smatcli.experts.space import ParameterSpace
 
 
@@ -106,8 +108,7 @@ class Masks:
         if not training:
             return self.shape.eval_gate(state)
         if isinstance(noise, int):
-            generator = torch.Generator(state.device).manual_seed(noise)
-            return self.shape.gate(state + logistic_noise(state.shape, generator, state), self.shape.beta)
+            return self.shape.gate(state + logistic(noise, len(state), state.shape[1], state), self.shape.beta)
         return self.shape.train_gate(state, noise)
 
     def inference(self, state: Tensor | None, experts: int, like: Tensor) -> Iterator[Tensor]:

@@ -1,23 +1,20 @@
-"""theta = theta_pre + theta_delta * sum_m alpha_m z_m: a plain reference, and a closed form in one chunked pass each way."""
+"""theta = theta_pre + theta_delta * sum_m alpha_m z_m: a plain reference, and the closed form by the device's fastest kernel."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from smatcli.device import exact_products
-from smatcli.experts.masks import NOISE_MARGIN, HardConcrete
+from smatcli.experts import merge_eager
+from smatcli.experts.masks import HardConcrete
+from smatcli.experts.merge_eager import Gate, Noise, keeps_gates
+from smatcli.experts.merge_kernels import fused_kernel
+from smatcli.experts.noise import key_tensor
 from smatcli.phases import phase
 
 EPS = 1e-8
-_CHUNK = {"cpu": 2**17}
-_CHUNK_DEVICE = 2**25
-# Up to so many mask entries (256 MiB in fp32) the gates are kept for backward; above, they are made again.
-_KEEP = 2**26
-
-Noise = Tensor | int | None
 
 
 def normalise(scores: Tensor) -> Tensor:
@@ -51,123 +48,6 @@ class Merged(NamedTuple):
     expected_l0: Tensor
 
 
-@dataclass(frozen=True)
-class Gate:
-    """How a chunk of masks is made: constants, noise and the always-dense parameters."""
-
-    shape: HardConcrete
-    training: bool
-    noise: Noise
-    dense: Tensor | None
-
-    def parts(self, log_alpha: Tensor) -> Iterator[slice]:
-        """The chunks of P, such that a chunk of all experts fits the cache."""
-        experts, size = log_alpha.shape
-        step = max(1, _CHUNK.get(log_alpha.device.type, _CHUNK_DEVICE) // experts)
-        return (slice(start, min(start + step, size)) for start in range(0, size, step))
-
-    def chunks(self, log_alpha: Tensor, kept: Tensor | None, filled: bool) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """(slice, s, z) by chunks of P: s the unstretched gate in (0, 1), z the mask, both [M, n]; the same noise at every call.
-
-        s is a view of `kept` where that is given, and read from it where it is `filled`.
-        """
-        generator = torch.Generator(log_alpha.device).manual_seed(self.noise) if isinstance(self.noise, int) else None
-        for part in self.parts(log_alpha):
-            logits = log_alpha[:, part]
-            s = torch.empty_like(logits) if kept is None else kept[:, part]
-            if not filled:
-                self._fill(s, logits, part, generator)
-            yield part, s, (s * self.shape.stretch).add_(self.shape.gamma).clamp_(0, 1)
-
-    def _fill(self, s: Tensor, logits: Tensor, part: slice, generator: torch.Generator | None) -> None:
-        scale = 1 / self.shape.temperature(self.training)
-        if isinstance(self.noise, Tensor):
-            torch.add(torch.logit(self.noise[:, part]), logits, out=s).mul_(scale).sigmoid_()
-        elif generator is not None:
-            torch.add(logistic_noise(logits.shape, generator, logits), logits, out=s).mul_(scale).sigmoid_()
-        else:
-            torch.mul(logits, scale, out=s).sigmoid_()
-
-    def merged(self, alpha: Tensor, z: Tensor, part: slice) -> Tensor:
-        """sum_m alpha_m z_m of a chunk, 1 where dense."""
-        mask = alpha @ z
-        return mask if self.dense is None else mask.masked_fill_(self.dense[part], 1.0)
-
-    def through_clamp(self, grad: Tensor, s: Tensor) -> Tensor:
-        """`grad` where the stretched gate lies inside (0, 1), else 0: one vectorised kernel, where comparisons would be three slow ones."""
-        low, high = -self.shape.gamma / self.shape.stretch, (1 - self.shape.gamma) / self.shape.stretch
-        return torch.ops.aten.hardtanh_backward(grad, s, low, high)  # type: ignore[no-any-return]
-
-
-def logistic_noise(shape: tuple[int, ...] | torch.Size, generator: torch.Generator, like: Tensor) -> Tensor:
-    """logit(u), u ~ U(0, 1). On a CPU u takes 65,536 equidistant values, four from each 64-bit draw: three times faster than uniform_."""
-    if like.device.type != "cpu":
-        u = torch.empty(shape, dtype=like.dtype, device=like.device).uniform_(generator=generator)
-        return u.clamp_(NOISE_MARGIN, 1 - NOISE_MARGIN).logit_()
-    count = torch.Size(shape).numel()
-    words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    u = words.view(torch.int16)[:count].to(like.dtype)
-    return u.add_(32768.5).mul_(2.0**-16).logit_().view(shape)
-
-
-class _Merge(torch.autograd.Function):
-    """Forward and backward of the merge and of E[L0], chunk by chunk over P."""
-
-    @staticmethod
-    def forward(ctx: Any, theta_pre: Tensor, theta_delta: Tensor, log_alpha: Tensor, alpha: Tensor, gate: Gate, keep: bool) -> Any:
-        experts, size = log_alpha.shape
-        theta = log_alpha.new_empty((*alpha.shape[:-1], size))
-        nonzeros, l0 = log_alpha.new_zeros(experts), log_alpha.new_zeros(experts)
-        kept = torch.empty_like(log_alpha) if keep else None
-        for part, _, z in gate.chunks(log_alpha, kept, filled=False):
-            torch.addcmul(theta_pre[part], theta_delta[part], gate.merged(alpha, z, part), out=theta[..., part])
-            if gate.dense is not None:
-                z.masked_fill_(gate.dense[part], 1.0)
-            # sign, not a comparison: summing booleans is an order of magnitude slower on a CPU.
-            nonzeros += z.sign_().sum(1)
-            if gate.training:
-                l0 += torch.add(log_alpha[:, part], gate.shape.l0_shift, out=z).sigmoid_().sum(1)
-        ctx.save_for_backward(theta_delta, log_alpha, alpha, kept)
-        ctx.gate = gate
-        ctx.mark_non_differentiable(nonzeros)
-        ctx.set_materialize_grads(False)
-        return theta, nonzeros, l0 / size
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, _: None, grad_l0: Tensor | None) -> Any:
-        with phase("merge"), exact_products():
-            return _Merge._backward(ctx, grad, grad_l0)
-
-    @staticmethod
-    def _backward(ctx: Any, grad: Tensor | None, grad_l0: Tensor | None) -> Any:
-        theta_delta, log_alpha, alpha, kept = ctx.saved_tensors
-        gate: Gate = ctx.gate
-        rows = alpha.reshape(-1, alpha.shape[-1])
-        flat = log_alpha.new_zeros(len(rows), log_alpha.shape[1]) if grad is None else grad.reshape(len(rows), -1)
-        d_delta, d_log_alpha, d_alpha = torch.empty_like(theta_delta), torch.empty_like(log_alpha), torch.zeros_like(rows)
-        slope = gate.shape.stretch / gate.shape.temperature(gate.training)
-        for part, s, z in gate.chunks(log_alpha, kept, filled=kept is not None):
-            g = flat[:, part]
-            torch.sum(g * gate.merged(rows, z, part), 0, out=d_delta[part])
-            g = g * theta_delta[part]
-            if gate.dense is not None:
-                g.masked_fill_(gate.dense[part], 0.0)
-            d_alpha += g @ z.T
-            d_z = gate.through_clamp((rows.T * slope) @ g, s)
-            out = torch.mul(d_z, torch.addcmul(s, s, s, value=-1, out=z), out=d_log_alpha[:, part])
-            if grad_l0 is not None and gate.training:
-                p = torch.add(log_alpha[:, part], gate.shape.l0_shift, out=z).sigmoid_()
-                out.addcmul_(p.addcmul_(p, p, value=-1), grad_l0[:, None] / log_alpha.shape[1])
-        d_pre = flat.sum(0) if ctx.needs_input_grad[0] else None
-        return d_pre, d_delta, d_log_alpha, d_alpha.view_as(alpha), None, None
-
-
-def keeps_gates(log_alpha: Tensor, draws: int = 1) -> bool:
-    """Are the gates of `draws` noises kept for backward, or made again there?"""
-    return torch.is_grad_enabled() and log_alpha.requires_grad and draws * log_alpha.numel() <= _KEEP
-
-
 def merge(
     theta_pre: Tensor,
     theta_delta: Tensor,
@@ -181,10 +61,74 @@ def merge(
 ) -> Merged:
     """theta [P] ([B, P] for alpha [B, M], with shared noise), the masks' non-zeros [M], and in training E[L0] / P [M] (else zeros).
 
-    `noise` (training only): u [M, P] in (0, 1), a seed from which u is drawn, or None for u = 0.5. Equal to `merge_reference` and
-    `expected_l0`, in one chunked pass forward and one backward; no second derivatives.
+    `noise` (training only): u [M, P] in (0, 1), a seed from which u is made (smatcli.experts.noise), or None for u = 0.5. Equal to
+    `merge_reference` and `expected_l0`, in one pass over log_alpha forward and one backward; no second derivatives.
     """
+    rows = alpha.reshape(-1, alpha.shape[-1])
     gate = Gate(shape, training, noise if training else None, dense)
-    keep = keeps_gates(log_alpha)
+    nonzeros, l0, *thetas = _merge(theta_pre, theta_delta, log_alpha, rows, [gate])
+    return Merged(thetas[0] if alpha.ndim == 1 else torch.stack(thetas).view(*alpha.shape[:-1], -1), nonzeros[0], l0[0])
+
+
+def merge_tasks(
+    theta_pre: Tensor,
+    theta_delta: Tensor,
+    log_alpha: Tensor,
+    alphas: Tensor,
+    shape: HardConcrete,
+    *,
+    seeds: Sequence[int] | None,
+    dense: Tensor | None = None,
+) -> list[Merged]:
+    """What `merge` in training gives for each row of `alphas` [B, M] with its seed (None: no noise), as B separate tasks.
+
+    One pass over log_alpha each way for all of them. With seeds theta, counts and gradients equal those of B calls bit for bit; without
+    noise the masks are made once for all tasks, and sums over tasks are rounded in another order.
+    """
+    gates = [Gate(shape, True, seed, dense) for seed in (seeds if seeds is not None else [None])]
+    nonzeros, l0, *thetas = _merge(theta_pre, theta_delta, log_alpha, alphas, gates)
+    return [Merged(*one) for one in zip(thetas, nonzeros, l0, strict=True)]
+
+
+def _merge(theta_pre: Tensor, theta_delta: Tensor, log_alpha: Tensor, alphas: Tensor, gates: list[Gate]) -> Any:
     with torch.autocast(log_alpha.device.type, enabled=False), exact_products():
-        return Merged(*_Merge.apply(theta_pre, theta_delta, log_alpha, alpha, gate, keep))
+        return _Merge.apply(theta_pre, theta_delta, log_alpha, alphas.contiguous(), gates, keeps_gates(log_alpha, len(gates)))
+
+
+class _Merge(torch.autograd.Function):
+    """One gate for all tasks, or one for each; by a fused kernel where there is one for these tensors, else in eager torch.
+
+    Nothing of size [M, P] is kept for backward, but for the gates of small models in eager torch (`keeps_gates`).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, theta_pre: Tensor, theta_delta: Tensor, log_alpha: Tensor, alphas: Tensor, gates: list[Gate], keep: bool) -> Any:
+        ctx.gates, ctx.keys, ctx.kernel = gates, None, fused_kernel(theta_pre, theta_delta, log_alpha, alphas, gates)
+        kept: list[Tensor | None] = []
+        if ctx.kernel is None:
+            kept = [torch.empty_like(log_alpha) if keep else None for _ in gates]
+            thetas, nonzeros, l0 = merge_eager.forward(theta_pre, theta_delta, log_alpha, alphas, gates, kept)
+        else:
+            if gates[0].noise is not None:
+                ctx.keys = key_tensor([gate.noise for gate in gates], len(log_alpha)).to(log_alpha.device)  # type: ignore[misc]
+            thetas, nonzeros, l0 = ctx.kernel.forward(theta_pre, theta_delta, log_alpha, alphas, ctx.keys, gates[0].dense, gates[0].shape)
+        ctx.save_for_backward(theta_delta, log_alpha, alphas, *kept)
+        nonzeros = nonzeros.expand(len(alphas), -1)
+        ctx.mark_non_differentiable(nonzeros)
+        ctx.set_materialize_grads(False)
+        return nonzeros, (l0 / log_alpha.shape[1]).repeat(len(alphas), 1), *thetas
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, _: None, grad_l0: Tensor | None, *grads: Tensor | None) -> Any:
+        theta_delta, log_alpha, alphas, *kept = ctx.saved_tensors
+        gates: list[Gate] = ctx.gates
+        share = None if grad_l0 is None or not gates[0].training else grad_l0 / log_alpha.shape[1]
+        with phase("merge"), exact_products():
+            if ctx.kernel is None:
+                found = merge_eager.backward(grads, theta_delta, log_alpha, alphas, gates, kept, share)
+            else:
+                found = ctx.kernel.backward(grads, theta_delta, log_alpha, alphas, ctx.keys, gates[0].dense, gates[0].shape, share)
+            used = [grad for grad in grads if grad is not None]
+            d_pre = torch.stack(used).sum(0) if ctx.needs_input_grad[0] and used else None
+        return d_pre, *found, None, None

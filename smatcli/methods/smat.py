@@ -10,8 +10,8 @@ from smatcli.config.methods import SmatConfig
 from smatcli.config.schema import GroupConfig
 from smatcli.experts.compress import CompressedExperts, Merger, mix
 from smatcli.experts.families import Masks
-from smatcli.experts.merge import Merged, Noise
-from smatcli.experts.merge_tasks import merge_tasks
+from smatcli.experts.merge import Merged, merge_tasks
+from smatcli.experts.merge_eager import Noise
 from smatcli.experts.router import Router
 from smatcli.experts.sparsity import SparsityController
 from smatcli.methods.routed import Injected, Mixture, RoutedMethod, numbers

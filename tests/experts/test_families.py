@@ -11,8 +11,8 @@ from smatcli.config.methods import MaskConfig
 from smatcli.errors import SmatError, UserError
 from smatcli.experts.families import Masks
 from smatcli.experts.groups import Groups
-from smatcli.experts.merge import logistic_noise
 from smatcli.experts.mlp import MlpParts
+from smatcli.experts.noise import logistic
 from smatcli.experts.space import ParameterSpace
 
 M = 3
@@ -108,7 +108,7 @@ def test_a_seed_is_the_noise_of_the_mask_entries(space: ParameterSpace, group: A
     masks = Masks(MaskConfig(group=group), space, own)
     log_alpha = torch.randn(M, masks.entries, dtype=torch.float64)
     pre, delta, alpha = inputs(space, own)
-    u = torch.sigmoid(logistic_noise(log_alpha.shape, torch.Generator().manual_seed(9), log_alpha))
+    u = torch.sigmoid(logistic(9, len(log_alpha), log_alpha.shape[1], log_alpha))
     by_seed = masks.merge(pre, delta, log_alpha, alpha, training=True, noise=9).theta
     assert torch.allclose(by_seed, masks.merge(pre, delta, log_alpha, alpha, training=True, noise=u).theta, atol=1e-9)
     other = masks.merge(pre, delta, log_alpha, alpha, training=True, noise=10).theta

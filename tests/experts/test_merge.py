@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from smatcli.experts import merge as module
+from smatcli.experts import merge_eager as module
 from smatcli.experts.masks import HardConcrete, expected_l0
-from smatcli.experts.merge import logistic_noise, merge, merge_reference, normalise
+from smatcli.experts.merge import merge, merge_reference, normalise
 from tests.experts.parity import Parity, close
 
 SHAPE = HardConcrete()
@@ -127,21 +127,6 @@ def test_a_seed_gives_the_same_noise_forward_and_backward(keep: int, monkeypatch
     assert torch.equal(theta, again) and not torch.equal(theta, other)
     (grad,) = torch.autograd.grad(theta.sum(), delta)
     assert torch.allclose(grad, (theta.detach() - pre) / delta.detach(), atol=1e-9)
-
-
-def test_drawn_noise_is_uniform_and_gives_the_closed_forms_sparsity() -> None:
-    like = torch.zeros(1)
-    u = logistic_noise((4, 50_001), torch.Generator().manual_seed(1), like).sigmoid()
-    assert u.shape == (4, 50_001) and u.min() > 0 and u.max() < 1
-    histogram = torch.histc(u.flatten(), 20, 0, 1) / u.numel()
-    assert torch.allclose(histogram, torch.full((20,), 0.05), atol=4 * (0.05 / u.numel()) ** 0.5)
-    # The four draws of one 64-bit word are independent of each other.
-    words = u.flatten()[: u.numel() // 4 * 4].view(-1, 4).T
-    assert (torch.corrcoef(words) - torch.eye(4)).abs().max() < 0.02
-    log_alpha = torch.full((2, 100_000), -1.0)
-    pre = torch.zeros(100_000)
-    nonzeros = merge(pre, pre, log_alpha, torch.ones(2), SHAPE, training=True, noise=3).nonzeros
-    assert torch.allclose(nonzeros / 100_000, SHAPE.expected_l0_element(torch.tensor(-1.0)), atol=0.006)
 
 
 def test_autocast_does_not_reach_the_merge() -> None:

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from smatcli.experts import merge as single
+from smatcli.experts import merge_eager
 from smatcli.experts.masks import HardConcrete, expected_l0
-from smatcli.experts.merge import logistic_noise, merge, merge_reference, normalise
-from smatcli.experts.merge_tasks import merge_tasks
+from smatcli.experts.merge import merge, merge_reference, merge_tasks, normalise
+from smatcli.experts.merge_kernels import VARIABLE
+from smatcli.experts.noise import logistic
 
 SHAPE = HardConcrete()
 TASKS, M, P = 3, 4, 1001
@@ -42,11 +43,13 @@ def at_once(tensors: list[Tensor], seeds: list[int] | None, dense: Tensor | None
     return [t.detach() for m in found for t in m], [t.grad for t in leaves if t.grad is not None]
 
 
+@pytest.mark.parametrize("kernel", ["eager", "auto"])
 @pytest.mark.parametrize("keep", [0, 10**6])
 @pytest.mark.parametrize("head", [False, True])
-def test_with_noise_every_bit_is_that_of_a_merge_for_each_task(keep: int, head: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(single, "_KEEP", keep)
-    monkeypatch.setitem(single._CHUNK, "cpu", 4 * 99)
+def test_with_noise_every_bit_is_that_of_a_merge_for_each_task(kernel: str, keep: int, head: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, kernel)
+    monkeypatch.setattr(merge_eager, "_KEEP", keep)
+    monkeypatch.setitem(merge_eager._CHUNK, "cpu", 4 * 99)
     dense = torch.arange(P) > 950 if head else None
     one, all_ = (run(inputs(), [5, 6, 7], dense) for run in (loop, at_once))
     assert all(torch.equal(a, b) for a, b in zip(one[0] + one[1], all_[0] + all_[1], strict=True))
@@ -54,8 +57,8 @@ def test_with_noise_every_bit_is_that_of_a_merge_for_each_task(keep: int, head: 
 
 @pytest.mark.parametrize("keep", [0, 10**6])
 def test_without_noise_it_is_the_reference(keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(single, "_KEEP", keep)
-    monkeypatch.setitem(single._CHUNK, "cpu", 4 * 99)
+    monkeypatch.setattr(merge_eager, "_KEEP", keep)
+    monkeypatch.setitem(merge_eager._CHUNK, "cpu", 4 * 99)
     pre, delta, log_alpha, alphas, weight, l0_weight = tensors = inputs(torch.float64)
     thetas, grads = at_once(tensors, None, None)
     leaves = [t.clone().requires_grad_() for t in (delta, log_alpha, alphas)]
@@ -85,7 +88,7 @@ def test_a_task_whose_theta_has_no_gradient(seeds: list[int] | None) -> None:
 def test_noise_differs_between_tasks_and_is_that_of_the_seeds() -> None:
     pre, delta, log_alpha, alphas, *_ = inputs()
     found = merge_tasks(pre, delta, log_alpha, alphas, SHAPE, seeds=[3, 3, 4])
-    u = logistic_noise((M, P), torch.Generator().manual_seed(3), log_alpha).sigmoid()
+    u = logistic(3, M, P, log_alpha).sigmoid()
     expected = merge_reference(pre, delta, log_alpha, alphas[0], SHAPE, training=True, u=u)
     assert torch.allclose(found[0].theta, expected, atol=1e-5)
     assert torch.equal(found[0].nonzeros, found[1].nonzeros) and not torch.equal(found[1].nonzeros, found[2].nonzeros)
