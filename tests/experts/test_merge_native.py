@@ -1,6 +1,7 @@
 """The compiled merge against the float64 reference; how it is made, chosen, and what happens where it cannot be."""
 
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,7 @@ def test_it_is_compiled_once_into_a_folder_of_the_users_own(monkeypatch: pytest.
     (made,) = (tmp_path / "smat" / "native").iterdir()
     stamp = made.stat().st_mtime_ns
     assert not isinstance(merge_native.library(), str) and made.stat().st_mtime_ns == stamp
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "smat" / "native").chmod(0o777)  # others could have put something there
     assert merge_native._folder() != tmp_path / "smat" / "native"
 
