@@ -1,4 +1,9 @@
-"""The fused merge for CUDA, in Triton; `merge_native.c` says what is computed and why so. A program makes a block of columns."""
+"""The fused merge for CUDA, in Triton; `merge_native.c` says what is computed and why so. A program makes a block of columns.
+
+It walks over the experts with the tasks unrolled: what a task needs of its columns stays in registers, the next expert's log_alpha is on
+its way while this one's gates are made, and a program's sums over its columns go to a buffer, so that they are added in the same order
+every time.
+"""
 
 from collections.abc import Sequence
 from math import exp
@@ -15,7 +20,12 @@ try:
 except ImportError:  # CPU builds of torch, macOS, Windows
     triton = None
 
-ENTRIES = 512  # of a block: tasks (rounded up to a power of two) times columns
+WARPS = 1  # of a program: sums over its columns need no barrier
+
+
+def block(tasks: int) -> int:
+    """Columns of a program: 8 a thread, fewer when many tasks share the registers."""
+    return 32 * max(1, min(8, 32 // triton.next_power_of_2(tasks)))
 
 
 def available() -> str | None:
@@ -35,15 +45,13 @@ def forward(
     shape: HardConcrete,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """See `smatcli.experts.merge_kernels.Kernel`."""
-    (tasks, experts), gates = alphas.shape, 1 if keys is None else len(keys)
-    grid, settings = _grid(log_alpha, tasks, gates, keys, dense, shape)
-    thetas = [torch.empty_like(theta_pre) for _ in range(tasks)]
-    counts = log_alpha.new_empty(grid, gates, experts)
-    l0 = log_alpha.new_empty(grid, experts)
-    places = _pointers(thetas, log_alpha.device)
-    tensors = (theta_pre, theta_delta, log_alpha, alphas, *_noise(keys, dense, log_alpha), places, counts, l0)
-    _forward[(grid,)](*tensors, **settings)
-    return thetas, counts.double().sum(0).to(log_alpha.dtype), l0.double().sum(0).to(log_alpha.dtype)
+    grid, settings = _settings(log_alpha, alphas, keys, shape)
+    thetas = tuple(torch.empty_like(theta_pre) for _ in alphas)
+    counts = log_alpha.new_empty(grid, settings["GATES"], len(log_alpha))
+    l0 = log_alpha.new_empty(grid, len(log_alpha))
+    with torch.cuda.device_of(log_alpha):
+        _forward[(grid,)](theta_pre, theta_delta, log_alpha, alphas, keys, _bytes(dense), thetas, counts, l0, **settings)
+    return list(thetas), _total(counts), _total(l0)
 
 
 def backward(
@@ -57,143 +65,170 @@ def backward(
     share: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `smatcli.experts.merge_kernels.Kernel`."""
-    tasks, gates = len(alphas), 1 if keys is None else len(keys)
-    grid, settings = _grid(log_alpha, tasks, gates, keys, dense, shape)
-    grads = [None if grad is None else grad.to(torch.float32).contiguous() for grad in grads]
-    share = torch.zeros_like(alphas) if share is None else share.to(torch.float32)
-    # One gate: the tasks' shares go to the one mask, as the sum of its row.
-    share = share.contiguous() if gates == tasks else torch.cat([share.sum(0, keepdim=True), torch.zeros_like(share[1:])])
+    grid, settings = _settings(log_alpha, alphas, keys, shape)
+    used = tuple(None if grad is None else grad.to(torch.float32).contiguous() for grad in grads)
+    if share is not None:  # one mask: the tasks' shares go to it
+        share = (share if settings["GATES"] == len(alphas) else share.sum(0)).to(torch.float32).contiguous()
     d_delta, d_log_alpha = torch.empty_like(theta_delta), torch.empty_like(log_alpha)
     d_alphas = log_alpha.new_empty(grid, *alphas.shape)
-    places = _pointers(grads, log_alpha.device)
-    tensors = (theta_delta, log_alpha, alphas, *_noise(keys, dense, log_alpha), places, share, d_delta, d_log_alpha, d_alphas)
-    _backward[(grid,)](*tensors, **settings)
-    return d_delta, d_log_alpha, d_alphas.double().sum(0).to(alphas.dtype)
+    tensors = (theta_delta, log_alpha, alphas, keys, _bytes(dense), used, share, d_delta, d_log_alpha, d_alphas)
+    with torch.cuda.device_of(log_alpha):
+        _backward[(grid,)](*tensors, **settings)
+    return d_delta, d_log_alpha, _total(d_alphas)
 
 
-def _grid(
-    log_alpha: Tensor, tasks: int, gates: int, keys: Tensor | None, dense: Tensor | None, shape: HardConcrete
-) -> tuple[int, dict[str, Any]]:
+def _settings(log_alpha: Tensor, alphas: Tensor, keys: Tensor | None, shape: HardConcrete) -> tuple[int, dict[str, Any]]:
     """The number of programs, and what both kernels are told."""
-    rows = triton.next_power_of_2(tasks)
-    block = max(128, ENTRIES // rows)
-    settings: dict[str, Any] = {"columns": log_alpha.shape[1], "experts": len(log_alpha), "tasks": tasks, "gates": gates}
-    settings |= {"gamma": shape.gamma, "stretch": shape.stretch, "odds_l0": exp(shape.l0_shift)}
-    settings |= {"ROWS": rows, "NOISY": keys is not None, "DENSE": dense is not None, "BLOCK": block, "num_warps": 4}
-    return triton.cdiv(log_alpha.shape[1], block), settings
+    (experts, columns), tasks = log_alpha.shape, len(alphas)
+    settings: dict[str, Any] = {"columns": columns, "experts": experts, "gamma": shape.gamma, "stretch": shape.stretch}
+    settings |= {"odds_l0": exp(shape.l0_shift), "TASKS": tasks, "GATES": 1 if keys is None else len(keys)}
+    settings |= {"BLOCK": block(tasks), "num_warps": WARPS}
+    return triton.cdiv(columns, settings["BLOCK"]), settings
 
 
-def _noise(keys: Tensor | None, dense: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys int32 (the low halves) and dense uint8; a tensor that is not read where there is none."""
-    unread = like.new_empty(1)
-    return unread if keys is None else keys.to(torch.int32).contiguous(), unread if dense is None else dense.to(torch.uint8)
+def _bytes(dense: Tensor | None) -> Tensor | None:
+    return None if dense is None else dense.contiguous().view(torch.uint8)
 
 
-def _pointers(tensors: Sequence[Tensor | None], device: torch.device) -> Tensor:
-    return torch.tensor([0 if t is None else t.data_ptr() for t in tensors], dtype=torch.int64).to(device)
+def _total(parts: Tensor) -> Tensor:
+    return parts.sum(0, dtype=torch.float64).to(parts.dtype)
 
 
 if triton is not None:
 
     @triton.jit
-    def _gates(entry, keys, m, column, b, here, experts, tasks, NOISY: tl.constexpr):  # type: ignore[no-untyped-def]
-        """e = exp(log_alpha) [1, BLOCK] of the entries, and y = (odds e)^1.5: [ROWS, BLOCK] with noise, else [1, BLOCK]."""
-        x = tl.load(entry, mask=here, other=0.0)
-        # Comparisons keep a NaN a NaN.
-        x = tl.where(x > 40.0, 40.0, x)
-        x = tl.where(x < -40.0, -40.0, x)
-        e = tl.exp(x)[None, :]
+    def _uniform(column, k0, k1):  # type: ignore[no-untyped-def]
+        """u of smatcli.experts.noise for columns and keys in uint32."""
+        h = column * k1 + k0
+        h ^= h >> 16
+        h *= 0x7FEB352D
+        h ^= h >> 15
+        h *= 0x846CA68B
+        h ^= h >> 16
+        return ((h >> 9).to(tl.int32).to(tl.float32) + 0.5) * 1.1920928955078125e-07  # 2^-23
+
+    @triton.jit
+    def _exponential(x):  # type: ignore[no-untyped-def]
+        return tl.exp(tl.clamp(x, -40.0, 40.0, propagate_nan=tl.PropagateNan.ALL))
+
+    @triton.jit
+    def _inverse(x):  # type: ignore[no-untyped-def]
+        """1 / x of positive x, to 3e-7: two instructions, where a division scales its operands with eight."""
+        root = tl.rsqrt(x)
+        return root * root
+
+    @triton.jit
+    def _power(e, column, keys, place):  # type: ignore[no-untyped-def]
+        """y = (odds e)^1.5 under the pair of keys at `place`."""
         y = e
-        if NOISY:
-            key = (b * experts + m) * 2
-            k0 = tl.load(keys + key, mask=b < tasks, other=0).to(tl.uint32, bitcast=True)
-            k1 = tl.load(keys + key + 1, mask=b < tasks, other=1).to(tl.uint32, bitcast=True)
-            h = column.to(tl.uint32)[None, :] * k1[:, None] + k0[:, None]
-            h ^= h >> 16
-            h *= 0x7FEB352D
-            h ^= h >> 15
-            h *= 0x846CA68B
-            h ^= h >> 16
-            u = ((h >> 9).to(tl.int32).to(tl.float32) + 0.5) * 1.1920928955078125e-07  # 2^-23
-            y = e * (u / (1.0 - u))
-        return e, y * tl.sqrt(y)
+        if keys is not None:
+            k0 = tl.load(keys + place * 2).to(tl.uint32)
+            k1 = tl.load(keys + place * 2 + 1).to(tl.uint32)
+            u = _uniform(column, k0, k1)
+            y = e * (u * _inverse(1.0 - u))
+        return y * tl.sqrt(y)
+
+    @triton.jit
+    def _clamped(t):  # type: ignore[no-untyped-def]
+        return tl.clamp(t, 0.0, 1.0, propagate_nan=tl.PropagateNan.ALL)
 
     @triton.jit
     def _forward(  # type: ignore[no-untyped-def]
         theta_pre, theta_delta, log_alpha, alphas, keys, dense, thetas, counts, l0,
-        columns, experts, tasks, gates, gamma, stretch, odds_l0,
-        ROWS: tl.constexpr, NOISY: tl.constexpr, DENSE: tl.constexpr, BLOCK: tl.constexpr,
+        columns, experts, gamma, stretch, odds_l0,
+        TASKS: tl.constexpr, GATES: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
-        program = tl.program_id(0)
-        column = program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        b = tl.arange(0, ROWS)
-        here = column < columns
-        if DENSE:
-            always = tl.load(dense + column, mask=here, other=0)[None, :] != 0
-        mask = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
-        row = column  # m P + column, in 64 bits
+        program = tl.program_id(0).to(tl.int64)
+        start = program * BLOCK
+        lane = tl.arange(0, BLOCK)
+        here = lane < columns - start
+        column = (start + lane).to(tl.uint32)
+        masks = ()  # type: tuple[Any, ...]
+        for _ in tl.static_range(TASKS):
+            masks += (tl.zeros([BLOCK], dtype=tl.float32),)
+        least = tl.where(here, 0.0, 2.0)  # z above it counts: where dense any, beyond the last column none
+        if dense is not None:
+            always = tl.load(dense + start + lane, mask=here, other=0)
+            least = tl.where(always != 0, -1.0, least)
+        row = start  # m P + start, in 64 bits
+        coming = tl.load(log_alpha + row + lane, mask=here, other=0.0)
         for m in range(experts):
-            e, y = _gates(log_alpha + row, keys, m, column, b, here, experts, tasks, NOISY)
-            w = e * odds_l0
-            tl.store(l0 + program * experts + m, tl.sum(tl.where(here[None, :], w / (1.0 + w), 0.0)))
-            z = y / (1.0 + y) * stretch + gamma
-            z = tl.where(z < 0.0, 0.0, z)
-            z = tl.where(z > 1.0, 1.0, z)
-            alive = (z > 0.0) & here[None, :]
-            if DENSE:
-                alive = ((z > 0.0) | always) & here[None, :]
-            count = tl.sum(tl.where(alive, 1.0, 0.0), axis=1)
-            if NOISY:
-                tl.store(counts + (program * gates + b) * experts + m, count, mask=b < gates)
-            else:
-                tl.store(counts + program * experts + m, tl.sum(count))
-            mask += tl.load(alphas + b * experts + m, mask=b < tasks, other=0.0)[:, None] * z
+            e = _exponential(coming)
             row += columns
-        if DENSE:
-            mask = tl.where(always, 1.0, mask)
-        pre = tl.load(theta_pre + column, mask=here, other=0.0)[None, :]
-        delta = tl.load(theta_delta + column, mask=here, other=0.0)[None, :]
-        place = tl.load(thetas + b, mask=b < tasks, other=0).to(tl.pointer_type(tl.float32))
-        tl.store(place[:, None] + column[None, :], pre + delta * mask, mask=(b < tasks)[:, None] & here[None, :])
+            coming = tl.load(log_alpha + row + lane, mask=lane < tl.where(m + 1 < experts, columns - start, 0), other=0.0)
+            w = e * odds_l0
+            tl.store(l0 + program * experts + m, tl.sum(tl.where(here, w * _inverse(1.0 + w), 0.0)))
+            for g in tl.static_range(GATES):
+                y = _power(e, column, keys, g * experts + m)
+                z = _clamped(y * _inverse(1.0 + y) * stretch + gamma)
+                tl.store(counts + (program * GATES + g) * experts + m, tl.sum(tl.where(z > least, 1.0, 0.0)))
+                added = ()  # type: tuple[Any, ...]
+                for b in tl.static_range(TASKS):
+                    mask = masks[b]
+                    if GATES == 1 or b == g:
+                        mask += tl.load(alphas + b * experts + m) * z
+                    added += (mask,)
+                masks = added
+        pre = tl.load(theta_pre + start + lane, mask=here, other=0.0)
+        delta = tl.load(theta_delta + start + lane, mask=here, other=0.0)
+        for b in tl.static_range(TASKS):
+            mask = masks[b]
+            if dense is not None:
+                mask = tl.where(least < 0.0, 1.0, mask)
+            tl.store(thetas[b] + start + lane, pre + delta * mask, mask=here)
 
     @triton.jit
     def _backward(  # type: ignore[no-untyped-def]
         theta_delta, log_alpha, alphas, keys, dense, grads, share, d_delta, d_log_alpha, d_alphas,
-        columns, experts, tasks, gates, gamma, stretch, odds_l0,
-        ROWS: tl.constexpr, NOISY: tl.constexpr, DENSE: tl.constexpr, BLOCK: tl.constexpr,
+        columns, experts, gamma, stretch, odds_l0,
+        TASKS: tl.constexpr, GATES: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
-        program = tl.program_id(0)
-        column = program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        b = tl.arange(0, ROWS)
-        here = column < columns
-        address = tl.load(grads + b, mask=b < tasks, other=0)
-        used = (address != 0)[:, None] & here[None, :]
-        grad = tl.load(address.to(tl.pointer_type(tl.float32))[:, None] + column[None, :], mask=used, other=0.0)
-        through = grad * tl.load(theta_delta + column, mask=here, other=0.0)[None, :]
-        if DENSE:
-            always = tl.load(dense + column, mask=here, other=0)[None, :] != 0
-            through = tl.where(always, 0.0, through)
-        mask = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
-        low = -gamma / stretch
-        high = (1.0 - gamma) / stretch
-        row = column  # m P + column, in 64 bits
+        program = tl.program_id(0).to(tl.int64)
+        start = program * BLOCK
+        lane = tl.arange(0, BLOCK)
+        here = lane < columns - start
+        column = (start + lane).to(tl.uint32)
+        upstream = ()  # type: tuple[Any, ...]
+        for b in tl.static_range(TASKS):
+            grad = tl.zeros([BLOCK], dtype=tl.float32)
+            if grads[b] is not None:
+                grad = tl.load(grads[b] + start + lane, mask=here, other=0.0)
+            upstream += (grad,)
+        delta = tl.load(theta_delta + start + lane, mask=here, other=0.0)
+        if dense is not None:
+            always = tl.load(dense + start + lane, mask=here, other=0)
+            delta = tl.where(always != 0, 0.0, delta)
+        total = tl.zeros([BLOCK], dtype=tl.float32)
+        row = start
+        coming = tl.load(log_alpha + row + lane, mask=here, other=0.0)
         for m in range(experts):
-            e, y = _gates(log_alpha + row, keys, m, column, b, here, experts, tasks, NOISY)
-            under = 1.0 / (1.0 + y)
-            s = y * under
-            z = s * stretch + gamma
-            z = tl.where(z < 0.0, 0.0, z)
-            z = tl.where(z > 1.0, 1.0, z)
-            score = tl.load(alphas + b * experts + m, mask=b < tasks, other=0.0)[:, None]
-            mask += score * z
-            tl.store(d_alphas + (program * tasks + b) * experts + m, tl.sum(through * z, axis=1), mask=b < tasks)
-            slope = tl.where((s > low) & (s < high), stretch * 1.5 * s * under, 0.0)
-            w = e * odds_l0
-            curve = w / ((1.0 + w) * (1.0 + w))
-            part = tl.load(share + b * experts + m, mask=b < tasks, other=0.0)[:, None]
-            term = score * through * slope + part * curve
-            tl.store(d_log_alpha + row, tl.sum(term, axis=0), mask=here)
+            e = _exponential(coming)
+            coming = tl.load(log_alpha + row + columns + lane, mask=lane < tl.where(m + 1 < experts, columns - start, 0), other=0.0)
+            found = tl.zeros([BLOCK], dtype=tl.float32)
+            for g in tl.static_range(GATES):
+                y = _power(e, column, keys, g * experts + m)
+                under = _inverse(1.0 + y)
+                s = y * under
+                t = s * stretch + gamma
+                z = _clamped(t)
+                slope = tl.where((t > 0.0) & (t < 1.0), s * under * (stretch * 1.5), 0.0)
+                scored = tl.zeros([BLOCK], dtype=tl.float32)  # sum_b alpha_b grad_b of this gate's tasks
+                moved = delta * z
+                for b in tl.static_range(TASKS):
+                    if GATES == 1 or b == g:
+                        place = b * experts + m
+                        scored += tl.load(alphas + place) * upstream[b]
+                        tl.store(d_alphas + program * (TASKS * experts) + place, tl.sum(upstream[b] * moved))
+                total += scored * z
+                found += scored * delta * slope
+                if share is not None:
+                    below = _inverse(1.0 + e * odds_l0)
+                    found += tl.load(share + g * experts + m) * (e * odds_l0 * below * below)
+            tl.store(d_log_alpha + row + lane, found, mask=here)
             row += columns
-        if DENSE:
-            mask = tl.where(always, 1.0, mask)
-        tl.store(d_delta + column, tl.sum(grad * mask, axis=0), mask=here)
+        if dense is not None:  # read again: registers are short in the loop
+            whole = tl.zeros([BLOCK], dtype=tl.float32)
+            for b in tl.static_range(TASKS):
+                whole += upstream[b]
+            total = tl.where(tl.load(dense + start + lane, mask=here, other=0) != 0, whole, total)
+        tl.store(d_delta + start + lane, total, mask=here)

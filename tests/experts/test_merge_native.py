@@ -82,6 +82,19 @@ def test_it_is_the_reference(tasks: int, experts: int, noisy: bool, size: int, c
 
 
 @compiled
+def test_several_scores_may_share_one_noise() -> None:
+    pre, delta, log_alpha, alphas, weight, _ = tensors = inputs(3, 4, 700)
+    leaves = [t.clone().requires_grad_() for t in (delta, log_alpha, alphas)]
+    found = merge(pre, leaves[0], leaves[1], leaves[2], SHAPE, training=True, noise=9)
+    grads = torch.autograd.grad((found.theta * weight).sum(), leaves)
+    unweighted = [*tensors[:5], torch.zeros(3, 4)]
+    expected = by_definition(unweighted, [9, 9, 9], None, ())
+    assert torch.allclose(found.theta.double(), expected[0], atol=1e-5) and torch.equal(found.nonzeros.double(), expected[1][0])
+    for ours, theirs in zip(grads, expected[3:], strict=True):
+        assert float((ours.double() - theirs).norm()) <= 1e-5 * float(theirs.norm())
+
+
+@compiled
 def test_every_bit_is_the_same_on_any_number_of_threads() -> None:
     tensors, before = inputs(2, 4, 100_003), torch.get_num_threads()
     results = []
