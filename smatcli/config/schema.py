@@ -115,7 +115,11 @@ class TrainConfig(Strict):
         False, description="several processes (torchrun) split the optimizer states of large parameters; the result is the same"
     )
     compile: bool = Field(False, description="compile the transformer block (torch.compile); episodes are padded to few sizes")
-    checkpoint_activations: bool = Field(False, description="make each block's activations again in backward: less memory, more time")
+    checkpoint_activations: bool | Literal["auto", "cheap"] = Field(
+        "auto",
+        description="make activations again in backward: true = all of each block (least memory, a fifth more time); cheap = what norms "
+        "and activation functions make; auto = cheap where the network is a plain ViT that is not compiled; false = none",
+    )
     chunk: Positive | None = Field(
         None, description="images embedded at a time, made again in backward: memory no longer grows with the episode; null = all"
     )
