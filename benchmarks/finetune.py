@@ -1,7 +1,8 @@
 """What does a fine-tuned episode cost: PMF's loop as its paper describes it, against `full`, `lora` and `joint`?
 
     python benchmarks/finetune.py [--width 128 --depth 6 --size 64 --ways 5 --shots 5 --queries 10 --steps 50 --episodes 3 --csv FILE]
-    python benchmarks/finetune.py --groups 2,4         also: a step of several episodes side by side (vmap), against one by one
+    python benchmarks/finetune.py --sides full,whole   whole: `full` by the whole network, the last block's unused tokens too
+    python benchmarks/finetune.py --groups 2,4         also: `full` and `lora` of several episodes side by side, against one by one
 
 The plain side (Hu et al., CVPR 2022; written from its description): for every episode a copy of the network, Adam tensor by tensor, and
 in each of the steps one forward pass of the support set for the prototypes, one of its augmented copies for the loss, and one of the
@@ -22,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from flip import make_method, timed
 from torch import Tensor
-from torch.func import functional_call, vmap
 
 from smatcli.adaptation.diffaugment import diff_augment
 from smatcli.adaptation.full import Full
+from smatcli.adaptation.grouped import adapt_many
 from smatcli.adaptation.joint import Joint
 from smatcli.adaptation.lora import Lora
 from smatcli.config.finetune import FullConfig, JointConfig, LoraAdaptConfig
@@ -72,24 +73,23 @@ def plain(method: SmatMethod, task: Task, support: Support, query: Tensor, steps
     return method.space.flatten(net)
 
 
-def grouped(method: SmatMethod, task: Task, images: Tensor, count: int) -> Callable[[], None]:
-    """Forward and backward of one step of `count` episodes side by side (1: as an adaptation does it)."""
-    theta = task.theta.clone().repeat(count, 1).requires_grad_()
-    pictures = torch.cat([images, images]).clone().expand(count, -1, -1, -1, -1)
+class Whole(Full):
+    """`full` by the network as it is."""
 
-    def one(values: Tensor, batch: Tensor) -> Tensor:
-        return functional_call(method.backbone, method.space.unflatten(values), (batch,))  # type: ignore[no-any-return]
+    name = "whole"
 
-    def step() -> None:
-        with torch.inference_mode(False), torch.enable_grad():
-            if count == 1:
-                features = method.embed(pictures[0], theta[0])
-            else:
-                with method.precision.autocast():
-                    features = vmap(one)(theta, pictures).float()
-            torch.autograd.grad(features.square().sum(), [theta])
+    def embedding(self, task: Task, several: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
+        """All of the task's own embedding."""
+        return task.embed
 
-    return step
+
+def grouped(ours: Full | Lora, task: Task, support: Support, count: int) -> Callable[[], object]:
+    """`count` episodes of their own parameters, side by side (1: one as it is)."""
+    tasks = [replace(task, theta=task.theta.clone(), seed=i) for i in range(count)]
+    supports = [replace(support, images=support.images.clone()) for _ in tasks]
+    assert ours.rate is not None
+    rates = [ours.rate] * count
+    return lambda: adapt_many(ours, tasks, supports, rates)
 
 
 def main() -> None:
@@ -115,6 +115,7 @@ def main() -> None:
         "full": Full(FullConfig.model_validate(options)),
         "lora": Lora(LoraAdaptConfig.model_validate(options)),
         "joint": Joint(JointConfig.model_validate(options)),
+        "whole": Whole(FullConfig.model_validate(options)),
     }
     times: dict[str, list[float]] = {side: [] for side in args.sides.split(",")}
     for episode in range(args.episodes):
@@ -146,15 +147,15 @@ def main() -> None:
     if args.csv:
         with open(args.csv, "w", newline="") as file:
             csv.writer(file).writerows([("side", "seconds", "ratio"), *((s, t, t / first) for s, t in rows)])
-    if args.groups:
-        sides = {count: grouped(method, task, images, count) for count in [1, *map(int, args.groups.split(","))]}
-        best = dict.fromkeys(sides, float("inf"))
-        for repeat in range(5):
-            for count, step in sides.items():
-                spent = timed(step, device)[clock] / count
+    for tuning in (Full(FullConfig.model_validate(options)), Lora(LoraAdaptConfig.model_validate(options))) if args.groups else ():
+        works = {count: grouped(tuning, task, support, count) for count in [1, *map(int, args.groups.split(","))]}
+        best = dict.fromkeys(works, float("inf"))
+        for repeat in range(4):
+            for count, adapt in works.items():
+                spent = timed(adapt, device)[clock] / count
                 best[count] = min(best[count], spent) if repeat else best[count]
         for count, seconds in best.items():
-            print(f"{count} side by side: {1e3 * seconds:.1f} ms a step and episode ({seconds / best[1]:.2f})")
+            print(f"{tuning.name}, {count} side by side: {seconds:.2f} s an episode ({seconds / best[1]:.2f})", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ class Full(FineTune[FullConfig]):
 
     name = "full"
 
-    def tunable(self, task: Task) -> Tunable:
+    def tunable(self, task: Task, several: bool = False) -> Tunable:
         """theta [P]."""
-        return Tunable(task.theta, lambda values: values, task.embed, lambda values: values)
+        embed = self.embedding(task, several)
+        pure = None if task.module is None else lambda values, fixed, images: embed(images, values)
+        return Tunable(task.theta, lambda values: values, embed, lambda values: values, pure)

@@ -14,8 +14,9 @@ class Joint(FineTune[JointConfig]):
     """All parts of a task's theta at one rate; the masks are those of inference, without noise, and no sparsity is asked for."""
 
     name = "joint"
+    groups = False  # what theta is made of is the task's own
 
-    def tunable(self, task: Task) -> Tunable:
+    def tunable(self, task: Task, several: bool = False) -> Tunable:
         """The parts in one vector; `UserError` for a method without experts."""
         if task.parts is None:
             raise UserError("joint needs a method with experts: use --adapt full")
@@ -27,4 +28,4 @@ class Joint(FineTune[JointConfig]):
 
         with torch.no_grad():
             start = space.flatten(parts.tensors)
-        return Tunable(start, compose, task.embed, compose)
+        return Tunable(start, compose, self.embedding(task), compose)

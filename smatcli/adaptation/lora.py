@@ -1,13 +1,14 @@
 """Fine-tuning of low-rank changes of the q and v projections of every attention layer (LoRA, Hu et al. 2022), by peft on the timm model."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from smatcli.adaptation.dropout import Dropout, Streams, seeded
 from smatcli.adaptation.finetune import FineTune, Tunable
 from smatcli.config.finetune import LoraAdaptConfig
 from smatcli.errors import UserError
@@ -49,9 +50,10 @@ class LoraNetwork:
         self.initial = self.space.flatten(self.module)
         for parameter in self.module.parameters():
             parameter.data = parameter.data.new_empty(0)
-        for name, part in self.module.named_modules():
-            if name.endswith(".lora_dropout.default"):
-                part.train()
+        self.streams = Streams()
+        for name, part in list(self.module.named_modules()):
+            if name.endswith(".lora_dropout") and config.dropout:
+                part.default = Dropout(config.dropout, self.streams)
 
     def tensors(self, theta: Tensor, branches: Tensor) -> dict[str, Tensor]:
         """Parameters of `module` by name, for theta [P] and branches [N]; views."""
@@ -130,7 +132,7 @@ class Lora(FineTune[LoraAdaptConfig]):
             self._made[:] = [(task.module, LoraNetwork(task.module, task.space, self.config))]
         return self._made[0][1]
 
-    def tunable(self, task: Task) -> Tunable:
+    def tunable(self, task: Task, several: bool = False) -> Tunable:
         """The branches [N]."""
         net, run, theta = self.network(task), task.run, task.theta.clone()
         assert run is not None
@@ -139,14 +141,11 @@ class Lora(FineTune[LoraAdaptConfig]):
             network=lambda values: net.tensors(theta, values),
             embed=lambda images, tensors: run(net.module, tensors, images),
             theta=lambda values: net.merged(theta, values),
+            pure=lambda values, fixed, images: run(net.module, net.tensors(fixed, values), images),
+            fixed=theta,
         )
 
-    @contextmanager
-    def noise(self, task: Task) -> Iterator[None]:
-        """Dropout draws from the global generators: counted from the task, then put back."""
-        device = task.theta.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.default_generator.manual_seed(task.seed)
-            if device.type == "cuda":
-                torch.cuda.default_generators[device.index or 0].manual_seed(task.seed)
-            yield
+    def noise(self, tasks: Sequence[Task]) -> AbstractContextManager[object]:
+        """Dropout draws from the global generators: counted from each task, then put back."""
+        device, seeds = tasks[0].theta.device, [task.seed for task in tasks]
+        return seeded(seeds[0], device) if len(tasks) == 1 else self.network(tasks[0]).streams.of(seeds, device)

@@ -7,6 +7,13 @@ from pydantic import Field
 from smatcli.config.base import Strict
 
 Rate = Annotated[float, Field(ge=0)]
+Group = Annotated[
+    Literal["auto"] | Annotated[int, Field(gt=0)],
+    Field(
+        description="full, lora: so many fine-tunings side by side (episodes of one shape, rates of a search), equal up to rounding; "
+        "auto: one after the other on a CPU, on CUDA measured once a shape"
+    ),
+]
 
 
 class SearchConfig(Strict):

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from smatcli.config.base import Strict
-from smatcli.config.finetune import FullConfig, JointConfig, LoraAdaptConfig, Rate, SearchConfig
+from smatcli.config.finetune import FullConfig, Group, JointConfig, LoraAdaptConfig, Rate, SearchConfig
 from smatcli.config.methods import MethodConfig, SmatConfig
 
 Split = Literal["train", "valid", "test", "all"]
@@ -190,6 +190,7 @@ class AdaptConfig(Strict):
     lora: LoraAdaptConfig = LoraAdaptConfig()
     joint: JointConfig = JointConfig()
     search: SearchConfig = SearchConfig()
+    group: Group = "auto"
     exhaustive: ExhaustiveConfig = ExhaustiveConfig()
     dipa: DipaConfig = DipaConfig()
 

@@ -55,14 +55,14 @@ def adapt_settings(recipe: TrainRecipe, adapt: str, overrides: Sequence[str] = (
         if not key.startswith("adapt."):
             raise UserError(f"{key}: cannot be changed here; only the settings of the adaptation can: adapt.{adapt}.<name>=<value>")
         part = key.split(".")[1]
-        if part != adapt and part != "search" and part in AdaptConfig.model_fields:
+        if part not in (adapt, "search", "group") and part in AdaptConfig.model_fields:
             raise UserError(f"{key}: is not read by {adapt}; leave it out, or use --adapt {part}")
     given = recipe.model_dump(mode="json")
     given["eval"]["adapt"] = [adapt]  # its settings are then known, whoever gives them
     built = build_recipe(given, Path(recipe.run) / "recipe.yaml", overrides, kind="train").recipe
     assert isinstance(built, TrainRecipe)
     searched = getattr(getattr(built.adapt, adapt, None), "lr", 0.0) is None
-    if not searched and (unread := [text for text in overrides if text.strip().startswith("adapt.search.")]):
+    if not searched and (unread := [text for text in overrides if text.strip().startswith(("adapt.search.", "adapt.group="))]):
         raise UserError(f"{unread[0]}: is not read, no learning rate of {adapt} is searched; leave it out")
     return built.adapt
 

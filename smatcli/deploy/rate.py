@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from smatcli.adaptation.grouped import Grouping
 from smatcli.config.schema import AdaptConfig
 from smatcli.engine.choices import Choice
-from smatcli.engine.ratesearch import Rated, leave_out
+from smatcli.engine.ratesearch import Rated, leave_out, tried
 from smatcli.errors import UserError
 from smatcli.methods.base import FlatMethod
 from smatcli.methods.prototypes import accuracy
@@ -32,10 +33,11 @@ def with_rate(
     if not halves:
         raise UserError(f"{adapt}: every class has a single image, so that no learning rate can be chosen; {give}, or use --adapt proto")
     rates = tuple(sorted({0.0, *settings.search.rates}))
-    shares = []
+    shares, grouping = [], Grouping(settings.group)
     for half in halves:
         task = method.task(half.support)
-        logits = [rated.at(rate).adapt(task, half.support).predict(half.query_images) for rate in rates]
+        portions = tried(rated, task, half.support, rates, grouping)
+        logits = [classifier.predict(half.query_images) for _, adapted in portions for classifier in adapted()]
         shares.append([accuracy(found, half.query_labels) for found in logits])
     choice = Choice.best("support", rates, np.mean(shares, 0).tolist(), len(halves))
     return rated.at(choice.rate), choice

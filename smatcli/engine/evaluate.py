@@ -4,7 +4,6 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -14,32 +13,28 @@ import torch
 from torch import nn
 
 from smatcli.adaptation import build_adaptation, facts, has_search, variant
+from smatcli.adaptation.grouped import Grouping
 from smatcli.adaptation.proto import Proto
 from smatcli.config.methods import method_facts
 from smatcli.config.schema import TrainRecipe
-from smatcli.data.episodes import counted_key
 from smatcli.data.loader import EpisodeLoader
 from smatcli.data.store import Store, open_stores
 from smatcli.device import threads
 from smatcli.engine.choices import Choice
 from smatcli.engine.determinism import deterministic
 from smatcli.engine.distributed import ALONE, World, world
+from smatcli.engine.episodework import EpisodeWork, Opened
 from smatcli.engine.evalfolder import EvalFolder
 from smatcli.engine.evalplan import Dataset, choose_datasets, plan
 from smatcli.engine.features import Features, plans_of, without_images
-from smatcli.engine.meters import Meter, combined
 from smatcli.engine.questions import Questions
 from smatcli.engine.ratesearch import Rated, RateSearch
 from smatcli.engine.reporter import Reporter, SilentReporter
 from smatcli.engine.run import RunDir
 from smatcli.engine.signals import Interrupted, StopRequest
-from smatcli.engine.trajectory import Trajectory
-from smatcli.errors import SmatError
-from smatcli.seams import Adaptation, Episode, Method, Task
+from smatcli.seams import Adaptation, Episode, Method
 
 PART_EPISODES, PART_SECONDS = 100, 30.0
-FROM_EXHAUSTIVE = ("loss_binary", "flip_loss", "flip_gap", "flip_evaluations")
-KEPT = ("passes", "loss_start", "loss", "evaluations", "accepted", "rate", "steps", *FROM_EXHAUSTIVE)
 
 
 def evaluate(
@@ -108,13 +103,16 @@ class Evaluation:
         reporter.line(f"{run} ({recipe.method.name}, {which} checkpoint): {method.precision}")
         self.adaptations: dict[str, Adaptation] = {name: build_adaptation(name, recipe.adapt) for name in recipe.eval.adapt}
         self.stores = stores
-        self.meter = Meter(self.device)
         self.features = Features(self.method, self.device, recipe.backbone.image_size, recipe.eval.cache_features)
         self.folders = {name: self._folder(name, which, fingerprint(method), stores) for name in self.adaptations}
         for folder in self.folders.values():
             folder.check()
         self.searched = [name for name in self.adaptations if has_search(name, recipe.adapt)]
-        self.search = RateSearch(recipe, self.questions, stores, self.method, self.device, reporter, self._known, here, self.features)
+        grouping = Grouping(recipe.adapt.group, reporter.line)
+        self.work = EpisodeWork(self.method, recipe.adapt, self.device, self.features, self.questions, grouping)
+        self.search = RateSearch(
+            recipe, self.questions, stores, self.method, self.device, reporter, self._known, here, self.features, grouping
+        )
         for name in self.searched:
             for d in datasets:
                 self.search.check(name, d.name)
@@ -233,16 +231,17 @@ class Evaluation:
         means: dict[str, list[float]] = {a: [] for a in self.adaptations}
         written = time.monotonic()
         try:
-            for episode in episodes:
-                for adapt, row in self._episode(episode, {a: adaptations[a] for a in work[episode.index]}).items():
-                    rows[adapt].append(row)
-                    means[adapt].append(row["accuracy"])
-                done += 1
-                self.reporter.update(done, dataset=name, **{a: 100 * float(np.mean(m)) for a, m in means.items() if m})
+            for group, last in self._groups(adaptations, work, episodes):
+                for one in self.work.close(group) if group else ():
+                    for adapt, row in one.items():
+                        rows[adapt].append(row)
+                        means[adapt].append(row["accuracy"])
+                    done += 1
+                    self.reporter.update(done, dataset=name, **{a: 100 * float(np.mean(m)) for a, m in means.items() if m})
                 if stop:
                     assert stop.signum is not None
                     raise Interrupted(
-                        stop.signum, f"stopped at {episode}; {done} of {total} episodes are kept, run the same command to continue"
+                        stop.signum, f"stopped at {last}; {done} of {total} episodes are kept, run the same command to continue"
                     )
                 if max(map(len, rows.values())) >= PART_EPISODES or time.monotonic() - written > PART_SECONDS:
                     self._store(name, rows)
@@ -251,11 +250,28 @@ class Evaluation:
             self._store(name, rows)
         return done
 
+    def _groups(
+        self, adaptations: Mapping[str, Adaptation], work: Mapping[int, list[str]], episodes: Iterator[Episode]
+    ) -> Iterator[tuple[list[Opened], Episode]]:
+        """Episodes whose fine-tunings are done together (mostly one alone; none where more are awaited), and the last that was read."""
+        waiting: list[Opened] = []
+        for episode in episodes:
+            opened = self.work.open(episode, {a: adaptations[a] for a in work[episode.index]})
+            if waiting and not waiting[0].joins(opened):
+                yield waiting, waiting[-1].episode
+                waiting = []
+            waiting.append(opened)
+            full = len(waiting) >= opened.size
+            yield (waiting if full else []), episode
+            waiting = [] if full else waiting
+        if waiting:
+            yield waiting, waiting[-1].episode
+
     def _episodes(self, name: str, work: Mapping[int, list[Adaptation]], stop: StopRequest) -> Iterator[Episode]:
         """The episodes of a dataset; after the first one without images where the tables of `features` answer for all of them."""
         features, sampler, size = self.features, self.questions.samplers[name], self.recipe.backbone.image_size
         features.begin(self.stores[name])
-        self.spread = 0.0
+        self.work.spread = 0.0
         loaded = iter(EpisodeLoader(sampler, list(work), self.device, image_size=size))
         try:
             for first in loaded:
@@ -265,7 +281,7 @@ class Evaluation:
             if rest and features.enabled:
                 plans = plans_of(self.questions.plan_of(name), rest)
                 features.tabulate(plans, first, stop)
-                self.spread = features.seconds / len(rest)
+                self.work.spread = features.seconds / len(rest)
                 proto = all(type(one) is Proto for found in work.values() for one in found)
                 if proto and features.complete(plans):
                     shape = tuple(first.query_images.shape[1:])
@@ -279,59 +295,3 @@ class Evaluation:
         for adapt, found in rows.items():
             self.folders[adapt].add(dataset, found)
             found.clear()
-
-    def _episode(self, episode: Episode, adaptations: Mapping[str, Adaptation]) -> dict[str, dict[str, Any]]:
-        """One record an adaptation; the task is made once for all of them."""
-        self.meter.start()
-        begun = time.perf_counter()
-        noise = counted_key("adaptation", episode.seed, episode.dataset, episode.index) % 2**63
-        self.features.bind(episode, joined=any(type(one) is Proto for one in adaptations.values()))
-        task = self.features.of(replace(self.method.task(episode.support), seed=noise))
-        self._synchronise()
-        shared, costs = self.spread + time.perf_counter() - begun, self.meter.read()
-        found = {}
-        digest = self.questions.digest(episode.dataset, episode.index)
-        for name, adaptation in adaptations.items():
-            self.meter.start()
-            begun = time.perf_counter()
-            options, path = getattr(self.recipe.adapt, name, None), Trajectory(episode)
-            watched = {"watch": path} if getattr(options, "trajectory", False) else {}
-            try:
-                classifier = adaptation.adapt(task, episode.support, **watched)
-                logits = classifier.predict(episode.query_images)
-            except SmatError as error:
-                raise type(error)(f"{episode}: {error}") from None
-            if not bool(torch.isfinite(logits).all()):
-                raise SmatError(
-                    f"{episode}: the logits of {name} are not finite; the weights or the precision are broken (episodes before it are kept)"
-                )
-            seconds = shared + time.perf_counter() - begun - path.seconds
-            spent = combined(costs, self.meter.read())
-            found[name] = {**record(episode, task, logits, classifier.info, seconds), **spent, "plan": digest}
-            if watched:
-                found[name]["trajectory"] = path.padded(options.steps)  # type: ignore[union-attr]
-        return found
-
-    def _synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
-def record(episode: Episode, task: Task, logits: torch.Tensor, info: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """What is kept of an episode under one adaptation (see `smatcli.engine.results.Records`)."""
-    row: dict[str, Any] = {
-        "index": episode.index,
-        "accuracy": float((logits.argmax(1) == episode.query_labels).double().mean()),
-        "ways": episode.support.ways,
-        "support": len(episode.support.labels),
-        "query": len(episode.query_labels),
-        "seconds": seconds,
-        **{key: info[key] for key in KEPT if key in info},
-    }
-    if task.alpha is not None:
-        alpha = task.alpha.float().cpu().numpy()
-        scores, bits = info.get("scores"), info.get("bits")
-        row["alpha"] = alpha
-        row["scores"] = alpha if scores is None else scores.float().cpu().numpy()
-        row["chosen"] = np.full(len(alpha), -1, np.int8) if bits is None else np.asarray(bits, np.int8)
-    return row

@@ -4,13 +4,16 @@ Each candidate is tried on the same tasks, rate 0 (no adaptation) among them, so
 query labels of the episodes that are evaluated are seen by `--search paper` alone.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Protocol, Self
 
 import numpy as np
 import torch
 
+from smatcli.adaptation.finetune import FineTune
+from smatcli.adaptation.grouped import Grouping, adapt_many
 from smatcli.config.schema import EpisodeConfig, TrainRecipe
 from smatcli.data.episode_list import ListSampler
 from smatcli.data.episodes import EpisodeSampler, counted_key
@@ -23,7 +26,7 @@ from smatcli.engine.questions import Questions
 from smatcli.engine.reporter import Reporter
 from smatcli.engine.signals import Interrupted, StopRequest
 from smatcli.errors import SmatError, UserError
-from smatcli.seams import Adaptation, Episode, Method, Support
+from smatcli.seams import Adaptation, Classifier, Episode, Method, Support, Task
 
 DISJOINT = ("train", "test")  # splits that share no class with the validation split
 
@@ -66,6 +69,34 @@ def leave_out(episode: Episode) -> Iterator[Episode]:
             yield replace(episode, support=kept, query_images=support.images[asked], query_labels=support.labels[asked], rows=None)
 
 
+def tried(
+    adaptation: Rated, task: Task, support: Support, rates: Sequence[float], grouping: Grouping
+) -> Iterator[tuple[Sequence[float], Callable[[], Sequence[Classifier]]]]:
+    """The candidates of one task in portions: their rates, and what adapts the task at each of them (side by side where that pays).
+
+    A fine-tuning embeds the support set under the task's own parameters once for all rates.
+    """
+    if not isinstance(adaptation, FineTune):
+        for rate in rates:
+            yield [rate], lambda rate=rate: [adaptation.at(rate).adapt(task, support)]  # type: ignore[misc]
+        return
+    tuning = adaptation
+    start = cache(lambda: tuning.at(0.0).before(task, support))
+    size = grouping.size(tuning, task, support) if len(rates) > 1 else 1
+    still = [rate for rate in rates if not rate]
+    moving = [rate for rate in rates if rate]
+    # Rate 0 costs nothing: alone, so that no group waits for it.
+    for part in [still, *(moving[i : i + size] for i in range(0, len(moving), size))]:
+        count = len(part)
+        if part:
+            yield (
+                part,
+                lambda part=part, count=count: adapt_many(  # type: ignore[misc]
+                    tuning, [task] * count, [support] * count, part, [start()] * count
+                ),
+            )
+
+
 class RateSearch:
     """Searches the rates of one evaluation; `known(adapt, dataset)` is what was chosen before, or None."""
 
@@ -80,8 +111,10 @@ class RateSearch:
         known: Callable[[str, str], Choice | None],
         world: World = ALONE,
         features: Features | None = None,
+        grouping: Grouping | None = None,
     ) -> None:
         self.world, self.features = world, features
+        self.grouping = grouping or Grouping(1)
         self.recipe, self.questions, self.stores, self.known = recipe, questions, stores, known
         self.method, self.device, self.reporter = method, device, reporter
         self.rates = tuple(sorted({0.0, *recipe.adapt.search.rates}))
@@ -158,13 +191,14 @@ class RateSearch:
         if self.features is not None:
             task = self.features.of(task)
         found = []
-        for rate in self.rates:
+        for rates, adapted in tried(adaptation, task, episode.support, self.rates, self.grouping):
             if stop:
                 assert stop.signum is not None
                 raise Interrupted(stop.signum, f"stopped in the rate search of {adapt} on {dataset}; run the same command to continue")
             try:
-                logits = adaptation.at(rate).adapt(task, episode.support).predict(episode.query_images)
+                logits = [classifier.predict(episode.query_images) for classifier in adapted()]
             except SmatError as error:
-                raise type(error)(f"{adapt} at rate {rate:g}, search on {episode}: {error}") from None
-            found.append(float((logits.argmax(1) == episode.query_labels).double().mean()))
+                named = ", ".join(f"{rate:g}" for rate in rates)
+                raise type(error)(f"{adapt} at rate {named}, search on {episode}: {error}") from None
+            found += [float((one.argmax(1) == episode.query_labels).double().mean()) for one in logits]
         return found

@@ -248,10 +248,10 @@ def test_a_damaged_search_is_named(run: Path, method: FakeMethod) -> None:
 
 
 def test_an_error_names_rate_and_episode(run: Path, method: FakeMethod, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self, task, support, watch=None):
+    def broken(self, task, support, start, watch=None):
         raise SmatError("it broke")
 
-    monkeypatch.setattr(Full, "adapt", broken)
+    monkeypatch.setattr(Full, "tuned", broken)
     with pytest.raises(SmatError, match=r"full at rate 0, search on near episode 0 \(seed 0\): it broke"):
         evaluate(run, ["full"], ["near"], overrides=FAST)
 

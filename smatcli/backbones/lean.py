@@ -1,0 +1,72 @@
+"""A ViT that computes only what its feature depends on: the same parameters, names and features, less work forward and backward.
+
+The feature is the class token of the last block, where the other tokens matter as keys and values alone: the rest of their way through that
+block is left out. Equal to the plain module up to the rounding of sums.
+"""
+
+import copy
+from functools import partial
+
+import torch.nn.functional as F
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
+from torch import Tensor, nn
+
+
+def lean(module: nn.Module, several: bool = False) -> nn.Module | None:
+    """A copy of a timm ViT's architecture (its own weights are empty) that does so; None for a network of which it is not known.
+
+    `several`: for networks side by side: images are cut into patches and multiplied, where vmap would make a grouped convolution.
+    """
+    if type(module) is not VisionTransformer or module.global_pool != "token" or module.attn_pool is not None or not len(module.blocks):
+        return None
+    last = module.blocks[-1]
+    if module.cls_token is None or type(last) is not Block or type(last.attn) is not Attention or last.attn.gate is not None:
+        return None
+    if any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in module.modules()):
+        return None  # somebody watches, whom a copy would not tell
+    made = copy.deepcopy(module).eval()
+    for parameter in made.parameters():
+        parameter.data = parameter.data.new_empty(0)
+    made.blocks[-1].forward = partial(_class_token, made.blocks[-1])
+    if several and _plain(made.patch_embed):
+        made.patch_embed.forward = partial(_patches, made.patch_embed)
+    return made
+
+
+def _class_token(block: Block, x: Tensor) -> Tensor:
+    """Tokens [B, N, D] to the class token [B, 1, D]."""
+    attn = block.attn
+    assert isinstance(attn, Attention)
+    first = x[:, :1] + block.ls1(_attend(attn, block.norm1(x)))
+    return first + block.ls2(block.mlp(block.norm2(first)))  # type: ignore[no-any-return]
+
+
+def _attend(attn: Attention, x: Tensor) -> Tensor:
+    """Attention of the first of the tokens [B, N, D] to all, [B, 1, D]."""
+    count, tokens, _ = x.shape
+    heads, cuts = (attn.num_heads, attn.head_dim), [attn.attn_dim, 2 * attn.attn_dim]
+    own, rest = attn.qkv.weight.split(cuts)
+    bias = (None, None) if attn.qkv.bias is None else attn.qkv.bias.split(cuts)
+    q = F.linear(x[:, :1], own, bias[0]).reshape(count, 1, *heads).transpose(1, 2)
+    k, v = F.linear(x, rest, bias[1]).reshape(count, tokens, 2, *heads).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    found = F.scaled_dot_product_attention(q, k, v) if attn.fused_attn else (q * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+    return attn.proj(attn.norm(found.transpose(1, 2).reshape(count, 1, attn.attn_dim)))  # type: ignore[no-any-return]
+
+
+def _plain(embed: nn.Module) -> bool:
+    """Does the patch embedding cut an image of fixed size into patches that neither overlap nor leave gaps?"""
+    conv = getattr(embed, "proj", None)
+    if type(embed) is not PatchEmbed or type(conv) is not nn.Conv2d or not embed.flatten or embed.dynamic_img_pad:
+        return False
+    return conv.kernel_size == conv.stride and conv.padding == (0, 0) and conv.dilation == (1, 1) and conv.groups == 1
+
+
+def _patches(embed: PatchEmbed, images: Tensor) -> Tensor:
+    """[B, 3, H, W] to [B, N, D]."""
+    conv = embed.proj
+    (high, wide), (count, channels, height, width) = conv.kernel_size, images.shape
+    cut = images.reshape(count, channels, height // high, high, width // wide, wide).permute(0, 2, 4, 1, 3, 5)
+    patches = cut.reshape(count, -1, channels * high * wide)
+    return embed.norm(F.linear(patches, conv.weight.flatten(1), conv.bias))  # type: ignore[no-any-return]
