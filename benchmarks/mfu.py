@@ -67,7 +67,7 @@ def main() -> None:
         step(method, tasks, plain=False)
     flops = counter.get_total_flops()
     moved = 3 * method.log_alpha.numel() * method.log_alpha.element_size()
-    method.execution = Execution(method.backbone, compile=args.compile)
+    method.execution = Execution(method.backbone, compile=args.compile, recompute="auto")
     wall, cpu = seconds(lambda: step(method, tasks, plain=False), device, args.repeat)
     rate, cpu_rate = product_rate(device, torch.bfloat16 if args.precision == "bf16" else torch.float32, args.repeat)
     copy_to = torch.empty_like(method.log_alpha)

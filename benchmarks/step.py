@@ -3,7 +3,7 @@
     python benchmarks/step.py                                                    micro ViT, half a minute
     python benchmarks/step.py --model vit_small_patch16_224 --threads 2          full size: 11 GB for the plain side, minutes
     python benchmarks/step.py --model ... --sides fast:fp32 --experts 1,4,8,16,32
-    python benchmarks/step.py --sides plain:fp32,fast:fp32,fast:bf16+compile,fast:fp32+recompute,fast:fp32+chunk=32
+    python benchmarks/step.py --sides plain:fp32,fast:fp32,fast:bf16+compile,fast:fp32+recompute=false,fast:fp32+chunk=32
 
 A side is plain or fast, a precision, and for fast options of how the network runs. Every side is a process of its own, which computes loss
 and gradients of the same tasks (no optimizer): CPU-seconds (GPU: seconds), tasks a second, peak memory of the process (GPU: of the
@@ -99,7 +99,7 @@ def child(args: argparse.Namespace) -> None:
     if kind == "fast":
         reuse_memory()  # as `smat train` does
     method = build(args, precision)
-    method.execution = Execution(method.backbone, **options)
+    method.execution = Execution(method.backbone, **{"recompute": "auto", **options})  # as train.checkpoint_activations
     tasks = [episode(args, k) for k in range(args.tasks)]
     device = method.theta_pre.device
     before, best = peak(device), (float("inf"), float("inf"))
@@ -114,6 +114,7 @@ def child(args: argparse.Namespace) -> None:
         if repeat == 0 and args.gradients:
             grads = {"delta": method.theta_delta.grad, "masks": method.log_alpha.grad[:, ::61], "router": method.router.keys.grad}  # type: ignore[index]
             torch.save({name: grad.detach().cpu().clone() for name, grad in grads.items() if grad is not None}, args.gradients)
+            del grads  # else the whole gradient of log_alpha would be there at the next repetition's peak
     print(json.dumps({"cpu": best[0], "wall": best[1], "peak": peak(device), "before": before, "compiled": str(method.execution.compiled)}))
 
 
@@ -124,7 +125,7 @@ def parse_side(side: str) -> tuple[str, str, dict[str, Any]]:
     found: dict[str, Any] = {}
     for option in options:
         name, _, value = option.partition("=")
-        found[name] = int(value) if value else True
+        found[name] = True if not value else int(value) if value.isdecimal() else value == "true" if value in ("true", "false") else value
     return kind, precision, found
 
 

@@ -36,7 +36,7 @@ def render() -> str:
         _commands(groups["vtab"]),
         "### FGVC",
         f"Five tasks; [VPT's lists]({FGVC_LISTS}) train.json, val.json and test.json go beside the images of each download. "
-        "All at once: `smat data prepare fgvc FGVC --size 224 --out data/fgvc`.",
+        "All at once: `smat data prepare fgvc FGVC --size 256 --out data/fgvc`.",
         _facts(groups["fgvc"]),
         _commands(groups["fgvc"]),
         'A licence here is what the origin says about itself, in short; read it there. "none known" is no permission.',

@@ -30,7 +30,7 @@ app = typer.Typer(cls=Kinds, help="Turn source data into stores: one command for
 
 SPLIT_HELP = "Per cent of the classes for train/valid/test, drawn by chance (default: as the source says, else 65/15/20)."
 SPLITS_HELP = "JSON with the class names of train, valid and test (Meta-Dataset's too); instead of --split."
-STRICT_HELP = "Whether an unreadable image is an error, and no store is written (default: only in official records)."
+STRICT_HELP = "Whether an unreadable image is an error, and no store is written (default: only in official records and lists)."
 ENCODING_HELP = "Pixels, read without decoding, or encoded images: several times smaller, decoded whenever they are read."
 REPLACE_HELP = "Rebuild a store that exists with other content."
 WORKERS_HELP = "Decoding threads (default: all cores)."

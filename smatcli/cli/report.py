@@ -7,7 +7,8 @@ import typer
 
 EPILOG = """
 Examples: [bold]smat report runs/* --out report --names smat=SMAT[/]\n
-[bold]smat report runs/smat-sweep-tau --format html --watch[/] (a page that follows a sweep)
+[bold]smat report runs/smat-sweep-tau --format html --watch[/] (a page that follows a sweep)\n
+[bold]smat report runs/tuning-demo --baseline lora --published mlae[/] (rows are tuners, with paired differences from LoRA)
 """
 
 
@@ -16,9 +17,15 @@ def report(
     out: Annotated[Path, typer.Option("--out", "-o", help="folder for the report; an earlier report there is replaced")] = Path("report"),
     baseline: Annotated[
         list[str] | None,
-        typer.Option(metavar="COLUMN", help="compare the others with this method, run or label; may be repeated [default: pretrained]"),
+        typer.Option(
+            metavar="COLUMN",
+            help="compare the others with this method, run, label or row of a tuning table; may be repeated [default: pretrained]",
+        ),
     ] = None,
-    names: Annotated[list[str] | None, typer.Option(metavar="RUN=LABEL", help="heading of a run's columns; may be repeated")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUN=LABEL", help="heading of a run's columns, or of its row in a tuning table; may be repeated"),
+    ] = None,
     digits: Annotated[int, typer.Option(min=0, max=6, help="digits after the point of percentages")] = 1,
     title: Annotated[str, typer.Option(help="title of the report, also put before every caption")] = "",
     published: Annotated[
@@ -37,8 +44,9 @@ def report(
 ) -> None:
     """Make tables (LaTeX, CSV, Markdown), figures (PNG, PDF) and an HTML page from the results of runs.
 
-    Reads every eval/*/summary.csv and results.h5 below RUNS. Numbers of different protocols or episode counts never share a table;
-    the points of a sweep get a table and a figure (sparsity target against accuracy) of their own. What smat analyze found is drawn too.
+    Reads every eval/*/summary.csv and results.h5, tune.json and segment/summary.csv below RUNS. Numbers of different protocols or episode
+    counts never share a table; the points of a sweep get a table and a figure (sparsity target against accuracy) of their own. What smat
+    analyze found is drawn too.
     Start at README.md or report.html in the folder.
     """
     from smatcli.errors import UserError

@@ -39,8 +39,8 @@ def _fgvc(name: str, title: str, classes: int, images: tuple[int, int, int], lic
         origin=origin,
         licence=licence,
         download=download,
-        command=f"smat data prepare fgvc FGVC/{name} --size 224",
-        size=224,
+        command=f"smat data prepare fgvc FGVC/{name} --size 256",
+        size=256,
         also=tuple(f"fgvc_{other}" for other in also),
     )
 

@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from smatcli.engine.tracking import Tracker
 
 FORMAT = 1
-# What may differ between a run and its continuation: where it computes, how long it goes on, and what is read only after training.
+# What may differ between a run and its continuation: where and how it computes the same, how long it goes on, and what is read only after
+# training.
 FREE = (
     "run", "device", "threads", "deterministic", "track", "train.steps", "train.checkpoint_every", "train.keep_every",
-    "train.shard_optimizer", "pretrain.epochs", "eval.", "adapt.",
+    "train.checkpoint_activations", "train.shard_optimizer", "pretrain.epochs", "eval.", "adapt.",
 )  # fmt: skip
 SHOWN = 8  # differing keys that are named
 LONGER = ("train.steps", "pretrain.epochs")

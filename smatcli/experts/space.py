@@ -105,10 +105,14 @@ class ParameterSpace:
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """Views of a vector [P] by name. One split: its backward is one concatenation, where slices would allocate P zeros each."""
-        if vector.shape != (self.size,):
-            raise SmatError(f"a parameter vector must have shape ({self.size},), got {tuple(vector.shape)}")
+        self.check(vector)
         parts = vector.split(self.sizes)
         return {name: part.view(shape) for name, shape, part in zip(self.names, self.shapes, parts, strict=True)}
+
+    def check(self, vector: Tensor) -> None:
+        """SmatError where `vector` is none of this space."""
+        if vector.shape != (self.size,):
+            raise SmatError(f"a parameter vector must have shape ({self.size},), got {tuple(vector.shape)}")
 
     def where(self, prefixes: tuple[str, ...]) -> Tensor:
         """Boolean [P]: True where the parameter's name starts with one of `prefixes`."""

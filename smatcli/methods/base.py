@@ -69,7 +69,7 @@ class FlatMethod(nn.Module, ABC):
     def embed(self, images: Tensor, theta: Tensor) -> Tensor:
         """Features [B, D] (fp32) of `images` [B, 3, H, W] under the parameters `theta` [P]."""
         with self.precision.autocast():
-            return at_least_fp32(self.execution(self.space.unflatten(theta), images))
+            return at_least_fp32(self.execution(self.execution.views(self.space, theta), images))
 
     def made(self, theta: Tensor, **known: Any) -> Task:
         """A task of this method: `theta` [P] with the backbone that reads it, and what else is `known` (alpha, merge, delta)."""

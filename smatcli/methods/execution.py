@@ -4,9 +4,9 @@ import copy
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,11 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from smatcli.errors import UserError
+from smatcli.experts.space import ParameterSpace
+from smatcli.methods.lateviews import LateViews
+from smatcli.methods.recompute import can_recompute_cheaply, cheaply
 
+Recompute = bool | Literal["auto", "cheap"]
 Tensors = Mapping[str, Tensor]
 
 
@@ -53,9 +57,10 @@ class Execution:
     """Runs `module` with parameters by name on images [B, 3, H, W].
 
     `compile`: every transformer block is the same compiled function, for numbers of images rounded up to a `bucket` (padded by zeros;
-    images do not see each other), by `backend` (default: inductor). `recompute`: a block's activations are made again in backward.
-    `chunk`: at most so many images at a time, all their activations made again in backward, so that memory does not grow with the
-    episode. UserError for a backbone without uniform blocks.
+    images do not see each other), by `backend` (default: inductor). `recompute`: a block's activations are made again in backward: all of
+    them (True), or those that cost little (`cheap`; `auto`: where the blocks are known, and not compiled). `chunk`: at most so many images
+    at a time, all their activations made again in backward, so that memory does not grow with the episode. UserError for a backbone
+    without uniform blocks.
     """
 
     def __init__(
@@ -63,20 +68,22 @@ class Execution:
         module: nn.Module,
         *,
         compile: bool = False,
-        recompute: bool = False,
+        recompute: Recompute = False,
         chunk: int | None = None,
         backend: Callable[[Any, Any], Any] | None = None,
     ) -> None:
-        self.module, self.recompute, self.chunk = module, recompute, chunk
+        self.module, self.recompute, self.chunk = module, recompute is True, chunk
+        self._tower = {f"blocks.{i}": block for i, block in enumerate(_tower(module))}
+        self._cheap = _cheap_blocks(module, recompute, compile)
         self._backend = backend or _inductor
         self.compiled = Compiled([]) if compile else None
-        self._blocks = _blocks(module, "train.compile" if compile else "train.checkpoint_activations") if compile or recompute else []
+        self._blocks = _blocks(module, "train.compile" if compile else "train.checkpoint_activations") if compile or self.recompute else []
         self._block: Callable[[Tensors, Tensor], Tensor] = functional_block(self._blocks[0]) if self._blocks else _nothing
         if compile:
             self._block = self._compile(self._block)
 
-    def __call__(self, tensors: Tensors, images: Tensor) -> Tensor:
-        """Features [B, D]."""
+    def __call__(self, tensors: Tensors | LateViews, images: Tensor) -> Tensor:
+        """Features [B, D] under parameters by name."""
         if self.chunk is None or len(images) <= self.chunk:
             return self._part(tensors, images)
         graph = torch.is_grad_enabled() and any(t.requires_grad for t in tensors.values())
@@ -86,11 +93,21 @@ class Execution:
         kept: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
         return torch.cat([checkpoint(self._part, tensors, part, **kept) for part in parts])
 
-    def _part(self, tensors: Tensors, images: Tensor) -> Tensor:
+    def views(self, space: ParameterSpace, theta: Tensor) -> Tensors | LateViews:
+        """The parameters theta [P] by name, as `self` runs best with them."""
+        graph = torch.is_grad_enabled() and theta.requires_grad
+        if not graph or theta.device.type != "cpu" or self.compiled is not None or not self._tower:
+            return space.unflatten(theta)
+        return LateViews(space, theta, self._tower)
+
+    def _part(self, tensors: Tensors | LateViews, images: Tensor) -> Tensor:
+        if isinstance(tensors, LateViews):
+            with tensors.ready():
+                return self._part(tensors.tensors, images)
         count = len(images)
         if self.compiled is not None and bucket(count) > count:
             images = torch.cat([images, images.new_zeros(bucket(count) - count, *images.shape[1:])])
-        with self._taken_over():
+        with self._taken_over(), cheaply(self._cheap) if self._cheap else nullcontext():
             return functional_call(self.module, dict(tensors), (images,))[:count]
 
     @contextmanager
@@ -130,6 +147,25 @@ class Execution:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
         torch._dynamo.config.accumulated_recompile_limit = max(torch._dynamo.config.accumulated_recompile_limit, 512)
         return torch.compile(block, backend=backend, dynamic=False)
+
+
+def _cheap_blocks(module: nn.Module, recompute: Recompute, compile: bool) -> list[nn.Module]:
+    """The blocks to recompute cheaply; UserError where that was asked for and cannot be done."""
+    if isinstance(recompute, bool) or (recompute == "auto" and compile):
+        return []
+    if compile:
+        raise UserError("train.checkpoint_activations=cheap: with train.compile the compiler decides that itself; use auto, true or false")
+    blocks = _tower(module)
+    if blocks and all(can_recompute_cheaply(block) for block in blocks):
+        return blocks
+    if recompute == "cheap":
+        raise UserError(f"train.checkpoint_activations=cheap: the blocks of {type(module).__name__} are not those of a plain ViT; use true")
+    return []
+
+
+def _tower(module: nn.Module) -> list[nn.Module]:
+    found = getattr(module, "blocks", None)
+    return list(found) if isinstance(found, nn.Sequential | nn.ModuleList) else []
 
 
 def _inductor(graph: Any, inputs: Any) -> Any:

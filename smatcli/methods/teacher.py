@@ -47,14 +47,19 @@ def teacher_logits(student: Student, episode: Episode, config: TeacherConfig, em
     if config.prototypes == "student":
         return _with_head(student, episode, config, embed, scale)
     theta = student.theta
-    (grad,) = torch.autograd.grad(student.ce, theta, retain_graph=True)
+    grads = list(torch.autograd.grad(student.ce, theta, retain_graph=True))
     for step in range(config.steps):
-        theta = (theta.detach() - config.lr * grad).requires_grad_(step < config.steps - 1)
+        theta = _stepped(theta, grads.pop(), config.lr).requires_grad_(step < config.steps - 1)
         with torch.set_grad_enabled(theta.requires_grad):
             logits = _logits(theta, episode, embed, scale)
             if theta.requires_grad:
-                (grad,) = torch.autograd.grad(F.cross_entropy(logits, episode.query_labels), theta)
+                grads = list(torch.autograd.grad(F.cross_entropy(logits, episode.query_labels), theta))
     return logits.detach()
+
+
+def _stepped(tensor: Tensor, grad: Tensor, lr: float) -> Tensor:
+    """tensor - lr grad, in the memory of the gradient, which callers hand over."""
+    return torch.sub(tensor.detach(), grad.mul_(lr), out=grad)
 
 
 def _logits(theta: Tensor, episode: Episode, embed: Embed, scale: float) -> Tensor:
@@ -67,9 +72,9 @@ def _with_head(student: Student, episode: Episode, config: TeacherConfig, embed:
     theta, head = student.theta, student.centres.detach().requires_grad_()
     ce = F.cross_entropy(cosine_logits(student.query, head, scale), episode.query_labels)
     for step in range(config.steps):
-        grads = torch.autograd.grad(ce, (theta, head), retain_graph=step == 0)
+        grads = list(torch.autograd.grad(ce, (theta, head), retain_graph=step == 0))
         last = step == config.steps - 1
-        theta, head = ((t.detach() - config.lr * g).requires_grad_(not last) for t, g in zip((theta, head), grads, strict=True))
+        theta, head = (_stepped(t, grads.pop(0), config.lr).requires_grad_(not last) for t in (theta, head))
         with torch.set_grad_enabled(not last):
             logits = cosine_logits(embed(episode.query_images, theta), head, scale)
             ce = F.cross_entropy(logits, episode.query_labels)

@@ -2,21 +2,23 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from smatcli.engine.results import SummaryRow, read_summary
 from smatcli.errors import UserError
 from smatcli.report.runs import Run, read_run, run_folders, shortest_names
+from smatcli.report.segment_runs import Segmented, read_segmented
 from smatcli.report.statistics import Estimate
 from smatcli.report.tuning_runs import Tuned, read_tuned
 from smatcli.safe import read_json
 
+Finished = TypeVar("Finished", Tuned, Segmented)
 FORMAT = 1  # of an evaluation's settings.json, as `smat eval` writes it
 
 
@@ -111,6 +113,7 @@ class Frame:
     lines: list[str]
     skipped: int = 0
     tuned: list[Tuned] = field(default_factory=list)
+    segmented: list[Segmented] = field(default_factory=list)
 
     def skip(self, line: str) -> None:
         """Leave a result out, by name."""
@@ -135,7 +138,7 @@ def read(roots: Sequence[Path]) -> Frame:
                 seen.add(path.resolve())
                 _add(path, frame)
     _drop_copies(frame)
-    if not frame.evaluations and not frame.tuned:
+    if not frame.evaluations and not frame.tuned and not frame.segmented:
         given = ", ".join(str(root) for root in roots[:3]) + (", ..." if len(roots) > 3 else "")
         if frame.skipped:
             named = next(
@@ -161,7 +164,10 @@ def _add(path: Path, frame: Frame) -> None:
         frame.lines.append(f"{path}: skipped, a pre-training run")
         return
     if run.kind == "tune":
-        _add_tuned(run, frame)
+        _add_finished(run, frame.tuned, read_tuned, frame)
+        return
+    if run.kind == "segment":
+        _add_finished(run, frame.segmented, read_segmented, frame)
         return
     before = frame.skipped
     evaluations = list(_evaluations(path, run, frame))
@@ -172,16 +178,16 @@ def _add(path: Path, frame: Frame) -> None:
         frame.evaluations.extend(evaluations)
 
 
-def _add_tuned(run: Run, frame: Frame) -> None:
+def _add_finished(run: Run, results: list[Finished], reader: Callable[[Run], Finished | None], frame: Frame) -> None:
     try:
-        found = read_tuned(run)
+        found = reader(run)
     except UserError as error:
         frame.skip(_skipped(run.path, error))
         return
     if found is None:
-        frame.lines.append(f"{run.path}: not finished yet (smat tune --resume)")
+        frame.lines.append(f"{run.path}: not finished yet (smat {run.kind} --resume)")
     else:
-        frame.tuned.append(found)
+        results.append(found)
 
 
 def _skipped(path: Path, error: Exception | str) -> str:

@@ -42,6 +42,7 @@ _ACCENTS = {
     "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u", "\u0307": ".", "\u0308": '"', "\u030a": "r",
     "\u030b": "H", "\u030c": "v", "\u0323": "d", "\u0327": "c",
 }  # fmt: skip
+UPRIGHT = 14  # columns; the heads of more are turned, and their page with them
 _GREEK = [
     "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "omicron", "pi",
     "rho", "varsigma", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega",
@@ -96,17 +97,17 @@ def percent(share: float, digits: int) -> float:
 
 
 def tabular(table: Table) -> str:
-    """The bare `tabular` environment; needs booktabs."""
+    """The bare `tabular` environment; needs booktabs, and graphicx where its heads are turned."""
     width = len(table.heads)
     lines = [rf"\begin{{tabular}}{{l{'r' * width}}}", r"\toprule"]
     if table.families:
         lines.append("".join(rf" & \multicolumn{{{n}}}{{c}}{{{escape(title)}}}" for title, n in table.families) + r" \\")
         start, rules = 2, []
-        for _, n in table.families:
-            rules.append(rf"\cmidrule(lr){{{start}-{start + n - 1}}}")
+        for title, n in table.families:
+            rules += [rf"\cmidrule(lr){{{start}-{start + n - 1}}}"] if title else []
             start += n
         lines.append("".join(rules))
-    lines.append(" & ".join([escape(table.corner), *(_head(head) for head in table.heads)]) + r" \\")
+    lines.append(" & ".join([escape(table.corner), *(_head(head, width > UPRIGHT) for head in table.heads)]) + r" \\")
     for block in table.blocks:
         lines.append(r"\midrule")
         if block.title:
@@ -117,7 +118,9 @@ def tabular(table: Table) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def _head(head: str) -> str:
+def _head(head: str, turned: bool) -> str:
+    if turned:
+        return rf"\multicolumn{{1}}{{c}}{{\rotatebox{{90}}{{{escape(head)}}}}}"
     return rf"\multicolumn{{1}}{{r}}{{{escape(head)}}}"
 
 
@@ -137,7 +140,7 @@ def document(table: Table) -> str:
     return "\n".join(
         [
             r"\documentclass{article}",
-            r"\usepackage[a4paper,margin=2cm]{geometry}",
+            rf"\usepackage[a4paper,margin=2cm{',landscape' if len(table.heads) > UPRIGHT else ''}]{{geometry}}",
             r"\usepackage{booktabs}",
             r"\usepackage{graphicx}",
             r"\begin{document}",

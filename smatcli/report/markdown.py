@@ -60,11 +60,11 @@ def page(content: Table) -> str:
 
 
 def table_csv(content: Table) -> str:
-    """The table as CSV: in percent with two more digits than shown, half-widths in columns of their own, unknown left empty."""
+    """The table as CSV: in percent with two more digits than shown, half-widths or deviations in columns of their own, unknown: empty."""
     numeric = [any(row.cells[i].text is None for block in content.blocks for row in block.rows) for i in range(len(content.heads))]
     header = [content.corner, "block"]
     for head, is_number in zip(content.heads, numeric, strict=True):
-        header += [head, f"{head} half-width", f"{head} bold"] if is_number else [head]
+        header += [head, f"{head} {content.spread}", f"{head} bold"] if is_number else [head]
     lines: list[list[str]] = [header]
     for block in content.blocks:
         lines += [[row.label, block.title, *_csv_cells(row, numeric, content.digits + 2)] for row in block.rows]

@@ -57,6 +57,7 @@ class Table:
     digits: int = 1
     notes: list[str] = field(default_factory=list)
     inline: bool = True
+    spread: str = "half-width"  # what stands after the ±
 
 
 def main_table(group: Group, digits: int = 1, published: Sequence[Published] = ()) -> Table:

@@ -1,13 +1,14 @@
 """Tables of tuning runs (`tune.json`): a row a tuner, a column a task, VTAB-1k's groups and their mean; published numbers below."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from smatcli.data.suites import SUITES, TITLES, grouped, means, task_of
 from smatcli.report.published import Published
 from smatcli.report.runs import Run
 from smatcli.report.statistics import Estimate
 from smatcli.report.tables import Block, Cell, Row, Table
+from smatcli.report.tuning_pairs import Trial, pairs_table
 from smatcli.report.tuning_runs import Tuned
 
 CAPTIONS = {
@@ -21,17 +22,34 @@ METRICS = {"accuracy": "Top-1 accuracy (%)", "auc": "Area under the ROC curve (%
 
 def tuning_tables(tuned: Sequence[Tuned], published: Sequence[Published], digits: int = 1) -> list[Table]:
     """A table for each suite and metric of the results, the datasets of no suite in one of their own."""
-    by_suite: dict[tuple[str, str], list[Tuned]] = {}
-    for one in tuned:
-        known = task_of(one.dataset)
-        by_suite.setdefault((known[0] if known else "", one.metric), []).append(one)
-    return [_table(suite, metric, own, published, digits) for (suite, metric), own in sorted(by_suite.items(), reverse=True)]
+    return [_table(suite, metric, own, published, digits) for (suite, metric), own in _by_suite(tuned).items()]
+
+
+def tuning_pairs(tuned: Sequence[Tuned], baselines: Sequence[str] = (), digits: int = 1) -> list[Table]:
+    """The paired differences beside each table of `tuning_tables`, over the seeds that two rows share."""
+    found = []
+    for (suite, metric), own in _by_suite(tuned).items():
+        trials = [Trial(one.label, one.tuner, one.dataset, one.seed, one.score, one.images) for one in own]
+        titles = {d: _title(d) for d in _order(suite, {one.dataset for one in own})}
+        wanted = [name for name in baselines if name in {one.label for one in own}]
+        stem, heading = f"tuning-pairs-{suite or 'datasets'}-{metric}", f"Paired differences: {TITLES.get(suite, 'tuning')}"
+        what = METRICS.get(metric, metric).removesuffix(" (%)")
+        found.append(pairs_table(stem, heading, what[:1].lower() + what[1:], trials, wanted, titles, suite, digits))
+    return [table for table in found if table is not None]
 
 
 def tuned_labels(tuned: Sequence[Tuned]) -> list[tuple[str, Run]]:
     """Every run with its row's label, and its dataset where there are several."""
     several = len({one.dataset for one in tuned}) > 1
     return [(f"{one.label} ({one.dataset})" if several else one.label, one.run) for one in tuned]
+
+
+def _by_suite(tuned: Sequence[Tuned]) -> dict[tuple[str, str], list[Tuned]]:
+    found: dict[tuple[str, str], list[Tuned]] = {}
+    for one in tuned:
+        known = task_of(one.dataset)
+        found.setdefault((known[0] if known else "", one.metric), []).append(one)
+    return dict(sorted(found.items(), reverse=True))
 
 
 def _table(suite: str, metric: str, tuned: Sequence[Tuned], published: Sequence[Published], digits: int) -> Table:
@@ -43,19 +61,17 @@ def _table(suite: str, metric: str, tuned: Sequence[Tuned], published: Sequence[
         estimates = {d: _mean([one.score for one in found]) for d, found in by_dataset.items() if found}
         seeds |= {len(found) for found in by_dataset.values() if found}
         singles |= any(len(found) == 1 for found in by_dataset.values())
-        average = means({d: e.mean for d, e in estimates.items()}, suite) if suite or len(estimates) == len(datasets) else {}
+        average = _averages(by_dataset, suite) if suite or len(estimates) == len(datasets) > 1 else {}
         rows.append((label, own[0].parameters, estimates, average))
     groups = [name for name in ("Natural", "Specialized", "Structured", "Mean") if any(name in average for *_, average in rows)]
     heads = ["Parameters (M)", *(_title(d) for d in datasets), *groups]
     best = {d: max((e[d].mean for _, _, e, _ in rows if d in e), default=math.nan) for d in datasets}
-    top = {name: max((a[name] for *_, a in rows if name in a), default=math.nan) for name in groups}
+    top = {name: max((a[name].mean for *_, a in rows if name in a), default=math.nan) for name in groups}
     body = []
     for label, parameters, estimates, average in rows:
         cells = [Cell(text="" if parameters is None else f"{parameters / 1e6:.3f}")]
         cells += [Cell(estimates[d], estimates[d].mean == best[d] and len(rows) > 1) if d in estimates else Cell(text="") for d in datasets]
-        cells += [
-            Cell(Estimate(average[n], math.nan), average[n] == top[n] and len(rows) > 1) if n in average else Cell(text="") for n in groups
-        ]
+        cells += [Cell(average[n], average[n].mean == top[n] and len(rows) > 1) if n in average else Cell(text="") for n in groups]
         body.append(Row(label, cells))
     blocks, notes = [Block("", body)], _notes(tuned, suite)
     beside = [p for p in published if _fits(p, suite, datasets)]
@@ -68,7 +84,20 @@ def _table(suite: str, metric: str, tuned: Sequence[Tuned], published: Sequence[
     caption = f"{METRICS.get(metric, metric)}{spread}; mean of {counts}. {CAPTIONS[suite]}. "
     caption += "Bold: the highest mean (no test). Parameters: trained, without the head."
     stem, heading = f"tuning-{suite or 'datasets'}-{metric}", f"Tuning: {TITLES.get(suite, 'datasets')}"
-    return Table(stem, heading, caption, "Tuner", heads, blocks, families if suite == "vtab" else [], digits, notes)
+    return Table(stem, heading, caption, "Tuner", heads, blocks, families if suite == "vtab" else [], digits, notes, spread="deviation")
+
+
+def _averages(by_dataset: Mapping[str, Sequence[Tuned]], suite: str) -> dict[str, Estimate]:
+    """Means of groups and datasets, with the deviation over seeds where every dataset has the same ones."""
+    found = means({d: _mean([one.score for one in own]).mean for d, own in by_dataset.items() if own}, suite)
+    seeds = {frozenset(one.seed for one in own) for own in by_dataset.values() if own}
+    if len(seeds) > 1:
+        return {name: Estimate(value, math.nan) for name, value in found.items()}
+    each = [
+        means({d: score for d, own in by_dataset.items() for score in [one.score for one in own if one.seed == seed]}, suite)
+        for seed in sorted(next(iter(seeds)))
+    ]
+    return {name: _mean([values[name] for values in each]) for name in found}
 
 
 def _mean(values: Sequence[float]) -> Estimate:

@@ -24,6 +24,11 @@ class Tuned:
     facts: dict[str, Any] = field(repr=False)
 
     @property
+    def tuner(self) -> str:
+        """The tuner's name."""
+        return str(section(self.facts, "tuner").get("name", "?"))
+
+    @property
     def metric(self) -> str:
         """What the score is."""
         return str(self.facts.get("metric", "accuracy"))

@@ -11,6 +11,7 @@ from typing import Any
 from smatcli.errors import UserError, nearest
 from smatcli.files import atomic_write_text
 from smatcli.report import latex, markdown
+from smatcli.report.baselines import find_baselines
 from smatcli.report.contents import Wishes, all_tables, unmatched
 from smatcli.report.curves import gains, tau_curves, training_curves
 from smatcli.report.fig_all import more_figures
@@ -22,8 +23,11 @@ from smatcli.report.published import Published
 from smatcli.report.published import choose as choose_published
 from smatcli.report.runs import Run
 from smatcli.report.seeds import merge_seeds
+from smatcli.report.segmentation import segment_tables
 from smatcli.report.tables import Table
-from smatcli.report.tuning import tuned_labels, tuning_tables, unused
+from smatcli.report.tuning import tuned_labels, tuning_pairs, tuning_tables, unused
+from smatcli.report.tuning_labels import renamed, told_apart
+from smatcli.report.tuning_similarity import similarity_table
 
 FORMATS = ("files", "html")
 MOST_DRAWN = 24  # series of one figure
@@ -67,12 +71,13 @@ def report(
             raise UserError(f"--format {name}: no such format{nearest(name, list(FORMATS))} (known: {', '.join(FORMATS)})")
     papers, missing = choose_published(published)
     frame = merge_seeds(read([Path(run) for run in runs]))
-    labels = {path: label for path, label in (names or {}).items() if path in {one.run.path.name for one in frame.tuned}}
-    frame.tuned = [replace(one, label=labels.get(one.run.path.name, one.label)) for one in frame.tuned]
-    groups = make_groups(frame, {key: label for key, label in (names or {}).items() if key not in labels})
+    frame.tuned, left = renamed(told_apart(frame.tuned, frame.lines), names or {})
+    frame.segmented, left = renamed(told_apart(frame.segmented, frame.lines), left)
+    groups = make_groups(frame, left)
+    rows = {*(one.label for one in frame.tuned), *(one.label for one in frame.segmented)}
     wishes = Wishes(digits, unused(papers, frame.tuned), delta)
-    compared = find_baselines(groups, baselines) if groups or not frame.tuned else {}
-    tables, figures = _contents(frame, groups, compared, wishes, title, papers)
+    compared = find_baselines(groups, [name for name in baselines if name not in rows], rows)
+    tables, figures = _contents(frame, groups, compared, wishes, title, papers, baselines)
     lines = [
         *frame.lines,
         *missing,
@@ -89,42 +94,22 @@ def report(
         from smatcli.report.html import write_page
 
         drawn = out / "figures" if made else None
-        made["html"] = [write_page(out, title, tables, figures, frame, groups, _run_labels(frame, groups), lines, drawn)]
+        made["html"] = [
+            write_page(out, title, tables, figures, frame, groups, [*_run_labels(frame, groups), *tuned_labels(frame.tuned)], lines, drawn)
+        ]
     lines += settle(out, made)
     files = [path for own in made.values() for path in own]
     return Report(files[0], sorted(files), lines)
 
 
-def find_baselines(groups: Sequence[Group], wanted: Sequence[str]) -> dict[str, list[Column]]:
-    """The baseline columns of each group by its tag. UserError for a name that fits no column of any group."""
-    found: dict[str, list[Column]] = {group.tag: [] for group in groups}
-    for name in wanted or ["pretrained"]:
-        hits = [(group.tag, column) for group in groups for column in [_fitting(group, name)] if column is not None]
-        if wanted and not hits:
-            known = sorted({n for g in groups for c in g.columns for n in _names_of(c)})
-            raise UserError(f"--baseline {name}: no such column; there are {', '.join(known)}{nearest(name, known)}")
-        for tag, column in hits:
-            if column not in found[tag]:
-                found[tag].append(column)
-    return found
-
-
-def _names_of(column: Column) -> list[str]:
-    run = column.evaluation.run
-    return [column.label, run.name, run.path.name, run.method]
-
-
-def _fitting(group: Group, name: str) -> Column | None:
-    """The column called `name`: by its label, else by its run, else by its method; without adaptation if there is a choice."""
-    for place in range(4):
-        hits = [c for c in group.columns if _names_of(c)[place] == name]
-        if hits:
-            return next((c for c in hits if c.evaluation.adapt == "proto"), hits[0])
-    return None
-
-
 def _contents(
-    frame: Frame, groups: Sequence[Group], baselines: Mapping[str, list[Column]], wishes: Wishes, title: str, papers: Sequence[Published]
+    frame: Frame,
+    groups: Sequence[Group],
+    baselines: Mapping[str, list[Column]],
+    wishes: Wishes,
+    title: str,
+    papers: Sequence[Published],
+    rows: Sequence[str],
 ) -> tuple[list[Table], list[Figure]]:
     tables = all_tables(groups, baselines, wishes)
     figures: list[Figure | None] = []
@@ -140,7 +125,9 @@ def _contents(
         points = [(run.path.name, run) for _, run in labels if run.sweep == sweep]
         figures.append(training_curves(f"training-{sweep.name}", f"Validation accuracy during meta-training: {sweep.name}", points))
     figures += more_figures(frame, groups, baselines, [*labels, *tuned_labels(frame.tuned)])
-    tables += tuning_tables(frame.tuned, papers, wishes.digits)
+    tables += [*tuning_tables(frame.tuned, papers, wishes.digits), *tuning_pairs(frame.tuned, rows, wishes.digits)]
+    tables += [table for table in [similarity_table(frame.tuned)] if table is not None]
+    tables += segment_tables(frame.segmented, rows, wishes.digits)
     if title:
         tables = [replace(table, caption=f"{title}. {table.caption}") for table in tables]
     return _own_stems(tables), _own_stems([figure for figure in figures if figure is not None])

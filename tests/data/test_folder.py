@@ -69,6 +69,22 @@ def test_groups_of_classes_need_depth(make):
     assert listing(make(files, 2)) == {f"{part}/{c}": ["1.png", "2.png"] for part in ("train", "val") for c in "ab"}
 
 
+@pytest.mark.parametrize("top", ["", "med/"])
+def test_parts_with_the_same_classes_split_the_images(make, top):
+    files = {f"{top}{part}/{c}/{i}.png": PNG for part in ("Training", "val", "test") for c in "ab" for i in "12"}
+    source = make({**files, f"{top}readme.txt": b"x"})
+    assert list(listing(source)) == ["a", "b"] and source.remarks == [f"1 file outside the class folders left out: {top}readme.txt"]
+    for c in source.classes():
+        assert c.split is None and c.image_splits is not None
+        named = {image.removeprefix(top).split("/")[0]: split for image, split in zip(c.images, c.image_splits, strict=True)}
+        assert named == {"Training": "train", "val": "valid", "test": "test"} and len(c.images) == 6
+
+
+def test_parts_with_classes_of_their_own_are_no_split_of_images(make):
+    with pytest.raises(UserError, match=r"one folder deeper"):
+        make({f"{part}/{part}{c}/{i}.png": PNG for part in ("train", "test") for c in "ab" for i in "12"})
+
+
 @pytest.mark.parametrize(("files", "said"), [({}, "holds no files"), ({"a.png": PNG, "b.png": PNG}, "no class folders")])
 def test_no_class_folders(make, tmp_path, files, said):
     (tmp_path / "pets").mkdir()

@@ -86,7 +86,7 @@ def test_losses_and_validations_are_those_of_one_process(both, name):
 
 def test_a_multiplier_was_reset_where_that_is_tested(both):
     rows = [r for r in records(both[0] / "counted") if r["kind"] == "train"]
-    assert all(r["sparsity"] < 0.183 for r in rows), "the ascent alone would only raise the multipliers"
+    assert all(r["sparsity"] < 0.18 for r in rows), "the ascent alone would only raise the multipliers"
     mean = [r["multiplier"] for r in rows]
     assert any(after < before for before, after in pairwise(mean)), "the scenario must reset multipliers of some tasks"
 

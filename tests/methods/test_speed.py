@@ -14,6 +14,7 @@ from smatcli.device import choose_precision
 from smatcli.engine.optim import build_optimizers
 from smatcli.errors import UserError
 from smatcli.experts.masks import noise
+from smatcli.methods import recompute
 from smatcli.methods.execution import Execution, bucket
 from smatcli.methods.plain import plain_loss
 from smatcli.methods.smat import Injected, SmatMethod
@@ -106,14 +107,21 @@ def worst(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 # Float32 is held to the goal of 1e-5 of the gradient's norm, with room for the router, whose gradients are sums of tiny differences.
 PRECISIONS = {"fp64": (torch.float64, "fp32", 1e-9), "fp32": (torch.float32, "fp32", 5e-5), "bf16": (torch.float32, "bf16", 0.2)}
-WAYS_TO_RUN: dict[str, dict[str, Any]] = {"whole": {}, "recomputed": {"recompute": True}, "chunks": {"chunk": 4}}
+WAYS_TO_RUN: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "recomputed": {"recompute": True},
+    "cheaply": {"recompute": "cheap"},
+    "chunks": {"chunk": 4},
+    "cheap-chunks": {"recompute": "auto", "chunk": 4},
+}
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("way", "batch"), [*itertools.product(WAYS_TO_RUN, (1, 3))])
 @pytest.mark.usefixtures("poisoned")
-def test_matrix(device: str, precision: str, way: str, batch: int) -> None:
+def test_matrix(device: str, precision: str, way: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recompute, "SMALL", 0)
     dtype, name, tolerance = PRECISIONS[precision]
     episodes = tasks(batch, torch.float64)
     method = build(FULL, dtype, device)
@@ -182,6 +190,40 @@ def test_a_backbone_without_uniform_blocks_is_refused() -> None:
     net.blocks[1].mlp.fc1 = nn.Linear(16, 8)  # type: ignore[union-attr]
     with pytest.raises(UserError, match=r"train\.checkpoint_activations: the blocks .* differ"):
         Execution(net, recompute=True)
+
+
+def test_cheap_recomputation_changes_no_bit_and_keeps_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recompute, "SMALL", 0)
+    episodes, found, kept = tasks(1, torch.float32), [], []
+    for how in (False, "auto"):
+        method = build(FULL, torch.float32)
+        method.execution = Execution(method.backbone, recompute=how)  # type: ignore[arg-type]
+        saved: dict[int, int] = {}
+
+        def pack(t: Tensor, saved: dict[int, int] = saved) -> Tensor:
+            saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        theta = method.theta_pre.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            features = method.embed(episodes[0].query_images, theta)
+        kept.append(sum(saved.values()))
+        # Twice, as the teacher and the loss go through one graph.
+        grads = [torch.autograd.grad(features.square().sum(), theta, retain_graph=True)[0] for _ in range(2)]
+        found.append((features.detach(), *grads, *fast(method, episodes)[1].values()))
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+    assert kept[1] < 0.9 * kept[0]
+    assert not any("forward" in m.__dict__ for m in method.backbone.modules())
+
+
+def test_cheap_recomputation_is_refused_where_it_cannot_be() -> None:
+    net = VisionTransformer(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=0)
+    with pytest.raises(UserError, match=r"train\.checkpoint_activations=cheap: with train\.compile"):
+        Execution(net, compile=True, recompute="cheap")
+    net.blocks[1].mlp.norm = nn.LayerNorm(64)  # type: ignore[union-attr,method-assign]
+    with pytest.raises(UserError, match="are not those of a plain ViT; use true"):
+        Execution(net, recompute="cheap")
+    Execution(net, recompute="auto")  # nothing is recomputed
 
 
 @pytest.mark.parametrize("kind", ["stochastic", "deterministic"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from smatcli.report.baselines import find_baselines
 from smatcli.report.fig_results import (
     dendrogram,
     group_figures,
@@ -21,7 +22,6 @@ from smatcli.report.fig_results import (
 from smatcli.report.frame import read
 from smatcli.report.groups import Group, make_groups
 from smatcli.report.statistics import Estimate
-from smatcli.report.write import find_baselines
 from tests.report.fakes import ID, OOD, add_eval, draw, make_run, make_study
 
 

@@ -12,6 +12,7 @@ from smatcli.cli import app
 from smatcli.data.known_tuning import FGVC, VTAB
 from smatcli.data.store import store_files
 from smatcli.data.suites import GROUPS, grouped, means, stores_of
+from tests.data.listfiles import write_task
 from tests.tuning.world import load
 
 QUICK = ["tune.epochs=1"]
@@ -140,3 +141,14 @@ def test_bad_input_is_one_line_and_nothing_is_made(root: Path, arguments: list[s
 def test_no_recipe(tmp_path):
     assert "give a recipe" in smat("tune.epochs=1").stderr
     assert "there is no recipe in this folder" in smat(str(tmp_path)).stderr
+
+
+def test_lists_that_name_missing_images_are_refused(tmp_path):
+    task = write_task(tmp_path / "svhn", copies=False)
+    (task / "images/train800/000002.jpg").unlink()
+    prepare = ["data", "prepare", "vtab", str(task), "--size", "16", "--out", str(tmp_path / "stores")]
+    done = CliRunner().invoke(app, prepare, env={"NO_COLOR": "1", "COLUMNS": "200"})
+    last = done.stderr.splitlines()[-1]
+    assert done.exit_code == 2 and "1 unreadable (--no-strict leaves them out): images/train800/000002.jpg: vanished" in last
+    assert not list((tmp_path / "stores").glob("*.h5"))
+    assert CliRunner().invoke(app, [*prepare, "--no-strict"]).exit_code == 0

@@ -29,6 +29,7 @@ class FgvcSource:
     """
 
     kind = "fgvc"
+    strict = True  # a benchmark without some of its images is another one
 
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser()

@@ -9,6 +9,7 @@ from smatcli.data.sources.base import SourceClass
 from smatcli.data.sources.trees import open_tree
 from smatcli.errors import UserError
 
+PARTS = {"train": "train", "training": "train", "val": "valid", "valid": "valid", "validation": "valid", "test": "test", "testing": "test"}
 _JUNK = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 
 Parts = tuple[str, ...]
@@ -18,6 +19,7 @@ class FolderSource:
     """Classes sorted by name, images sorted by name. A single folder around the class folders is descended into.
 
     `depth` 1: the class is the first folder, whatever lies deeper belongs to it; 2: the first two ("alphabet/character"), and so on.
+    Folders train, val (or valid, validation) and test around the same classes are a split of the images.
     Hidden files and the litter of file managers are skipped; other files outside a class folder are left out with a remark.
     Raises UserError for a source that is missing, damaged, a trap (see `trees.ZipTree`) or without class folders.
     """
@@ -53,9 +55,10 @@ class FolderSource:
     def _group(self, top: Parts, files: list[Parts], depth: int) -> list[SourceClass]:
         grouped: dict[str, list[str]] = {}
         outside: list[PurePosixPath] = []
-        start = len(top)
+        in_parts = depth == 1 and _by_image(files, top)
+        start = len(top) + in_parts
         for parts in files:
-            if parts[:start] == top and len(parts) - start > depth:
+            if parts[: len(top)] == top and len(parts) - start > depth:
                 grouped.setdefault("/".join(parts[start : start + depth]), []).append("/".join(parts))
             else:
                 outside.append(PurePosixPath(*parts))
@@ -63,14 +66,18 @@ class FolderSource:
             raise UserError(
                 f"{self.path}: holds {'no files' if not files else 'files but no class folders'}; expected <class name>/<image>"
             )
-        self._refuse_nested(grouped, start + depth, depth)
+        if not in_parts:
+            self._refuse_nested(grouped, start + depth, depth)
         for name in grouped:
             try:
                 name.encode("utf-8")
             except UnicodeEncodeError:
                 raise UserError(f"{self.path}: the folder name {name!r} is not valid UTF-8; rename it") from None
         self._remark(outside)
-        return [SourceClass(name, sorted(grouped[name])) for name in sorted(grouped)]
+        found = {name: sorted(grouped[name]) for name in sorted(grouped)}
+        if not in_parts:
+            return [SourceClass(name, images) for name, images in found.items()]
+        return [SourceClass(n, images, None, [PARTS[i.split("/")[len(top)].lower()] for i in images]) for n, images in found.items()]
 
     def _refuse_nested(self, grouped: dict[str, list[str]], level: int, depth: int) -> None:
         """Class folders that hold only folders, several each, are most likely no classes but parts (train/, test/) or groups of classes."""
@@ -88,6 +95,21 @@ class FolderSource:
         if outside:
             names = ", ".join(str(name) for name in sorted(outside)[:5]) + (", ..." if len(outside) > 5 else "")
             self.remarks.append(f"{len(outside)} file{'s' * (len(outside) > 1)} outside the class folders left out: {names}")
+
+
+def _by_image(files: list[Parts], top: Parts) -> bool:
+    """Does `top` hold nothing but folders called as in `PARTS`, train and test among them, with no class that train lacks?
+
+    Parts with classes of their own are none of that: those are classes split for meta-learning.
+    """
+    start, classes = len(top), dict[str, set[str]]()
+    for parts in files:
+        if parts[:start] == top and len(parts) > start + 1:
+            split = PARTS.get(parts[start].lower())
+            if split is None or len(parts) < start + 3:
+                return False
+            classes.setdefault(split, set()).add(parts[start + 1])
+    return {"train", "test"} <= classes.keys() and all(names <= classes["train"] for names in classes.values())
 
 
 def _junk(parts: Parts) -> bool:

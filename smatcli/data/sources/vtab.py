@@ -33,6 +33,7 @@ class VtabSource:
     """
 
     kind = "vtab"
+    strict = True  # a benchmark without some of its images is another one
 
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser()
