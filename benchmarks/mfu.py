@@ -63,11 +63,12 @@ def main() -> None:
     method = build(args, args.precision)
     device = method.theta_pre.device
     tasks = [episode(args, k) for k in range(args.tasks)]
+    method.execution = Execution(method.backbone, lean=not args.compile)  # what is made again is no progress
     with FlopCounterMode(display=False) as counter:
         step(method, tasks, plain=False)
     flops = counter.get_total_flops()
     moved = 3 * method.log_alpha.numel() * method.log_alpha.element_size()
-    method.execution = Execution(method.backbone, compile=args.compile, recompute="auto")
+    method.execution = Execution(method.backbone, compile=args.compile, recompute="auto", lean=True)
     wall, cpu = seconds(lambda: step(method, tasks, plain=False), device, args.repeat)
     rate, cpu_rate = product_rate(device, torch.bfloat16 if args.precision == "bf16" else torch.float32, args.repeat)
     copy_to = torch.empty_like(method.log_alpha)

@@ -99,7 +99,8 @@ def child(args: argparse.Namespace) -> None:
     if kind == "fast":
         reuse_memory()  # as `smat train` does
     method = build(args, precision)
-    method.execution = Execution(method.backbone, **{"recompute": "auto", **options})  # as train.checkpoint_activations
+    if kind == "fast":  # as the defaults of `smat train`
+        method.execution = Execution(method.backbone, **{"recompute": "auto", "lean": True, **options})
     tasks = [episode(args, k) for k in range(args.tasks)]
     device = method.theta_pre.device
     before, best = peak(device), (float("inf"), float("inf"))

@@ -25,9 +25,8 @@ def lean(module: nn.Module, several: bool = False) -> nn.Module | None:
         return None
     if any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in module.modules()):
         return None  # somebody watches, whom a copy would not tell
-    made = copy.deepcopy(module).eval()
-    for parameter in made.parameters():
-        parameter.data = parameter.data.new_empty(0)
+    empty = {id(p): nn.Parameter(p.detach().new_empty(0), p.requires_grad) for p in module.parameters()}  # not even for a moment a copy
+    made = copy.deepcopy(module, empty).eval()
     made.blocks[-1].forward = partial(_class_token, made.blocks[-1])
     if several and _plain(made.patch_embed):
         made.patch_embed.forward = partial(_patches, made.patch_embed)

@@ -14,6 +14,7 @@ from smatcli.engine.run import RunDir
 from smatcli.errors import UserError
 from smatcli.methods import build_method
 from smatcli.methods.base import FlatMethod
+from smatcli.methods.execution import Execution
 
 
 def prepare_method(recipe: TrainRecipe, weights: str) -> FlatMethod:
@@ -25,6 +26,7 @@ def prepare_method(recipe: TrainRecipe, weights: str) -> FlatMethod:
     method = build_method(recipe.method, precision.apply(backbone)).to(device)
     method.backbone.to(device)
     method.precision = precision
+    method.execution = Execution(method.backbone, lean=True)
     return method
 
 

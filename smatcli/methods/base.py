@@ -55,15 +55,19 @@ class FlatMethod(nn.Module, ABC):
         super().__init__()
         self.space = ParameterSpace.of(backbone)
         self.register_buffer("theta_pre", self.space.flatten(backbone).detach().clone())
-        # Only the architecture is needed from here on: outside the module tree, so that its weights are not saved a second time.
+        # Only the architecture is needed from here on: outside the module tree, so that its weights are not saved a second time, and
+        # views of theta_pre, so that they are not held a second time.
         self._backbone = [backbone.eval().requires_grad_(False)]
+        with torch.no_grad():
+            for name, value in self.space.unflatten(self.theta_pre).items():
+                backbone.get_parameter(name).data = value
         self.scale = scale
         self.precision: Autocast = FullPrecision()
         self.execution = Execution(backbone)
 
     @property
     def backbone(self) -> nn.Module:
-        """The module whose architecture is called; its own weights are never used after construction."""
+        """The module whose architecture is called; its weights (views of theta_pre) are not used after construction, nor to be written."""
         return self._backbone[0]
 
     def embed(self, images: Tensor, theta: Tensor) -> Tensor:

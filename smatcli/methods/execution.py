@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from smatcli.backbones.lean import lean as make_lean
 from smatcli.errors import UserError
 from smatcli.experts.space import ParameterSpace
 from smatcli.methods.lateviews import LateViews
@@ -59,8 +60,9 @@ class Execution:
     `compile`: every transformer block is the same compiled function, for numbers of images rounded up to a `bucket` (padded by zeros;
     images do not see each other), by `backend` (default: inductor). `recompute`: a block's activations are made again in backward: all of
     them (True), or those that cost little (`cheap`; `auto`: where the blocks are known, and not compiled). `chunk`: at most so many images
-    at a time, all their activations made again in backward, so that memory does not grow with the episode. UserError for a backbone
-    without uniform blocks.
+    at a time, all their activations made again in backward, so that memory does not grow with the episode. `lean`: only what the feature
+    depends on is computed, where that is known (`backbones.lean`), equal up to rounding; not compiled or all made again. UserError for a
+    backbone without uniform blocks.
     """
 
     def __init__(
@@ -70,11 +72,14 @@ class Execution:
         compile: bool = False,
         recompute: Recompute = False,
         chunk: int | None = None,
+        lean: bool = False,
         backend: Callable[[Any, Any], Any] | None = None,
     ) -> None:
+        short = make_lean(module) if lean and not compile and recompute is not True else None
+        module = module if short is None else short
         self.module, self.recompute, self.chunk = module, recompute is True, chunk
         self._tower = {f"blocks.{i}": block for i, block in enumerate(_tower(module))}
-        self._cheap = _cheap_blocks(module, recompute, compile)
+        self._cheap = _cheap_blocks(_tower(module)[: None if short is None else -1], type(module).__name__, recompute, compile)
         self._backend = backend or _inductor
         self.compiled = Compiled([]) if compile else None
         self._blocks = _blocks(module, "train.compile" if compile else "train.checkpoint_activations") if compile or self.recompute else []
@@ -149,17 +154,16 @@ class Execution:
         return torch.compile(block, backend=backend, dynamic=False)
 
 
-def _cheap_blocks(module: nn.Module, recompute: Recompute, compile: bool) -> list[nn.Module]:
+def _cheap_blocks(blocks: list[nn.Module], kind: str, recompute: Recompute, compile: bool) -> list[nn.Module]:
     """The blocks to recompute cheaply; UserError where that was asked for and cannot be done."""
     if isinstance(recompute, bool) or (recompute == "auto" and compile):
         return []
     if compile:
         raise UserError("train.checkpoint_activations=cheap: with train.compile the compiler decides that itself; use auto, true or false")
-    blocks = _tower(module)
     if blocks and all(can_recompute_cheaply(block) for block in blocks):
         return blocks
     if recompute == "cheap":
-        raise UserError(f"train.checkpoint_activations=cheap: the blocks of {type(module).__name__} are not those of a plain ViT; use true")
+        raise UserError(f"train.checkpoint_activations=cheap: the blocks of {kind} are not those of a plain ViT; use true")
     return []
 
 

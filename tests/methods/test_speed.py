@@ -113,6 +113,7 @@ WAYS_TO_RUN: dict[str, dict[str, Any]] = {
     "cheaply": {"recompute": "cheap"},
     "chunks": {"chunk": 4},
     "cheap-chunks": {"recompute": "auto", "chunk": 4},
+    "lean": {"recompute": "auto", "lean": True},
 }
 
 
