@@ -15,9 +15,7 @@ def speed_up(method: FlatMethod, config: TrainConfig, reporter: Reporter) -> Non
     if compile and (missing := compiler_missing(method.theta_pre.device)):
         reporter.line(f"train.compile: {missing}; running uncompiled")
         compile = False
-    method.execution = Execution(
-        method.backbone, compile=compile, recompute=config.checkpoint_activations, chunk=config.chunk, lean=True
-    )
+    method.execution = Execution(method.backbone, compile=compile, recompute=config.checkpoint_activations, chunk=config.chunk, lean=True)
     if config.cache_frozen:
         if not isinstance(method, RoutedMethod):
             raise UserError("train.cache_frozen: this method uses no features of the pre-trained model; remove it")

@@ -12,7 +12,7 @@ from smatcli.config.schema import TrainRecipe
 from smatcli.data.episodes import EpisodeSampler
 from smatcli.data.loader import EpisodeLoader
 from smatcli.data.store import Store, open_stores
-from smatcli.device import choose_device, threads
+from smatcli.device import choose_device, give_back_memory, threads
 from smatcli.engine.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from smatcli.engine.determinism import deterministic
 from smatcli.engine.distributed import ALONE, World, create, reserve, world
@@ -219,6 +219,8 @@ class Trainer:
             self._save(run, "last")
 
     def _validate(self, run: RunDir) -> None:
+        self.optimizers.zero_grad()
+        give_back_memory()  # what training holds between two updates would come on top of the masks of inference
         self.method.eval()
         found: Validation = self.validator.run(self.method)
         statistics = self.method.statistics() | speed_statistics(self.method)

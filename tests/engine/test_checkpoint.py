@@ -91,7 +91,7 @@ def test_a_stale_older_one_and_a_draft_are_cleaned_up(last):
     assert [p.name for p in last.parent.iterdir()] == ["last"]
 
 
-@pytest.mark.parametrize("where", ["save_file", "safe_open", "seal", "sync_folder"])
+@pytest.mark.parametrize("where", ["save_file", "safetensors_header", "seal", "sync_folder"])
 def test_a_full_disk_keeps_the_one_before(last, monkeypatch, where):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
