@@ -20,17 +20,17 @@ import numpy as np
 import torch
 
 import smatcli.adaptation.proto as proto
-import smatcli.data.loader as loader
-import smatcli.engine.features as features
+import smatcli.data.episodes.loader as loader
+import smatcli.engine.evaluate.features as features
 from smatcli.config import load_recipe
-from smatcli.data.store import write_store
+from smatcli.data.stores.store import write_store
 from smatcli.device import reuse_memory
-from smatcli.engine.evalfolder import EvalFolder
-from smatcli.engine.evaluate import evaluate
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.results import read_records
-from smatcli.engine.train import train
+from smatcli.engine.evaluate.evaluation import evaluate
+from smatcli.engine.evaluate.folder import EvalFolder
+from smatcli.engine.train.trainer import train
 from smatcli.methods.base import FlatMethod
+from smatcli.runs.reporter import SilentReporter
+from smatcli.runs.results import read_records
 
 RECIPE = """
 kind: train

@@ -28,10 +28,10 @@ import torch
 from PIL import Image
 
 from smatcli.config.schema import EpisodeConfig
-from smatcli.data.episodes import EpisodeSampler
-from smatcli.data.loader import EpisodeLoader
-from smatcli.data.store import Store, write_store
-from smatcli.engine.prepare import prepare_folder
+from smatcli.data.episodes.loader import EpisodeLoader
+from smatcli.data.episodes.sampler import EpisodeSampler
+from smatcli.data.stores.store import Store, write_store
+from smatcli.engine.prepare.preparation import prepare_folder
 
 CLASSES, EACH = 20, 30
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)

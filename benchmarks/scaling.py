@@ -43,7 +43,7 @@ train: {{steps: 7, meta_batch: {tasks}, valid_every: 100, valid_episodes: 1, che
 
 def measured(root: Path, processes: int, experts: int, tasks: int) -> dict[str, tuple[float, float]]:
     """Phase -> (seconds by the clock, of the CPU) an update of the first process."""
-    from smatcli.data.store import write_store
+    from smatcli.data.stores.store import write_store
 
     root.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)

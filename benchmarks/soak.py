@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 
 from smatcli.config import load_recipe
-from smatcli.data.store import write_store
-from smatcli.engine.evaluate import evaluate
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.signals import Interrupted
-from smatcli.engine.train import train
+from smatcli.data.stores.store import write_store
+from smatcli.engine.evaluate.evaluation import evaluate
+from smatcli.engine.train.trainer import train
+from smatcli.runs.reporter import SilentReporter
+from smatcli.runs.signals import Interrupted
 
 RECIPE = """
 kind: train

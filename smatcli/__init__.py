@@ -7,7 +7,9 @@ if TYPE_CHECKING:
     from smatcli.deploy.classifier import FewShotClassifier
     from smatcli.deploy.model import FewShotModel
 
-__version__ = "0.1.0"
+from smatcli.version import __version__
+
+__all__ = ["__version__", "load", "load_classifier"]
 
 
 def load(run: str | Path, which: str = "best", device: str | None = None) -> "FewShotModel":
@@ -19,6 +21,6 @@ def load(run: str | Path, which: str = "best", device: str | None = None) -> "Fe
 
 def load_classifier(file: str | Path, device: str | None = None) -> "FewShotClassifier":
     """A classifier that `.save(file)` wrote, ready for `.predict(images)`."""
-    from smatcli.deploy.classifier_file import read_classifier
+    from smatcli.deploy.classifier import read_classifier
 
     return read_classifier(file, device)

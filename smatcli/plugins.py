@@ -7,7 +7,7 @@ broken one never stands in the way of anything else.
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -138,14 +138,18 @@ def names(group: str) -> list[str]:
     return sorted(_entries()[group])
 
 
-def find(group: str, name: str) -> Any:
-    """The plugin called `name`, None where none is installed. UserError in one line for a broken one."""
+def find(group: str, name: str, taken: Collection[str] = ()) -> Any:
+    """Load the plugin called `name`, or return None if none is installed.
+
+    `taken` holds the built-in names of the group. Raises UserError for a broken plugin and for one with a taken name.
+    """
     if name not in _entries()[group]:
         return None
-    found = _load(group, name)
-    if isinstance(found, str):
-        raise UserError(f"{found}; repair or uninstall it")
-    return found
+    plugin = _load(group, name)
+    problem = plugin if isinstance(plugin, str) else _clash(group, name, taken)
+    if problem:
+        raise UserError(f"{problem}; repair or uninstall it")
+    return plugin
 
 
 def loaded(group: str) -> dict[str, Any]:
@@ -157,13 +161,17 @@ def loaded(group: str) -> dict[str, Any]:
     return {name: plugin for name, plugin in found.items() if not isinstance(plugin, str)}
 
 
-def listing() -> dict[str, str]:
-    """Of every installed plugin ("methods.NAME") its package and version, or what is wrong with it."""
+def listing(taken: Mapping[str, Collection[str]] | None = None) -> dict[str, str]:
+    """Map every installed plugin ("methods.NAME") to its package and version, or to what is wrong with it.
+
+    `taken` holds the built-in names by group.
+    """
     rows = {}
     for group in KINDS:
         for name in names(group):
-            found = _load(group, name)
-            rows[f"{group}.{name}"] = found if isinstance(found, str) else _origin(_entries()[group][name][0])
+            plugin = _load(group, name)
+            problem = plugin if isinstance(plugin, str) else _clash(group, name, (taken or {}).get(group, ()))
+            rows[f"{group}.{name}"] = problem or _origin(_entries()[group][name][0])
     return rows
 
 
@@ -208,8 +216,6 @@ def _problem(group: str, name: str, found: Any) -> str:
     pattern = {"backbones": _BACKBONE, "sources": _KIND, "tables": _KIND}.get(group, _NAME)
     if not pattern.fullmatch(name):
         return f"has a name that cannot be one ({pattern.pattern})"
-    if name in _built_in(group):
-        return "has the name of a built-in one"
     settings = getattr(found, "settings", None)
     if settings is None:
         return "has no settings (a model with its name)" if group == "methods" else ""
@@ -235,21 +241,8 @@ def _settings_problem(group: str, name: str, settings: Any) -> str:
     return ""
 
 
-def _built_in(group: str) -> set[str]:
-    """Names that are taken, as far as they are known without torch."""
-    if group == "methods":
-        from smatcli.config.methods import MethodConfig
-
-        return {get_args(model.model_fields["name"].annotation)[0] for model in get_args(get_args(MethodConfig)[0])}
-    if group == "adaptations":
-        from smatcli.config.schema import AdaptConfig
-
-        return {"proto", *AdaptConfig.model_fields}
-    if group == "sources":
-        from smatcli.data.sources import SOURCES
-
-        return set(SOURCES)
-    return set()
+def _clash(group: str, name: str, taken: Collection[str]) -> str:
+    return f"{_called(group, name)} has the name of a built-in one" if name in taken else ""
 
 
 def _called(group: str, name: str) -> str:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from smatcli.config.schema import BackboneConfig
 from smatcli.errors import UserError
-from smatcli.files import atomic_path, atomic_write_text, pointer_kind
-from smatcli.safe import read_json, refuse_special
-from smatcli.safe_tensors import Refused, check_archive, check_tensors, safetensors_header
+from smatcli.safe.files import atomic_path, atomic_write_text, pointer_kind
+from smatcli.safe.tensors import Refused, check_archive, check_tensors, safetensors_header
+from smatcli.safe.text import read_json, refuse_special
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 WRAPPERS = ("state_dict", "model", "model_state_dict", "teacher", "module", "backbone")

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from smatcli import __version__
 from smatcli.cli.frame import DEBUG_VARIABLE, Root, catch_sigterm, quiet_stdout
+from smatcli.version import __version__
 
 EPILOG = """
 Start with [bold]smat recipes ls[/], look at one with [bold]smat recipes cat quickstart/smat[/], and run it:

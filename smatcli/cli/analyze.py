@@ -46,8 +46,8 @@ def analyze(
         raise UserError("give at least one run directory, e.g. `smat analyze runs/smat`")
     kinds, names = _list("--only", only), _list("--datasets", datasets)
 
-    from smatcli.engine.analyze import analyze as run_analysis
-    from smatcli.engine.reporter import auto_reporter
+    from smatcli.engine.analyze.analysis import analyze as run_analysis
+    from smatcli.runs.reporter import auto_reporter
 
     reporter = auto_reporter()
     for folder in dict.fromkeys(folders):

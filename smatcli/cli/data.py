@@ -9,7 +9,7 @@ from smatcli.cli import prepare
 from smatcli.cli.doctor import doctor
 from smatcli.cli.episodes import episodes
 from smatcli.cli.output import print_table, size_text
-from smatcli.safe import shown
+from smatcli.safe.text import shown
 
 ROOT_HELP = "Folder of the stores, searched with its subfolders, by default $SMAT_DATA, else data."
 
@@ -23,8 +23,8 @@ RootOption = Annotated[Path | None, typer.Option("--root", help=ROOT_HELP, show_
 @app.command("ls")
 def list_stores(root: Annotated[Path | None, typer.Argument(help=ROOT_HELP, show_default=False)] = None) -> None:
     """List the stores below a folder."""
-    from smatcli.data.listing import all_stores, default_root
-    from smatcli.data.store import Store
+    from smatcli.data.stores.opening import all_stores, default_root
+    from smatcli.data.stores.store import Store
     from smatcli.errors import UserError
 
     folder = root or default_root()
@@ -53,8 +53,8 @@ def list_stores(root: Annotated[Path | None, typer.Argument(help=ROOT_HELP, show
 @app.command("info", no_args_is_help=True)
 def info(name: Name, root: RootOption = None) -> None:
     """Describe one store: origin, licence, hash, and its classes by split."""
-    from smatcli.data.listing import find_store
-    from smatcli.data.store import SPLITS, Store
+    from smatcli.data.stores.opening import find_store
+    from smatcli.data.stores.store import SPLITS, Store
 
     store = Store.open(find_store(name, root))
     facts = {
@@ -96,12 +96,12 @@ def verify(
     with what that dataset should hold. A mismatch is named; it does not change the exit code.
     """
     from smatcli.cli.doctor import print_comparisons
-    from smatcli.data.expected import compare, identify
-    from smatcli.data.listing import all_stores, default_root, find_store
-    from smatcli.data.store import Store
-    from smatcli.data.verify import verify_store
-    from smatcli.engine.reporter import auto_reporter
+    from smatcli.data.catalogue.expected import compare, identify
+    from smatcli.data.stores.opening import all_stores, default_root, find_store
+    from smatcli.data.stores.store import Store
+    from smatcli.data.stores.verify import verify_store
     from smatcli.errors import SmatError, UserError
+    from smatcli.runs.reporter import auto_reporter
 
     paths = [find_store(name, root) for name in names] if names else all_stores(root or default_root())
     if not paths:
@@ -136,9 +136,9 @@ def show(
     root: RootOption = None,
 ) -> None:
     """Draw a contact sheet: one row of images a class, with its name and split."""
-    from smatcli.data.contact_sheet import write_contact_sheet
-    from smatcli.data.listing import find_store
-    from smatcli.data.store import Store
+    from smatcli.data.pictures import write_contact_sheet
+    from smatcli.data.stores.opening import find_store
+    from smatcli.data.stores.store import Store
 
     store = Store.open(find_store(name, root))
     typer.echo(write_contact_sheet(store, out or Path(f"{store.name}.png"), rows, columns, split, replace))
@@ -158,7 +158,7 @@ def synthetic(
 ) -> None:
     """Draw the synthetic datasets: training domains and unseen ones, from a seed, without any download."""
     from smatcli.data.synthetic import make_synthetic
-    from smatcli.engine.reporter import auto_reporter
+    from smatcli.runs.reporter import auto_reporter
 
     names = [name.strip() for name in domains.split(",") if name.strip()] if domains is not None else None
     for path in make_synthetic(out, seed, size, classes, per_class, names, auto_reporter()):

@@ -3,9 +3,11 @@
 import sys
 from pathlib import Path
 
-from smatcli.data.expected import counts_text
-from smatcli.data.known import PMF_URL, RECORDS_URL, SPLITS_URL, Known, collections
-from smatcli.data.known_tuning import FGVC_LISTS, VTAB_LISTS
+from smatcli.data.catalogue.expected import counts_text
+from smatcli.data.catalogue.known import Known
+from smatcli.data.catalogue.paper import PMF_URL, RECORDS_URL, SPLITS_URL
+from smatcli.data.catalogue.suites import collections
+from smatcli.data.catalogue.tuning import FGVC_LISTS, VTAB_LISTS
 
 BEGIN = "<!-- known datasets: made by `python -m smatcli.cli.datasets_page data/README.md`, do not edit by hand -->"
 END = "<!-- end of known datasets -->"
@@ -46,7 +48,7 @@ def render() -> str:
 
 def update(page: Path) -> None:
     """Replace what stands between the marks of `page`."""
-    from smatcli.files import atomic_write_text
+    from smatcli.safe.files import atomic_write_text
 
     head, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     tail = rest.partition(END)[2]

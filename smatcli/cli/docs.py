@@ -28,7 +28,7 @@ def pages() -> dict[str, str]:
 
 def write(folder: Path) -> list[Path]:
     """Write the pages below `folder` and remove pages of verbs that are gone."""
-    from smatcli.files import atomic_write_text
+    from smatcli.safe.files import atomic_write_text
 
     wanted = pages()
     folder.mkdir(parents=True, exist_ok=True)

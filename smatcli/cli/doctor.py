@@ -9,8 +9,8 @@ import typer
 from smatcli.cli.output import print_table, size_text
 
 if TYPE_CHECKING:
-    from smatcli.data.doctor import Finding
-    from smatcli.data.expected import Comparison
+    from smatcli.data.catalogue.doctor import Finding
+    from smatcli.data.catalogue.expected import Comparison
 
 ROOT_HELP = "Folder of the stores, searched with its subfolders, by default $SMAT_DATA, else data."
 NAMES_HELP = "Only these datasets, such as omniglot (default: all of the collection)."
@@ -26,8 +26,8 @@ def doctor(
 
     Stores are known by their names. Only their descriptions are read, which takes a moment; `smat data verify` reads the images too.
     """
-    from smatcli.data.doctor import diagnose
-    from smatcli.data.listing import default_root
+    from smatcli.data.catalogue.doctor import diagnose
+    from smatcli.data.stores.opening import default_root
 
     folder = root or default_root()
     findings = diagnose(folder, _chosen(names, collection))
@@ -62,7 +62,7 @@ def print_comparisons(comparisons: "Iterable[tuple[Path, Comparison]]") -> None:
 
 
 def _chosen(names: list[str] | None, collection: str) -> tuple[Any, ...]:
-    from smatcli.data.known import by_name, collections
+    from smatcli.data.catalogue.suites import by_name, collections
     from smatcli.errors import UserError, nearest
 
     groups = collections()
@@ -78,7 +78,7 @@ def _chosen(names: list[str] | None, collection: str) -> tuple[Any, ...]:
 
 
 def _row(finding: "Finding") -> list[Any]:
-    from smatcli.data.expected import counts_text
+    from smatcli.data.catalogue.expected import counts_text
 
     store = finding.store
     if store is None:
@@ -89,7 +89,7 @@ def _row(finding: "Finding") -> list[Any]:
 
 
 def _print_how(findings: "list[Finding]", root: str) -> None:
-    from smatcli.data.known import PMF_URL, RECORDS_URL, SPLITS_URL
+    from smatcli.data.catalogue.paper import PMF_URL, RECORDS_URL, SPLITS_URL
 
     typer.echo("\nHow to get what is missing or wrong:")
     for finding in findings:

@@ -55,9 +55,11 @@ def _version(name: str) -> str:
 
 
 def _plugins() -> dict[str, str]:
+    from smatcli.config.extended import ADAPT_NAMES, METHOD_NAMES
+    from smatcli.data.sources import SOURCES
     from smatcli.plugins import listing
 
-    return listing()
+    return listing({"methods": METHOD_NAMES, "adaptations": ADAPT_NAMES, "sources": SOURCES})
 
 
 def _devices() -> dict[str, str]:

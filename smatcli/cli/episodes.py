@@ -39,8 +39,8 @@ def episodes(
     The same protocol, split and seed give the same episodes everywhere. The hash names the questions: it stands in every result, and a
     list in a file (`smat eval RUN --episode FILE.npz`) asks the same again. A dataset_spec.json has no images; its episodes are described.
     """
-    from smatcli.data.episode_list import write_list
-    from smatcli.engine.draw import draw, read
+    from smatcli.data.episodes.lists import write_list
+    from smatcli.engine.evaluate.draw import draw, read
     from smatcli.errors import UserError
 
     datasets = [name for name in names if "=" not in name or Path(name).exists()]

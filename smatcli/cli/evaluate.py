@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from smatcli.engine.results import SummaryRow
+    from smatcli.runs.results import SummaryRow
 
 EPILOG = """
 Example: [bold]smat eval runs/smat runs/smat2 --adapt proto --adapt flip --episodes 600[/]. Any eval.* or adapt.* value of the recipe can
@@ -68,9 +68,9 @@ def evaluate(
         raise UserError("--datasets is empty; give names such as --datasets birds,cars")
 
     from smatcli.device import reuse_memory
-    from smatcli.engine.evalplan import choose_datasets, plan
-    from smatcli.engine.evaluate import evaluate as run_evaluation
-    from smatcli.engine.reporter import auto_reporter
+    from smatcli.engine.evaluate.evaluation import evaluate as run_evaluation
+    from smatcli.engine.evaluate.questions import choose_datasets, plan
+    from smatcli.runs.reporter import auto_reporter
 
     for folder in folders:
         choose_datasets(plan(folder, adapt, episodes, overrides), names)
@@ -93,7 +93,7 @@ def _range(text: str | None) -> str | None:
 def show(folders: Sequence[Path]) -> None:
     """Print the summaries of evaluation folders side by side, and where they are."""
     from smatcli.cli.output import console
-    from smatcli.engine.results import read_summary
+    from smatcli.runs.results import read_summary
 
     columns = [read_summary(folder / "summary.csv") for folder in folders]
     typer.echo(heading(columns))
@@ -113,7 +113,7 @@ def table(columns: "Sequence[Sequence[SummaryRow]]") -> "Table":
     """Datasets by evaluations: the in-domain block with its average, then the out-of-domain one; percent, mean ± 95 % half-width."""
     from rich.table import Table
 
-    from smatcli.engine.results import average
+    from smatcli.runs.results import average
 
     made = Table()
     made.add_column("dataset")

@@ -41,7 +41,7 @@ def export(
     from smatcli.deploy.export import export as write
     from smatcli.deploy.export import export_experts
     from smatcli.deploy.folder import Fitting
-    from smatcli.engine.reporter import auto_reporter
+    from smatcli.runs.reporter import auto_reporter
 
     reporter = auto_reporter()
     if experts:

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from smatcli.errors import SmatError, UserError
-from smatcli.safe import shown
+from smatcli.safe.text import shown
 
 DEBUG_VARIABLE = "SMAT_DEBUG"
 # typer brings its own copy of click in newer versions; usage errors are found through its public names.

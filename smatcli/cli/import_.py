@@ -27,8 +27,8 @@ def import_(
     Masks, scores and embeddings are those of the release, position embeddings at other image sizes included. A key that is missing,
     unexpected or mis-shaped is named, and nothing is written.
     """
-    from smatcli.engine.reporter import auto_reporter
     from smatcli.importing import import_checkpoint
+    from smatcli.runs.reporter import auto_reporter
 
     run = import_checkpoint(source, out, overrides or [], route, auto_reporter())
     typer.echo(f"{run.path}: meta-test it with `smat eval {run.path} --adapt proto`")

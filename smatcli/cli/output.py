@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from smatcli.safe import shown
+from smatcli.safe.text import shown
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -40,7 +40,7 @@ def predict(
     """
     limit = _number(reject)
     from smatcli.deploy.folder import Fitting, Outputs, predict_folder
-    from smatcli.engine.reporter import auto_reporter
+    from smatcli.runs.reporter import auto_reporter
 
     reporter = auto_reporter()
     fitting = Fitting(support, adapt, tuple(overrides or ()), fit, skip_unreadable)

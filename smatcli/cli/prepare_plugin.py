@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 import typer
 
 from smatcli import plugins
-from smatcli.cli.prepare import jobs_of, kind
+from smatcli.cli.prepare_kind import jobs_of, kind
+from smatcli.data.sources import SOURCES
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from smatcli.engine.prepare import Job
+    from smatcli.engine.prepare.preparation import Job
 
 Paths = Annotated[list[Path], typer.Argument(metavar="PATH", help="Where the source data are; one store each.")]
 FITTING = (str, int, float, bool)
@@ -21,7 +22,7 @@ FITTING = (str, int, float, bool)
 
 def command(name: str) -> Any:
     """The command of the installed source `name`, None where there is none; UserError for a broken plugin."""
-    plugin: plugins.SourcePlugin | None = plugins.find("sources", name)
+    plugin: plugins.SourcePlugin | None = plugins.find("sources", name, taken=SOURCES)
     if plugin is None:
         return None
     options = _options(plugin.settings) if plugin.settings else []
@@ -33,7 +34,7 @@ def command(name: str) -> Any:
     jobs.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     jobs.__doc__ = plugin.help or f"Make stores by the plugin {name}."
     own = typer.Typer(add_completion=False)
-    kind(name, plugin.size, plugin.fit, own)(jobs)
+    kind(name, plugin.size, plugin.fit, into=own)(jobs)
     return typer.main.get_command(own)
 
 

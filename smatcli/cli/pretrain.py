@@ -25,7 +25,7 @@ def pretrain(
     loaded = load_recipe(
         recipe, [*(overrides or []), *(["deterministic=true"] if deterministic else [])], kind="pretrain"
     )  # before torch is imported: a bad recipe is reported at once
-    from smatcli.engine.pretrain import pretrain as run
-    from smatcli.engine.reporter import auto_reporter
+    from smatcli.engine.pretrain.pretraining import pretrain as run
+    from smatcli.runs.reporter import auto_reporter
 
     run(loaded, auto_reporter(), resume)

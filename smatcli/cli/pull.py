@@ -15,6 +15,6 @@ def pull(
 ) -> None:
     """Download a run that `smat push` uploaded, for predict, eval and export; it is checked, and no code in it is run."""
     from smatcli.deploy import hub
-    from smatcli.engine.reporter import auto_reporter
+    from smatcli.runs.reporter import auto_reporter
 
     typer.echo(hub.pull(hub_id, out, revision, auto_reporter()).path)

@@ -24,7 +24,7 @@ def push(
     if stage is not None and public:
         raise UserError("--public: is not read with --stage; leave it out")
     from smatcli.deploy import hub
-    from smatcli.engine.reporter import auto_reporter
+    from smatcli.runs.reporter import auto_reporter
 
     if stage is not None:
         typer.echo(hub.stage(run, stage, which, licence))

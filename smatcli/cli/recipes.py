@@ -57,7 +57,7 @@ def copy(
     """Copy a recipe, to change it; an existing file is never overwritten."""
     from smatcli.config import find_recipe
     from smatcli.errors import UserError
-    from smatcli.files import atomic_write_text
+    from smatcli.safe.files import atomic_write_text
 
     source = find_recipe(recipe)
     file = target / source.name if target.is_dir() else target

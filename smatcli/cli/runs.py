@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from smatcli.engine.runs import Facts
+    from smatcli.runs.overview import Facts
 
 app = typer.Typer(no_args_is_help=True, help="List, show, compare and follow runs.")
 STATES = ("created", "running", "continued", "finished", "interrupted", "failed", "dead")
@@ -25,8 +25,8 @@ def ls(
 
     `dead`: run.json says running, but the process is gone; `smat train RUN/recipe.yaml --resume` continues it.
     """
-    from smatcli.engine.runs import ago, facts, find_runs
     from smatcli.errors import UserError, nearest
+    from smatcli.runs.overview import ago, facts, find_runs
 
     if state is not None and state not in STATES:
         raise UserError(f"--state {state}: there is {', '.join(STATES)}{nearest(state, list(STATES))}")
@@ -55,7 +55,7 @@ def ls(
 def show(run: Run) -> None:
     """One run in full: facts, versions, last readings, checkpoints, evaluations."""
     from smatcli.cli.output import print_table
-    from smatcli.engine.runs import evaluations, facts, records
+    from smatcli.runs.overview import evaluations, facts, records
 
     one = facts(run)
     versions = one.info.get("versions")
@@ -98,8 +98,8 @@ def compare(
     """The recipe keys in which runs differ, and what they came to, side by side."""
     from smatcli.cli.output import print_table
     from smatcli.config.yaml_text import flow
-    from smatcli.engine.runs import differing_keys, evaluations, facts, find_runs
     from smatcli.errors import UserError
+    from smatcli.runs.overview import differing_keys, evaluations, facts, find_runs
 
     found = [facts(path) for path in find_runs(runs)]
     if len(found) < 2:
@@ -124,9 +124,9 @@ def tail(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as new ones are written, until the run ends.")] = False,
 ) -> None:
     """The last records of a run's metrics.jsonl."""
-    from smatcli.engine.runs import facts
-    from smatcli.engine.runs import follow as followed
-    from smatcli.engine.runs import tail as last
+    from smatcli.runs.overview import facts
+    from smatcli.runs.overview import follow as followed
+    from smatcli.runs.overview import tail as last
 
     facts(run)
     for record in last(run, count):
@@ -181,6 +181,6 @@ def _or(value: Any) -> str:
 
 
 def _clock(seconds: Any) -> str:
-    from smatcli.engine.reporter import clock
+    from smatcli.runs.reporter import clock
 
     return clock(seconds) if isinstance(seconds, int | float) else "-"

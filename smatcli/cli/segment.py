@@ -20,8 +20,8 @@ def segment(
     from smatcli.config import load_recipe
 
     loaded = load_recipe(recipe, overrides or [], kind="segment")  # before torch is imported: a bad recipe is reported at once
-    from smatcli.engine.reporter import auto_reporter
-    from smatcli.engine.segment import segment as run
+    from smatcli.engine.segment.segmenting import segment as run
+    from smatcli.runs.reporter import auto_reporter
 
     made = run(loaded, auto_reporter(), resume)
     typer.echo(f"{made.path}/segment/summary.csv")

@@ -8,8 +8,8 @@ import typer
 from smatcli.cli import slurm_options as on_slurm
 
 if TYPE_CHECKING:
-    from smatcli.engine.grid import Axis
-    from smatcli.engine.sweepstate import PointStatus
+    from smatcli.launch.grid import Axis
+    from smatcli.launch.state import PointStatus
 
 EPILOG = """
 Examples: [bold]smat sweep tau recipes/realmini/smat.yaml --values 0.5,0.7,0.9,0.95[/]\n
@@ -68,7 +68,7 @@ def sweep(
     if folder is not None and out is not None:
         raise UserError(f"--out: {folder} is the sweep's folder already")
     if folder is not None:
-        from smatcli.engine.sweep import known_sweep
+        from smatcli.launch.sweep import known_sweep
 
         recipe, axes, overrides = known_sweep(folder)
         out = folder
@@ -81,8 +81,8 @@ def sweep(
     if "" in names:
         raise UserError(f"--devices {devices!r}: a name is missing; write cuda:0,cuda:1")
 
-    from smatcli.engine.reporter import auto_reporter
-    from smatcli.engine.sweep import sweep as run_sweep
+    from smatcli.launch.sweep import sweep as run_sweep
+    from smatcli.runs.reporter import auto_reporter
 
     result = run_sweep(recipe, axes, auto_reporter(), overrides, out, names, jobs, launcher, retry, options)
     if launcher == "slurm":
@@ -111,7 +111,7 @@ def known_folder(words: list[str], values: str | None, grid: list[str] | None) -
 
 def planned_folder(recipe: str, axes: "list[Axis]", overrides: list[str], out: Path | None) -> Path:
     """The folder that a sweep of these words has."""
-    from smatcli.engine.grid import plan_points
+    from smatcli.launch.grid import plan_points
 
     return plan_points(recipe, axes, overrides, out)[0].run.parent
 
@@ -119,7 +119,7 @@ def planned_folder(recipe: str, axes: "list[Axis]", overrides: list[str], out: P
 def show_status(folder: Path) -> None:
     """Print one line a point, the last lines of the log of those that failed, and a count."""
     from smatcli.cli.output import print_table
-    from smatcli.engine.sweep import status as read_status
+    from smatcli.launch.sweep import status as read_status
 
     found = read_status(folder)
     rows = [(one.name, one.state, one.job or "-", _steps(one), one.attempt or "-") for one in found]
@@ -131,7 +131,7 @@ def show_status(folder: Path) -> None:
                 typer.echo(f"  {line}")
     counts = {state: sum(one.state == state for one in found) for state in dict.fromkeys(one.state for one in found)}
     if counts.get("done"):
-        from smatcli.engine.sweep import gather
+        from smatcli.launch.sweep import gather
 
         if table := gather(folder):
             typer.echo(f"{table}")
@@ -146,8 +146,8 @@ def _steps(one: "PointStatus") -> str:
 def parse(words: list[str], values: str | None, grid: list[str]) -> "tuple[str, list[Axis], list[str]]":
     """Recipe, axes and overrides of both forms: `tau RECIPE --values ...` and `RECIPE --grid ...`."""
     from smatcli.config import find_recipe
-    from smatcli.engine.grid import AXES, named_axis, parse_axis, parse_grid
     from smatcli.errors import UserError
+    from smatcli.launch.grid import AXES, named_axis, parse_axis, parse_grid
 
     plain = [word for word in words if "=" not in word or Path(word).is_file()]
     overrides = [word for word in words if word not in plain]

@@ -75,8 +75,8 @@ def train(
         _send(loaded, resume, cluster, profile)
         return
     from smatcli.device import reuse_memory
-    from smatcli.engine.reporter import auto_reporter
-    from smatcli.engine.train import train as run_training
+    from smatcli.engine.train.trainer import train as run_training
+    from smatcli.runs.reporter import auto_reporter
 
     reuse_memory()
 
@@ -87,8 +87,8 @@ def train(
 
 def _send(loaded: "list[Loaded]", resume: bool, options: dict[str, str], profile: bool) -> None:
     """Hand the trainings to Slurm."""
-    from smatcli.engine.launch import send
     from smatcli.errors import UserError
+    from smatcli.launch.trainings import send
 
     if profile:
         raise UserError("--profile measures a training here; leave --launcher slurm out")
@@ -100,7 +100,7 @@ def _memory(loaded: "Loaded") -> None:
     """Print what `--memory-report` asks for."""
     from smatcli.config.schema import TrainRecipe
     from smatcli.device import threads
-    from smatcli.engine.memory import predict_memory
+    from smatcli.engine.train.memory import predict_memory
 
     assert isinstance(loaded.recipe, TrainRecipe)
     with threads(loaded.recipe.threads):
@@ -117,8 +117,8 @@ def _debug(loaded: "Loaded", wanted: str, others: bool) -> None:
         raise UserError(f"--debug-episode {wanted}: give DATASET:INDEX, such as birds:120, as the error line of the run names it")
     if others:
         raise UserError("--debug-episode trains nothing; leave --resume and --seeds out")
-    from smatcli.engine.debugepisode import debug_episode
-    from smatcli.engine.reporter import auto_reporter
+    from smatcli.engine.train.debug_episode import debug_episode
+    from smatcli.runs.reporter import auto_reporter
 
     found = debug_episode(loaded, dataset, int(index), auto_reporter())
     support = found.episode.support

@@ -8,7 +8,7 @@ import typer
 from smatcli.cli import slurm_options as on_slurm
 
 if TYPE_CHECKING:
-    from smatcli.engine.tune_suite import Suite
+    from smatcli.launch.suite import Suite
 
 EPILOG = """
 Examples: [bold]smat tune recipes/tuning/demo/mlae.yaml data.dataset=pets data.train=200 data.valid=70 --seeds 0,1,2[/]\n
@@ -67,8 +67,8 @@ def tune(
             if value is not None:
                 raise UserError(f"{name} is for several runs; add --suite or --seeds")
         loaded = load_recipe(recipes[0], overrides, kind="tune")  # before torch is imported: a bad recipe is reported at once
-        from smatcli.engine.reporter import auto_reporter
-        from smatcli.engine.tune import tune as run_tuning
+        from smatcli.engine.tune.tuning import tune as run_tuning
+        from smatcli.runs.reporter import auto_reporter
 
         typer.echo(f"{run_tuning(loaded, auto_reporter(), resume).path}/tune.json")
         return
@@ -76,8 +76,8 @@ def tune(
     if "" in names:
         raise UserError(f"--devices {devices!r}: a name is missing; write cuda:0,cuda:1")
 
-    from smatcli.engine.reporter import auto_reporter
-    from smatcli.engine.tune_suite import numbers, run_suite
+    from smatcli.launch.suite import numbers, run_suite
+    from smatcli.runs.reporter import auto_reporter
 
     found = run_suite(recipes, overrides, suite, numbers(seeds, overrides), out, names, jobs, launcher, options, auto_reporter())
     if launcher == "slurm":

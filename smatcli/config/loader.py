@@ -19,7 +19,7 @@ from smatcli.config.schema import PretrainRecipe, TrainRecipe
 from smatcli.config.segment import SegmentRecipe
 from smatcli.config.tune import TuneRecipe
 from smatcli.errors import UserError, nearest
-from smatcli.files import pointer_kind
+from smatcli.safe.files import pointer_kind
 
 AnyRecipe = TrainRecipe | PretrainRecipe | TuneRecipe | SegmentRecipe
 KINDS: dict[str, type[AnyRecipe]] = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from smatcli.safe import yaml_value
+from smatcli.safe.text import yaml_value
 
 _NUMBER = re.compile(
     r"""[-+]?(?: [0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from smatcli.files import pointer_kind
+from smatcli.safe.files import pointer_kind
 
 Fit = Literal["crop", "squash"]
 

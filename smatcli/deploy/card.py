@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smatcli import __version__
 from smatcli.config import dump_recipe
 from smatcli.config.loader import AnyRecipe
 from smatcli.config.schema import TrainRecipe
-from smatcli.engine.results import SummaryRow, read_summary
-from smatcli.engine.run import RunDir
+from smatcli.runs.directory import RunDir
+from smatcli.runs.results import SummaryRow, read_summary
+from smatcli.version import __version__
 
 UNKNOWN, SCRATCH = "not recorded", "none, trained from scratch"
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,33 +13,20 @@ from smatcli import plugins
 from smatcli.backbones.positions import settled
 from smatcli.config.schema import BackboneConfig
 from smatcli.data.augment import MEAN, STD
-from smatcli.deploy.classifier_file import check_target, read_classifier
+from smatcli.deploy.classifier import check_target, read_classifier
 from smatcli.deploy.folder import Fitting, fit_folder
 from smatcli.deploy.frozen import Network, backbone_of, module_of
 from smatcli.deploy.model import FewShotModel, adapt_settings, run_recipe
-from smatcli.deploy.predictions import Label
-from smatcli.engine.reporter import Reporter, SilentReporter
-from smatcli.errors import SmatError, UserError
+from smatcli.deploy.plain import Plain, check_close
+from smatcli.errors import UserError
 from smatcli.experts.compress import CompressedExperts
 from smatcli.experts.space import at_least_fp32
-from smatcli.files import publish
 from smatcli.methods.smat import SmatMethod
+from smatcli.runs.reporter import Reporter, SilentReporter
+from smatcli.safe.files import publish
 from smatcli.seams import Support, Task
 
 Format = Literal["timm", "onnx"]
-TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True)
-class Plain:
-    """A network over a plain timm model with merged parameters, its architecture, and classes with prototypes [C, D] where known."""
-
-    network: Network
-    backbone: BackboneConfig
-    origin: str
-    classes: tuple[Label, ...] = ()
-    centres: Tensor | None = None
-    scale: float = 10.0
 
 
 def export(
@@ -170,12 +156,6 @@ def _settle(module: nn.Module, backbone: BackboneConfig) -> tuple[nn.Module, Bac
     with torch.no_grad():
         check_close(at_least_fp32(made(images)), at_least_fp32(module.cpu()(images)), "the plain timm model")
     return made, plain
-
-
-def check_close(found: Tensor, wanted: Tensor, what: str) -> None:
-    """`SmatError` unless `found` equals `wanted` to 1e-3 of its largest entry."""
-    if not float((found - wanted).abs().max()) <= TOLERANCE * float(wanted.abs().max()):
-        raise SmatError(f"{what} does not give the features of the run; nothing was written")
 
 
 def timm_config(plain: Plain) -> dict[str, Any]:

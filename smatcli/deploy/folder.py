@@ -7,17 +7,16 @@ from typing import Literal
 
 import numpy as np
 
+from smatcli.data.episodes.loader import prefetched
 from smatcli.data.images import Fit, Unreadable, decode_image
-from smatcli.data.prefetch import prefetched
-from smatcli.deploy.classifier import BATCH, FewShotClassifier
-from smatcli.deploy.classifier_file import SUFFIX, check_target, read_classifier, refuse_existing
+from smatcli.deploy.classifier import BATCH, SUFFIX, FewShotClassifier, check_target, read_classifier, refuse_existing
 from smatcli.deploy.model import FewShotModel, adapt_settings, run_recipe
 from smatcli.deploy.pictures import Pictures, query_pictures, read_all, support_pictures, unreadable
 from smatcli.deploy.predictions import Row, Table, as_rows
 from smatcli.device import threads
-from smatcli.engine.reporter import Reporter, SilentReporter
 from smatcli.errors import UserError
-from smatcli.files import atomic_path, atomic_write_text
+from smatcli.runs.reporter import Reporter, SilentReporter
+from smatcli.safe.files import atomic_path, atomic_write_text
 
 FARTHEST = 2.0
 TABLES, SHEETS = (".csv", ".json"), (".png", ".jpg", ".jpeg", ".webp")

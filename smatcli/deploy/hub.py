@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from smatcli.deploy.card import model_card
-from smatcli.engine.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
-from smatcli.engine.reporter import Reporter, SilentReporter
-from smatcli.engine.run import RunDir
 from smatcli.errors import SmatError, UserError
-from smatcli.files import publish
+from smatcli.runs.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from smatcli.runs.directory import RunDir
+from smatcli.runs.reporter import Reporter, SilentReporter
+from smatcli.safe.files import publish
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LOCAL = ("pid", "command")  # of run.json: of no use elsewhere, and they name the author's folders

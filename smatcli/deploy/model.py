@@ -14,16 +14,15 @@ from smatcli.config.segment import SegmentRecipe
 from smatcli.config.tune import TuneRecipe
 from smatcli.data.augment import normalise
 from smatcli.data.images import Fit
-from smatcli.deploy.classifier import Facts, FewShotClassifier
-from smatcli.deploy.classifier_file import SUFFIX
+from smatcli.deploy.classifier import SUFFIX, Facts, FewShotClassifier
 from smatcli.deploy.pictures import as_list, as_pixels
 from smatcli.deploy.predictions import Label
 from smatcli.deploy.rate import with_rate
-from smatcli.engine.reporter import Reporter, SilentReporter
-from smatcli.engine.run import RunDir
-from smatcli.engine.train import load_method, prepare_method
+from smatcli.engine.train.trainer import load_method, prepare_method
 from smatcli.errors import UserError
 from smatcli.methods.base import FlatMethod
+from smatcli.runs.directory import RunDir
+from smatcli.runs.reporter import Reporter, SilentReporter
 from smatcli.seams import Support, Task
 
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from smatcli.data.augment import MEAN, STD
 from smatcli.errors import UserError
-from smatcli.files import atomic_path
+from smatcli.safe.files import atomic_path
 
 if TYPE_CHECKING:
-    from smatcli.deploy.export import Plain
+    from smatcli.deploy.plain import Plain
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
@@ -57,7 +57,7 @@ def write_onnx(plain: "Plain", out: Path) -> None:
     """Write `plain`; input `images` (any batch), outputs `features` and, with classes, `logits`; class names in the metadata `classes`."""
     import onnx
 
-    from smatcli.deploy.export import check_close
+    from smatcli.deploy.plain import check_close
 
     packaged = Packaged(plain).eval()
     outputs = ["features", "logits"] if packaged.classifies else ["features"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from smatcli.safe import csv_cell
+from smatcli.safe.text import csv_cell
 
 Label = str | int
 TOP = 3

@@ -4,11 +4,11 @@ import numpy as np
 
 from smatcli.adaptation.grouped import Grouping
 from smatcli.config.schema import AdaptConfig
-from smatcli.engine.choices import Choice
-from smatcli.engine.ratesearch import Rated, leave_out, tried
+from smatcli.engine.evaluate.rate_search import Rated, leave_out, tried
 from smatcli.errors import UserError
 from smatcli.methods.base import FlatMethod
 from smatcli.methods.prototypes import accuracy
+from smatcli.runs.rates import Choice
 from smatcli.seams import Adaptation, Episode, Support
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from smatcli.data.contact_sheet import font, shortened
 from smatcli.data.images import Fit, decode_image
+from smatcli.data.pictures import font, shortened
 from smatcli.deploy.pictures import Pictures
 from smatcli.deploy.predictions import Row, Table
 

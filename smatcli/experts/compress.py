@@ -11,8 +11,8 @@ from torch import Tensor
 
 from smatcli.errors import UserError
 from smatcli.experts.masks import HardConcrete
-from smatcli.files import atomic_path
-from smatcli.safe_tensors import safetensors_header
+from smatcli.safe.files import atomic_path
+from smatcli.safe.tensors import safetensors_header
 
 FORMAT = "smat-experts-1"
 

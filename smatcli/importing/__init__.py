@@ -11,19 +11,19 @@ import torch
 from smatcli.backbones import create_backbone
 from smatcli.config import Loaded, build_recipe
 from smatcli.config.schema import TrainRecipe
-from smatcli.engine.checkpoint import save_checkpoint
-from smatcli.engine.optim import build_optimizers
-from smatcli.engine.reporter import Reporter, SilentReporter
-from smatcli.engine.run import RunDir
-from smatcli.engine.train import prepare_method, restore
+from smatcli.engine.loop.optimizers import build_optimizers
+from smatcli.engine.train.trainer import prepare_method, restore
 from smatcli.errors import UserError, nearest
 from smatcli.experts.space import ParameterSpace
-from smatcli.files import publish
 from smatcli.importing.files import locate, read_tensors
 from smatcli.importing.parsed import Parsed, check_backbone, check_heads, state_of
 from smatcli.importing.pmf import is_pmf, parse_pmf
 from smatcli.importing.smat_release import is_smat, parse_smat
 from smatcli.methods.base import FlatMethod
+from smatcli.runs.checkpoint import save_checkpoint
+from smatcli.runs.directory import RunDir
+from smatcli.runs.reporter import Reporter, SilentReporter
+from smatcli.safe.files import publish
 
 ROUTES = ("learned", "uniform")
 DATA: dict[str, Any] = {

@@ -5,8 +5,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from smatcli.files import atomic_write_text
-from smatcli.safe import read_json
+from smatcli.safe.files import atomic_write_text
+from smatcli.safe.text import read_json
 
 NAME = ".smat-report.json"
 

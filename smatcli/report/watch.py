@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from smatcli.engine.analyze_file import FOLDER
 from smatcli.errors import UserError
-from smatcli.report.runs import run_folders
+from smatcli.report.results.runs import run_folders
+from smatcli.runs.analysis import FOLDER
 
 _READ = ("recipe.yaml", "metrics.jsonl", "eval/*/summary.csv", "eval/*/results.h5", f"{FOLDER}/*.h5")
 

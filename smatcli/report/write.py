@@ -9,25 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from smatcli.errors import UserError, nearest
-from smatcli.files import atomic_write_text
-from smatcli.report import latex, markdown
-from smatcli.report.baselines import find_baselines
-from smatcli.report.contents import Wishes, all_tables, unmatched
-from smatcli.report.curves import gains, tau_curves, training_curves
-from smatcli.report.fig_all import more_figures
-from smatcli.report.fig_types import Figure
-from smatcli.report.frame import Frame, read
-from smatcli.report.groups import Column, Group, make_groups
+from smatcli.report.figures.contents import more_figures
+from smatcli.report.figures.curves import gains, tau_curves, training_curves
+from smatcli.report.figures.types import Figure
+from smatcli.report.formats import latex, markdown
 from smatcli.report.manifest import settle
-from smatcli.report.published import Published
-from smatcli.report.published import choose as choose_published
-from smatcli.report.runs import Run
-from smatcli.report.seeds import merge_seeds
-from smatcli.report.segmentation import segment_tables
-from smatcli.report.tables import Table
-from smatcli.report.tuning import tuned_labels, tuning_pairs, tuning_tables, unused
-from smatcli.report.tuning_labels import renamed, told_apart
-from smatcli.report.tuning_similarity import similarity_table
+from smatcli.report.results.baselines import find_baselines
+from smatcli.report.results.frame import Frame, read
+from smatcli.report.results.groups import Column, Group, make_groups
+from smatcli.report.results.labels import renamed, told_apart
+from smatcli.report.results.published import Published
+from smatcli.report.results.published import choose as choose_published
+from smatcli.report.results.runs import Run
+from smatcli.report.results.seeds import merge_seeds
+from smatcli.report.tables.contents import Wishes, all_tables, unmatched
+from smatcli.report.tables.segmentation import segment_tables
+from smatcli.report.tables.table import Table
+from smatcli.report.tables.tuning import tuned_labels, tuning_pairs, tuning_tables, unused
+from smatcli.report.tables.tuning_pairs import similarity_table
+from smatcli.safe.files import atomic_write_text
 
 FORMATS = ("files", "html")
 MOST_DRAWN = 24  # series of one figure
@@ -91,7 +91,7 @@ def report(
         made["files"] = [index, *_write_tables(out, tables), *_write_figures(out / "figures", figures)]
         atomic_write_text(index, markdown.index(title, tables, shown, lines))
     if "html" in formats:
-        from smatcli.report.html import write_page
+        from smatcli.report.formats.html import write_page
 
         drawn = out / "figures" if made else None
         made["html"] = [
@@ -178,7 +178,7 @@ def _write_tables(out: Path, tables: Sequence[Table]) -> list[Path]:
 def _write_figures(folder: Path, figures: Sequence[Figure]) -> list[Path]:
     if not figures:
         return []
-    from smatcli.report.fig_draw import draw
+    from smatcli.report.figures.draw import draw
 
     written = []
     for figure in figures:

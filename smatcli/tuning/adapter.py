@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from smatcli.config.tuning import AdapterConfig
 from smatcli.errors import UserError
-from smatcli.tuning.base import only
+from smatcli.tuning.base import Wrapped, only
 from smatcli.tuning.layers import depth_of
-from smatcli.tuning.wrapped import Wrapped
 
 
 class Bottleneck(nn.Module):

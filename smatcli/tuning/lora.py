@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from smatcli.config.tuning import LoraTuneConfig
-from smatcli.tuning.base import only
+from smatcli.tuning.base import Wrapped, only
 from smatcli.tuning.layers import linear_layers
-from smatcli.tuning.wrapped import Wrapped
 
 NAME = "default"  # of the only adapter in peft's layers
 

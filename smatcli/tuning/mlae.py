@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smatcli.config.tuning import MlaeConfig
-from smatcli.tuning.base import only
+from smatcli.tuning.base import Wrapped, only
 from smatcli.tuning.layers import block_of, depth_of, linear_layers
 from smatcli.tuning.patterns import experts_of, rates_of
-from smatcli.tuning.wrapped import Wrapped
 
 
 class MaskedExperts(nn.Module):

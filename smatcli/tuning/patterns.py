@@ -40,7 +40,7 @@ def _rising(mean: int, depth: int) -> list[int]:
 
 
 def _random(mean: int, depth: int, seed: int) -> list[int]:
-    from smatcli.data.episodes import counted_rng
+    from smatcli.data.counted import counted_rng
 
     rng = counted_rng("mlae-pattern", seed, mean, depth)
     while True:

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from smatcli.config.tuning import BiasConfig, FullTuneConfig, LinearConfig
-from smatcli.tuning.base import only
-from smatcli.tuning.wrapped import Wrapped
+from smatcli.tuning.base import Wrapped, only
 
 
 class Linear(Wrapped):

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from smatcli.config.tuning import SsfConfig
-from smatcli.tuning.base import only
-from smatcli.tuning.wrapped import Wrapped
+from smatcli.tuning.base import Wrapped, only
 
 SCALED = (nn.Linear, nn.LayerNorm, nn.Conv2d)
 

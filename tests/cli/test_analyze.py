@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from smatcli.cli import app
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.train import train
+from smatcli.engine.train.trainer import train
+from smatcli.runs.reporter import SilentReporter
 from tests.engine.train_world import load
 from tests.report.fakes import add_eval, draw, make_run
 

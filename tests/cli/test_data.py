@@ -7,7 +7,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from smatcli.cli import app
-from smatcli.data.store import Store
+from smatcli.data.stores.store import Store
 from tests.data.imagefiles import tree, write_zip
 
 runner = CliRunner()

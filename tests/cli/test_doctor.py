@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from smatcli.cli import app
-from smatcli.data.known import PAPER
+from smatcli.data.catalogue.paper import PAPER
 from tests.data.knownstores import paper, spread, write_known
 
 runner = CliRunner()

@@ -8,10 +8,10 @@ from typer.testing import CliRunner
 
 from smatcli.cli import app
 from smatcli.config.schema import EpisodeConfig
-from smatcli.data.episode_list import read_list
-from smatcli.data.episodes import EpisodeSampler
-from smatcli.data.store import Store
-from smatcli.engine.results import read_summary
+from smatcli.data.episodes.lists import read_list
+from smatcli.data.episodes.sampler import EpisodeSampler
+from smatcli.data.stores.store import Store
+from smatcli.runs.results import read_summary
 from tests.data.mdfiles import FIXTURE
 from tests.data.test_episodes import flat
 from tests.engine.evalruns import FakeMethod, make_run, make_store, serve
@@ -63,7 +63,7 @@ def test_the_picture_shows_the_episodes_images(root: Path) -> None:
     """Each row of the picture has the class's stored pixels, support then query, scaled up by 3."""
     import numpy as np
 
-    from smatcli.data.episode_picture import episode_picture
+    from smatcli.data.pictures import episode_picture
 
     store = Store.open(root / "near.h5")
     plan = EpisodeSampler({"near": store}, "test", EpisodeConfig(ways=3, shots=2, queries=4), 0).plan(0)

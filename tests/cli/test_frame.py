@@ -71,7 +71,7 @@ def test_verbs_are_listed_in_the_order_of_the_flow():
 
 
 def test_version():
-    from smatcli import __version__
+    from smatcli.version import __version__
 
     assert smat("--version").stdout == f"smat {__version__}\n"
 

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from smatcli.cli import app
 from smatcli.data.sources import SOURCES
-from smatcli.data.store import Store
+from smatcli.data.stores.store import Store
 from smatcli.errors import UserError
 
 FIXTURE = Path(__file__).resolve().parents[1] / "data" / "mdsampler" / "fixture"

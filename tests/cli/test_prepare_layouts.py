@@ -9,7 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from smatcli.cli import app
-from smatcli.data.store import Store
+from smatcli.data.stores.store import Store
 from tests.data import test_coco as coco
 from tests.data import test_cub as cub
 from tests.data import test_domainnet as domainnet

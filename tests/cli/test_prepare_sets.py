@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from smatcli.cli import app
-from smatcli.data.store import Store
+from smatcli.data.stores.store import Store
 from tests.data import torchvision_files as files
 from tests.data.listfiles import write_birds, write_task
 

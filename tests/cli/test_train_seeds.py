@@ -23,7 +23,7 @@ def test_one_run_a_seed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         made.append((recipe.run, recipe.seed, recipe.train.steps, resume))
         return SimpleNamespace(path=recipe.run)
 
-    monkeypatch.setattr("smatcli.engine.train.train", fake)
+    monkeypatch.setattr("smatcli.engine.train.trainer.train", fake)
     run = str(tmp_path / "p")
     done = smat("--seeds", "0,7, 2", f"run={run}", "train.steps=3", "--resume")
     assert done.exit_code == 0, done.output

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from smatcli.config import load_recipe
-from smatcli.data.store import Store
-from smatcli.data.verify import verify_store
-from smatcli.engine.checkpoint import FORMAT, load_checkpoint
-from smatcli.engine.evaluate import evaluate
-from smatcli.engine.loading import load_method
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.results import read_records, read_summary
-from smatcli.engine.train import train
+from smatcli.data.stores.store import Store
+from smatcli.data.stores.verify import verify_store
+from smatcli.engine.evaluate.evaluation import evaluate
+from smatcli.engine.loop.loading import load_method
+from smatcli.engine.train.trainer import train
+from smatcli.runs.checkpoint import FORMAT, load_checkpoint
+from smatcli.runs.reporter import SilentReporter
+from smatcli.runs.results import read_records, read_summary
 from tests.engine.train_world import write_stores
 
 HERE = Path(__file__).parent

@@ -5,7 +5,7 @@ import pytest
 from smatcli.config import load_recipe
 from smatcli.config.protocols import episode_config, protocol
 from smatcli.config.schema import EpisodeConfig, TrainRecipe
-from smatcli.data.episodes import protocol_tag
+from smatcli.data.episodes.sampler import protocol_tag
 from smatcli.errors import UserError
 
 RECIPE = """

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from smatcli.data.known import PAPER, Known
-from smatcli.data.ontology import Node, Ontology
-from smatcli.data.store import write_store
+from smatcli.data.catalogue.known import Known
+from smatcli.data.catalogue.paper import PAPER
+from smatcli.data.stores.ontology import Node, Ontology
+from smatcli.data.stores.store import write_store
 
 
 def paper(name: str) -> Known:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from smatcli.config.schema import EpisodeConfig
-from smatcli.data.episodes import EpisodeSampler
-from smatcli.data.mdspec import read_spec
-from smatcli.data.spec_store import SpecStore
+from smatcli.data.episodes.sampler import EpisodeSampler
+from smatcli.data.metadataset.spec import read_spec
+from smatcli.data.metadataset.spec_store import SpecStore
 
 HERE = Path(__file__).parent / "mdsampler"
 KINDS = ("flat", "bilevel", "dag")

@@ -6,7 +6,7 @@ import pytest
 
 from smatcli.data.images import Unreadable
 from smatcli.data.sources.cub import CubSource
-from smatcli.data.splits import match_splits, read_splits
+from smatcli.data.stores.splits import match_splits, read_splits
 from smatcli.errors import UserError
 from tests.data.imagefiles import LFS, picture, write_folder
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from smatcli.config.schema import EpisodeConfig
-from smatcli.data.episode_list import EpisodeList, ListSampler, choose, draw_list, file_hash, list_hash, read_list, write_list
-from smatcli.data.episodes import EpisodeSampler, plan_digest
-from smatcli.data.loader import EpisodeLoader
+from smatcli.data.episodes.lists import EpisodeList, ListSampler, choose, draw_list, file_hash, list_hash, read_list, write_list
+from smatcli.data.episodes.loader import EpisodeLoader
+from smatcli.data.episodes.sampler import EpisodeSampler, plan_digest
 from smatcli.errors import UserError
 from tests.data.fakes import FakeStore
 from tests.data.test_episodes import flat

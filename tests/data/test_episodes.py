@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smatcli.config.schema import EpisodeConfig
-from smatcli.data.episodes import EpisodePlan, EpisodeSampler, counted_rng, protocol_tag
+from smatcli.data.counted import counted_rng
+from smatcli.data.episodes.sampler import EpisodePlan, EpisodeSampler, protocol_tag
 from smatcli.errors import UserError
 from tests.data.fakes import FakeStore
 

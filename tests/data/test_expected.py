@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from smatcli.data.doctor import diagnose
-from smatcli.data.expected import compare, identify
-from smatcli.data.known import PAPER
-from smatcli.data.known_tuning import VTAB
-from smatcli.data.store import Store, write_store
+from smatcli.data.catalogue.doctor import diagnose
+from smatcli.data.catalogue.expected import compare, identify
+from smatcli.data.catalogue.paper import PAPER
+from smatcli.data.catalogue.tuning import VTAB
+from smatcli.data.stores.store import Store, write_store
 from tests.data.knownstores import paper, spread, write_known, write_task
 
 DTD_TASK = next(known for known in VTAB if known.name == "vtab_dtd")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from smatcli.errors import SmatError
-from smatcli.files import atomic_path, atomic_write_text, pointer_kind
+from smatcli.safe.files import atomic_path, atomic_write_text, pointer_kind
 
 
 def test_success_replaces_the_old_file_and_leaves_nothing_else(tmp_path):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smatcli.data import jsonstream
-from smatcli.data.jsonstream import array_elements
+from smatcli.data.sources import jsonstream
+from smatcli.data.sources.jsonstream import array_elements
 from smatcli.errors import UserError
 from tests.data.imagefiles import LFS
 

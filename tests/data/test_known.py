@@ -8,8 +8,10 @@ import typer
 
 from smatcli.cli import app
 from smatcli.cli.datasets_page import BEGIN, END, render, update
-from smatcli.data.known import PAPER, Counts, Known, by_name, collections
-from smatcli.data.known_tuning import FGVC, VTAB
+from smatcli.data.catalogue.known import Counts, Known
+from smatcli.data.catalogue.paper import PAPER
+from smatcli.data.catalogue.suites import by_name, collections
+from smatcli.data.catalogue.tuning import FGVC, VTAB
 from smatcli.data.sources import SOURCES
 
 EVERY = [known for group in collections().values() for known in group]

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 
 from smatcli.config.schema import AugmentConfig, EpisodeConfig
 from smatcli.data.augment import normalise
-from smatcli.data.episodes import EpisodeSampler
-from smatcli.data.loader import BatchLoader, EpisodeLoader, gather
-from smatcli.data.prefetch import prefetched
-from smatcli.data.store import Store, write_store
+from smatcli.data.episodes.loader import BatchLoader, EpisodeLoader, gather, prefetched
+from smatcli.data.episodes.sampler import EpisodeSampler
+from smatcli.data.stores.store import Store, write_store
 from smatcli.errors import SmatError, UserError
 from tests.data.fakes import FakeStore
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from smatcli.data.pools import bounds
-from smatcli.data.protocol import chunk_sizes
+from smatcli.data.episodes.pools import bounds
+from smatcli.data.episodes.protocol import chunk_sizes
 from tests.data.mdstats import Draws, blocks, differences, episode_config, spec_store, statistics
 
 

@@ -8,8 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from smatcli.config.schema import EpisodeConfig
-from smatcli.data.episodes import EpisodeSampler, plan_digest
-from smatcli.data.ontology import Node, Ontology
+from smatcli.data.episodes.sampler import EpisodeSampler, plan_digest
+from smatcli.data.stores.ontology import Node, Ontology
 from smatcli.errors import UserError
 from tests.data.fakes import FakeStore
 from tests.data.mdstats import spec_store

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smatcli.data.mdspec import SPEC_FILE, Spec, SpecClass, parse_spec, read_spec
-from smatcli.data.ontology import Node
+from smatcli.data.metadataset.spec import SPEC_FILE, Spec, SpecClass, parse_spec, read_spec
+from smatcli.data.stores.ontology import Node
 from smatcli.errors import UserError
 from tests.data.imagefiles import LFS
 from tests.data.mdfiles import FIXTURE, bilevel, dag, flat, write_spec

@@ -6,9 +6,9 @@ import h5py
 import numpy as np
 import pytest
 
-from smatcli.data.episode_list import ListSampler, read_list, write_list
+from smatcli.data.episodes.lists import ListSampler, read_list, write_list
 from smatcli.data.sources.pmf_episodes import PmfEpisodesSource
-from smatcli.data.store import Store, write_store
+from smatcli.data.stores.store import Store, write_store
 from smatcli.errors import UserError
 from tests.data.imagefiles import LFS
 from tests.data.mdfiles import FIXTURE

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smatcli.data.mdspec import read_spec
-from smatcli.data.protocol import chunk_sizes, num_query, support_per_class, support_set_size
+from smatcli.data.episodes.protocol import chunk_sizes, num_query, support_per_class, support_set_size
+from smatcli.data.metadataset.spec import read_spec
 from smatcli.errors import UserError
 
 HERE = Path(__file__).parent / "mdsampler"

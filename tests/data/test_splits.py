@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smatcli.data.splits import class_counts, match_splits, parse_shares, read_splits, split_by_chance, split_by_names, split_remark
+from smatcli.data.stores.splits import class_counts, match_splits, parse_shares, read_splits, split_by_chance, split_by_names, split_remark
 from smatcli.errors import UserError
 
 DEFAULT = (65.0, 15.0, 20.0)

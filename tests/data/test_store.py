@@ -10,10 +10,10 @@ import h5py
 import numpy as np
 import pytest
 
-from smatcli.data import store_writer
-from smatcli.data.listing import all_stores, find_store
-from smatcli.data.store import Store, open_stores, write_store
-from smatcli.data.verify import verify_store
+from smatcli.data.stores import writer as store_writer
+from smatcli.data.stores.opening import all_stores, find_store, open_stores
+from smatcli.data.stores.store import Store, write_store
+from smatcli.data.stores.verify import verify_store
 from smatcli.errors import SmatError, UserError
 
 SIZE = 6

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from smatcli.config.schema import EpisodeConfig
-from smatcli.data.contact_sheet import contact_sheet
-from smatcli.data.episodes import EpisodeSampler
+from smatcli.data.episodes.loader import BatchLoader, EpisodeLoader, gather
+from smatcli.data.episodes.sampler import EpisodeSampler
 from smatcli.data.images import decode_image
-from smatcli.data.loader import BatchLoader, EpisodeLoader, gather
-from smatcli.data.ontology import Node, Ontology
-from smatcli.data.store import Store, write_store
-from smatcli.data.verify import verify_store
+from smatcli.data.pictures import contact_sheet
+from smatcli.data.stores.ontology import Node, Ontology
+from smatcli.data.stores.store import Store, write_store
+from smatcli.data.stores.verify import verify_store
 from smatcli.errors import UserError
 
 SIZE = 12

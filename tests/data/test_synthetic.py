@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smatcli.data.store import Store
+from smatcli.data.stores.store import Store
+from smatcli.data.stores.verify import verify_store
 from smatcli.data.synthetic import DOMAINS, LICENCE, catalogue, draw_class, fonts, make_synthetic
 from smatcli.data.synthetic.canvas import Draws, cover, grid, hsv, upsample
-from smatcli.data.verify import verify_store
 from smatcli.errors import UserError
 
 TRAINING = [name for name, domain in DOMAINS.items() if domain.role == "id"]

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smatcli.data.crc32c import crc32c, masked_crc32c
-from smatcli.data.tfexample import BadExample, parse_example
-from smatcli.data.tfrecord import TFRecordError, TFRecordFile
+from smatcli.data.metadataset.crc32c import crc32c, masked_crc32c
+from smatcli.data.metadataset.tfexample import BadExample, parse_example
+from smatcli.data.metadataset.tfrecord import TFRecordError, TFRecordFile
 from tests.data.imagefiles import LFS
 from tests.data.mdfiles import FIXTURE, crc32c_by_bits, example, field, masked, record, varint
 

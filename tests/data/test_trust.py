@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smatcli.data import trust
-from smatcli.data.store import Store, open_stores, write_store
+from smatcli.data.stores import opening as trust
+from smatcli.data.stores.opening import open_stores
+from smatcli.data.stores.store import Store, write_store
 from smatcli.errors import UserError
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import smatcli
-from smatcli.deploy.classifier_file import FORMAT
+from smatcli.deploy.classifier import FORMAT
 from smatcli.errors import UserError
 from tests.deploy.world import SMAT, make_run, pictures
 

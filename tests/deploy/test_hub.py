@@ -13,9 +13,9 @@ import pytest
 import smatcli
 from smatcli.deploy.card import base_weights
 from smatcli.deploy.hub import pull, push, stage
-from smatcli.engine.results import SummaryRow, write_summary
-from smatcli.engine.run import RunDir
 from smatcli.errors import UserError
+from smatcli.runs.directory import RunDir
+from smatcli.runs.results import SummaryRow, write_summary
 from tests.deploy.world import make_pretrain_run, make_run, pictures
 
 

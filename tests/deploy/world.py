@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from smatcli.config.schema import PretrainRecipe, TrainRecipe
-from smatcli.engine.checkpoint import save_checkpoint
-from smatcli.engine.run import RunDir
-from smatcli.engine.train import prepare_method
+from smatcli.engine.train.trainer import prepare_method
+from smatcli.runs.checkpoint import save_checkpoint
+from smatcli.runs.directory import RunDir
 
 SIZE = 16
 BACKBONE = {

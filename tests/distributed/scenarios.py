@@ -78,7 +78,7 @@ def broken(episode: int) -> Iterator[None]:
 @contextmanager
 def signalled(rank: int, step: int) -> Iterator[None]:
     """One process alone receives SIGTERM during an update."""
-    from smatcli.engine.train import Trainer
+    from smatcli.engine.train.trainer import Trainer
 
     real = Trainer._update
 
@@ -96,12 +96,12 @@ def signalled(rank: int, step: int) -> Iterator[None]:
 
 def run_all(root: Path, out: Path, processes: int) -> None:
     """Every scenario on the stores in `root`, runs in `out`."""
-    from smatcli.engine import shards
-    from smatcli.engine.evaluate import evaluate
-    from smatcli.engine.pretrain import pretrain
-    from smatcli.engine.reporter import SilentReporter
-    from smatcli.engine.signals import Interrupted
-    from smatcli.engine.train import train
+    from smatcli.engine.evaluate.evaluation import evaluate
+    from smatcli.engine.loop import optimizers as shards
+    from smatcli.engine.pretrain.pretraining import pretrain
+    from smatcli.engine.train.trainer import train
+    from smatcli.runs.reporter import SilentReporter
+    from smatcli.runs.signals import Interrupted
 
     shards.SMALLEST = 64
     for name, overrides in TRAININGS.items():

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from smatcli.engine.distributed import ALONE, World
-from smatcli.engine.results import read_records
-from smatcli.engine.runs import records
+from smatcli.engine.loop.distributed import ALONE, World
+from smatcli.runs.overview import records
+from smatcli.runs.results import read_records
 from tests.distributed.scenarios import EVAL, RESUMED, SHORT, TRAININGS, run_all
 from tests.engine.train_world import load
 

@@ -77,7 +77,7 @@ def test_the_package_of_the_page_works_from_preparing_to_reporting(site, tmp_pat
     done = smat("data", "prepare", "npz", "dots.npz", "--out", "data", "--least", "3", "--split", "40/30/30")
     assert done.exit_code == 0, done.output
     assert "classes with fewer than 3 images left out: 21" in done.output and "dots" in done.stdout
-    from smatcli.data.store import Store
+    from smatcli.data.stores.store import Store
 
     store = Store.open(tmp_path / "data/dots.h5")
     assert len(store) == 126 and store.image_size == 16
@@ -182,7 +182,7 @@ def test_names_of_built_in_things_and_doubles_are_refused(site):
     toys.write_metadata(site, "second", "2.0", {"smatcli.adaptations": {"two": "toys.plugin:method"}})
     importlib.invalidate_caches()
     plugins.refresh()
-    found = plugins.listing()
+    found = plugins.listing({"adaptations": ["proto", "flip"]})
     assert "has the name of a built-in one" in found["adaptations.flip"]
     assert "more than one package: " in found["adaptations.two"] and "second 2.0" in found["adaptations.two"]
     assert "a name that cannot be one" in found["adaptations.Not-One"]

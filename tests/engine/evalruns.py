@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from smatcli.config.schema import TrainRecipe
-from smatcli.data.store import write_store
-from smatcli.engine.run import RunDir
+from smatcli.data.stores.store import write_store
 from smatcli.methods.base import FullPrecision
+from smatcli.runs.directory import RunDir
 from smatcli.seams import Support, Task
 
 WIDTH = 3 * 4 * 4
@@ -80,6 +80,6 @@ def make_run(folder: Path, method: dict[str, Any] | None = None, name: str = "sm
 
 def serve(monkeypatch: pytest.MonkeyPatch, method: nn.Module) -> None:
     """Let `load_method` give `method`."""
-    import smatcli.engine.train
+    import smatcli.engine.train.trainer
 
-    monkeypatch.setattr(smatcli.engine.train, "load_method", lambda run, which="best", reporter=None, device=None: (method, None))
+    monkeypatch.setattr(smatcli.engine.train.trainer, "load_method", lambda run, which="best", reporter=None, device=None: (method, None))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from smatcli.config import Loaded, load_recipe
-from smatcli.data.store import write_store
+from smatcli.data.stores.store import write_store
 
 torch.set_num_threads(1)
 

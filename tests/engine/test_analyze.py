@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from smatcli.engine.analyze import analyze
-from smatcli.engine.analyze_features import principal
-from smatcli.engine.analyze_file import Analysis, read_analysis, write_analysis
-from smatcli.engine.evaluate import evaluate
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.results import read_records
-from smatcli.engine.train import load_method, train
+from smatcli.engine.analyze.analysis import analyze
+from smatcli.engine.analyze.features import principal
+from smatcli.engine.evaluate.evaluation import evaluate
+from smatcli.engine.train.trainer import load_method, train
 from smatcli.errors import UserError
 from smatcli.experts.masks import HardConcrete
 from smatcli.experts.merge import merge_reference
 from smatcli.methods.prototypes import cosine_logits, prototypes
+from smatcli.runs.analysis import Analysis, read_analysis, write_analysis
+from smatcli.runs.reporter import SilentReporter
+from smatcli.runs.results import read_records
 from tests.engine.train_world import load
 
 KINDS = ["masks", "gradients", "predictions-proto-3w2s2q-test", "flip-3w2s2q-test", "features-proto-3w2s2q-test"]
@@ -64,9 +64,9 @@ def test_gradients_are_those_that_autograd_gives_the_shared_parameters(run: Path
     found = files["gradients"].groups["all"]
     method, recipe = load_method(run, "last")
     tensors = weights(run)
-    from smatcli.data.episodes import EpisodeSampler
-    from smatcli.data.loader import EpisodeLoader
-    from smatcli.data.store import open_stores
+    from smatcli.data.episodes.loader import EpisodeLoader
+    from smatcli.data.episodes.sampler import EpisodeSampler
+    from smatcli.data.stores.opening import open_stores
 
     gradients = []
     for name in recipe.data.train:

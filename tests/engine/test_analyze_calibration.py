@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from smatcli.engine.analyze_calibration import Pair, confused_pairs, reliability
+from smatcli.runs.statistics import Pair, confused_pairs, reliability
 
 
 def test_calibration_error_by_hand():

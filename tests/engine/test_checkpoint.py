@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from smatcli.engine import checkpoint as module
-from smatcli.engine.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
-from smatcli.engine.reporter import SilentReporter
 from smatcli.errors import SmatError, UserError
+from smatcli.runs import checkpoint as module
+from smatcli.runs.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from smatcli.runs.reporter import SilentReporter
 
 
 def save(path, value):

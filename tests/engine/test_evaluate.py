@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from smatcli.config import TrainRecipe, load_recipe
-from smatcli.data.episodes import EpisodeSampler
-from smatcli.data.store import Store
-from smatcli.engine.evaluate import evaluate, fingerprint
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.results import Records, average, interval, read_records, read_summary
-from smatcli.engine.signals import Interrupted
+from smatcli.data.episodes.sampler import EpisodeSampler
+from smatcli.data.stores.store import Store
+from smatcli.engine.evaluate.evaluation import evaluate, fingerprint
 from smatcli.errors import SmatError, UserError
+from smatcli.runs.reporter import SilentReporter
+from smatcli.runs.results import Records, average, interval, read_records, read_summary
+from smatcli.runs.signals import Interrupted
 from tests.engine.evalruns import NO_CLOCK, FakeMethod, make_run, make_store, serve
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

@@ -8,14 +8,14 @@ import h5py
 import numpy as np
 import pytest
 
-from smatcli.data.episode_list import draw_list, read_list, write_list
-from smatcli.data.episodes import EpisodeSampler
-from smatcli.data.store import open_stores
-from smatcli.engine.evaluate import evaluate
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.results import read_records, read_summary
-from smatcli.engine.run import RunDir
+from smatcli.data.episodes.lists import draw_list, read_list, write_list
+from smatcli.data.episodes.sampler import EpisodeSampler
+from smatcli.data.stores.opening import open_stores
+from smatcli.engine.evaluate.evaluation import evaluate
 from smatcli.errors import UserError
+from smatcli.runs.directory import RunDir
+from smatcli.runs.reporter import SilentReporter
+from smatcli.runs.results import read_records, read_summary
 from tests.engine.evalruns import FakeMethod, make_run, serve
 
 NEW = ("balanced", "min_images", "ontology", "ignore_hierarchy", "file")

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smatcli.engine.evaluate import evaluate
-from smatcli.engine.results import Records, read_records
+from smatcli.engine.evaluate.evaluation import evaluate
 from smatcli.errors import UserError
+from smatcli.runs.results import Records, read_records
 from tests.engine.evalruns import NO_CLOCK, FakeMethod, make_run, serve
 
 

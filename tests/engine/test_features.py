@@ -9,14 +9,14 @@ import torch
 
 from smatcli.config.methods import MethodConfig, PmfConfig, PretrainedConfig, RouterConfig, SmatConfig
 from smatcli.config.schema import EpisodeConfig
-from smatcli.data.episodes import EpisodeSampler
-from smatcli.data.loader import EpisodeLoader
-from smatcli.data.store import Store
-from smatcli.engine.evaluate import evaluate
-from smatcli.engine.features import Features
-from smatcli.engine.results import Records, read_records
+from smatcli.data.episodes.loader import EpisodeLoader
+from smatcli.data.episodes.sampler import EpisodeSampler
+from smatcli.data.stores.store import Store
+from smatcli.engine.evaluate.evaluation import evaluate
+from smatcli.engine.evaluate.features import Features
 from smatcli.methods import build_method
 from smatcli.methods.base import FlatMethod
+from smatcli.runs.results import Records, read_records
 from tests.adaptation.nets import backbone
 from tests.engine.evalruns import NO_CLOCK, make_run, serve
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from smatcli.config.schema import EpisodeConfig, TrainRecipe
-from smatcli.engine import memory as module
-from smatcli.engine.loading import prepare_method
-from smatcli.engine.memory import LiveBytes, largest, predict_memory
-from smatcli.engine.optim import build_optimizers
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.speed import speed_up
+from smatcli.engine.loop.loading import prepare_method
+from smatcli.engine.loop.optimizers import build_optimizers
+from smatcli.engine.loop.speed import speed_up
+from smatcli.engine.train import memory as module
+from smatcli.engine.train.memory import LiveBytes, largest, predict_memory
+from smatcli.runs.reporter import SilentReporter
 from tests.engine.train_world import load
 
 SIZE = [

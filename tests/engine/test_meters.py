@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from smatcli.engine import meters
-from smatcli.engine.evaluate import evaluate
-from smatcli.engine.meters import Meter, combined, nvml_counter
-from smatcli.engine.results import joined, read_records
-from smatcli.report.costs import cost_table
-from smatcli.report.frame import read
-from smatcli.report.groups import make_groups
+from smatcli.engine.evaluate import meters
+from smatcli.engine.evaluate.evaluation import evaluate
+from smatcli.engine.evaluate.meters import Meter, combined, nvml_counter
+from smatcli.report.results.frame import read
+from smatcli.report.results.groups import make_groups
+from smatcli.report.tables.costs import cost_table
+from smatcli.runs.results import joined, read_records
 from tests.engine.evalruns import FakeMethod, make_run, serve
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from smatcli.config.schema import GroupConfig
-from smatcli.engine.optim import NonFinite, build_optimizers, factor
+from smatcli.engine.loop.optimizers import NonFinite, build_optimizers, factor
 from smatcli.errors import SmatError, UserError
 
 

@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smatcli.data import store_writer
-from smatcli.data.splits import split_by_chance
-from smatcli.data.store import Store
-from smatcli.data.verify import verify_store
-from smatcli.engine import convert
-from smatcli.engine.ordered import ordered_map
-from smatcli.engine.prepare import PrepareError, prepare_folder
-from smatcli.engine.reporter import SilentReporter
+from smatcli.data.stores import writer as store_writer
+from smatcli.data.stores.splits import split_by_chance
+from smatcli.data.stores.store import Store
+from smatcli.data.stores.verify import verify_store
+from smatcli.engine.prepare import convert
+from smatcli.engine.prepare.ordered import ordered_map
+from smatcli.engine.prepare.preparation import PrepareError, prepare_folder
 from smatcli.errors import SmatError, UserError
+from smatcli.runs.reporter import SilentReporter
 from tests.data.imagefiles import LFS, picture, tree, write_folder, write_zip
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -247,8 +247,8 @@ def test_no_space_left(tmp_path, prepare, monkeypatch):
 
 SLOW = """
 import sys, time
-from smatcli.engine import convert, prepare
-from smatcli.engine.reporter import PlainReporter
+from smatcli.engine.prepare import convert, preparation
+from smatcli.runs.reporter import PlainReporter
 decode = convert.decode_image
 convert.decode_image = lambda *a: (time.sleep(0.01), decode(*a))[1]
 convert.MARK_SECONDS = 0.2
@@ -256,7 +256,7 @@ from smatcli.cli.frame import catch_sigterm, guarded
 catch_sigterm()
 with guarded():
     settings = {"size": 8, "encoding": sys.argv[3], "min_images": 3}
-    prepare.prepare_folder([sys.argv[1]], sys.argv[2], workers=2, reporter=PlainReporter(every=0.1), **settings)
+    preparation.prepare_folder([sys.argv[1]], sys.argv[2], workers=2, reporter=PlainReporter(every=0.1), **settings)
 """
 
 

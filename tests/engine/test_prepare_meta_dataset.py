@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from smatcli.data.sources import open_source
-from smatcli.data.store import Store
-from smatcli.engine.prepare import Job, PrepareError, prepare
-from smatcli.engine.reporter import SilentReporter
+from smatcli.data.stores.store import Store
+from smatcli.engine.prepare.preparation import Job, PrepareError, prepare
+from smatcli.runs.reporter import SilentReporter
 from tests.data.imagefiles import picture
 from tests.data.mdfiles import FIXTURE, bilevel, dag, flat, write_records
 

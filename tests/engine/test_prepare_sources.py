@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 
 from smatcli.data.images import Unreadable
-from smatcli.data.ontology import Node, Ontology
 from smatcli.data.sources import SourceClass
-from smatcli.data.store import Store
-from smatcli.data.verify import verify_store
-from smatcli.engine import convert
-from smatcli.engine.journal import Journal
-from smatcli.engine.prepare import Job, PrepareError, prepare, prepare_folder
-from smatcli.engine.reporter import SilentReporter
+from smatcli.data.stores.ontology import Node, Ontology
+from smatcli.data.stores.store import Store
+from smatcli.data.stores.verify import verify_store
+from smatcli.engine.prepare import convert
+from smatcli.engine.prepare.journal import Journal
+from smatcli.engine.prepare.preparation import Job, PrepareError, prepare, prepare_folder
 from smatcli.errors import SmatError, UserError
+from smatcli.runs.reporter import SilentReporter
 from tests.data.imagefiles import tree, write_zip
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -206,7 +206,7 @@ def test_a_store_that_another_process_finished_meanwhile_is_kept(tmp_path, monke
         run(tmp_path, Numbers([3, 3]))
         return Journal(target)
 
-    monkeypatch.setattr("smatcli.engine.prepare.Journal", finishing)
+    monkeypatch.setattr("smatcli.engine.prepare.preparation.Journal", finishing)
     assert run(tmp_path, Numbers([3, 3]))[1].status == "already prepared" and os.listdir(tmp_path) == ["digits.h5"]
 
 

@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 
 from smatcli.backbones import create_backbone
 from smatcli.config.schema import PretrainData
-from smatcli.data.store import write_store
-from smatcli.engine import pretrain as module
-from smatcli.engine.pretrain import pretrain
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.run import RunDir
-from smatcli.engine.signals import Interrupted
-from smatcli.engine.supervised import CosineClassifier, split_images
+from smatcli.data.stores.store import write_store
+from smatcli.engine.pretrain import pretraining as module
+from smatcli.engine.pretrain.pretraining import pretrain
+from smatcli.engine.pretrain.supervised import CosineClassifier, split_images
 from smatcli.errors import SmatError, UserError
+from smatcli.runs.directory import RunDir
+from smatcli.runs.reporter import SilentReporter
+from smatcli.runs.signals import Interrupted
 from tests.engine.pretrain_world import load
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from smatcli.engine.profile import table
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.train import train
+from smatcli.engine.train.profile import table
+from smatcli.engine.train.trainer import train
 from smatcli.phases import PHASES, Recorder, phase, recording
+from smatcli.runs.reporter import SilentReporter
 from tests.engine.train_world import load
 
 

@@ -16,17 +16,18 @@ from smatcli.adaptation.full import Full
 from smatcli.config import TrainRecipe, load_recipe
 from smatcli.config.finetune import FullConfig
 from smatcli.config.schema import AdaptConfig
-from smatcli.data.episode_list import draw_list, write_list
-from smatcli.data.episodes import EpisodeSampler, counted_key
-from smatcli.data.loader import EpisodeLoader
-from smatcli.data.store import Store, write_store
-from smatcli.engine.choices import Choice, read_choices
-from smatcli.engine.evaluate import evaluate
-from smatcli.engine.ratesearch import RateSearch, leave_out
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.results import read_records, read_summary
-from smatcli.engine.signals import Interrupted
+from smatcli.data.counted import counted_key
+from smatcli.data.episodes.lists import draw_list, write_list
+from smatcli.data.episodes.loader import EpisodeLoader
+from smatcli.data.episodes.sampler import EpisodeSampler
+from smatcli.data.stores.store import Store, write_store
+from smatcli.engine.evaluate.evaluation import evaluate
+from smatcli.engine.evaluate.rate_search import RateSearch, leave_out
 from smatcli.errors import SmatError, UserError
+from smatcli.runs.rates import Choice, read_choices
+from smatcli.runs.reporter import SilentReporter
+from smatcli.runs.results import read_records, read_summary
+from smatcli.runs.signals import Interrupted
 from smatcli.seams import Episode, Support
 from tests.engine.evalruns import FakeMethod, make_run, serve
 from tests.engine.test_evaluate import assert_same

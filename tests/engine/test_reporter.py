@@ -2,8 +2,8 @@ import io
 
 import pytest
 
-from smatcli.engine import reporter as module
-from smatcli.engine.reporter import PlainReporter, RichReporter, SilentReporter, auto_reporter, clock, show
+from smatcli.runs import reporter as module
+from smatcli.runs.reporter import PlainReporter, RichReporter, SilentReporter, auto_reporter, clock, show
 
 
 @pytest.fixture

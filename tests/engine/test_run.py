@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.run import RunDir, differing, flatten
-from smatcli.engine.signals import Interrupted, StopRequest
 from smatcli.errors import SmatError, UserError
+from smatcli.runs.directory import RunDir, differing, flatten
+from smatcli.runs.reporter import SilentReporter
+from smatcli.runs.signals import Interrupted, StopRequest
 from tests.engine.pretrain_world import load
 
 

@@ -14,8 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from smatcli.cli import app
-from smatcli.engine.runs import differing_keys, facts, find_runs, follow, tail
 from smatcli.errors import UserError
+from smatcli.runs.overview import differing_keys, facts, find_runs, follow, tail
 
 
 def made(root, name, status="finished", rows=(), recipe="method: {name: smat, experts: 4}\ntrain: {steps: 10}\n", **info: Any):

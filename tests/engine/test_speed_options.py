@@ -7,10 +7,10 @@ import torch
 from typer.testing import CliRunner
 
 from smatcli.cli import app
-from smatcli.engine import speed
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.train import Trainer, train
+from smatcli.engine.loop import speed
+from smatcli.engine.train.trainer import Trainer, train
 from smatcli.errors import UserError
+from smatcli.runs.reporter import SilentReporter
 from tests.engine.train_world import load
 
 

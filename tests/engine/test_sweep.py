@@ -12,19 +12,20 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-import smatcli.engine.evaluate as evaluate_module
-import smatcli.engine.train as train_module
+import smatcli.engine.evaluate.evaluation as evaluate_module
+import smatcli.engine.train.trainer as train_module
 from smatcli.cli import app
 from smatcli.cli.sweep import parse
 from smatcli.config.schema import SmatConfig, TrainRecipe
-from smatcli.engine import sweepjobs
-from smatcli.engine.grid import parse_axis, parse_grid, plan_points, short_keys, split_values
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.results import SummaryRow, write_summary
-from smatcli.engine.run import RunDir
-from smatcli.engine.signals import Interrupted
-from smatcli.engine.sweep import eval_overrides, slots_of, sweep
 from smatcli.errors import SmatError, UserError
+from smatcli.launch import local as sweepjobs
+from smatcli.launch.grid import parse_axis, parse_grid, plan_points, short_keys, split_values
+from smatcli.launch.points import eval_overrides, slots_of
+from smatcli.launch.sweep import sweep
+from smatcli.runs.directory import RunDir
+from smatcli.runs.reporter import SilentReporter
+from smatcli.runs.results import SummaryRow, write_summary
+from smatcli.runs.signals import Interrupted
 
 
 def write_results(run, tau, adapts=("proto",)):
@@ -107,7 +108,7 @@ def test_means_over_datasets(world, tmp_path):
         for n, m, h in (("a", 0.4, 0.03), ("b", 0.6, 0.04), ("z", 0.0, 9.0))
     ]
     write_summary(path, rows)
-    from smatcli.engine.sweeptable import read_rows
+    from smatcli.launch.table import read_rows
 
     (row,) = read_rows(point)
     assert float(row["id_mean"]) == pytest.approx(0.5) and float(row["id_half_width"]) == pytest.approx(math.hypot(0.03, 0.04) / 2)

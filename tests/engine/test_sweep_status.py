@@ -9,14 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 from smatcli.cli import app
-from smatcli.engine import sweepjobs
-from smatcli.engine.grid import parse_axis
-from smatcli.engine.launchspec import JobFiles
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.run import RunDir
-from smatcli.engine.sweep import known_sweep, status, sweep
-from smatcli.engine.sweepstate import _on_slurm, job_files
 from smatcli.errors import UserError
+from smatcli.launch import local as sweepjobs
+from smatcli.launch.grid import parse_axis
+from smatcli.launch.job_files import JobFiles
+from smatcli.launch.state import _on_slurm, job_files
+from smatcli.launch.sweep import known_sweep, status, sweep
+from smatcli.runs.directory import RunDir
+from smatcli.runs.reporter import SilentReporter
 
 AXIS = "tau"
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from smatcli.config import load_recipe
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.run import RunDir
-from smatcli.engine.tracking import check_trackers, numbers
 from smatcli.errors import UserError
+from smatcli.runs.directory import RunDir
+from smatcli.runs.reporter import SilentReporter
+from smatcli.runs.tracking import check_trackers, numbers
 
 TRAIN = {"step": 1, "kind": "train", "tasks": 2, "loss": 0.5, "note": "text", "odd": float("nan")}
 VALID = {"step": 2, "kind": "valid", "mean": 0.25, "datasets": {"a": 0.2, "b": 0.3}}

@@ -12,17 +12,17 @@ import torch
 from smatcli.backbones import create_backbone, save_backbone
 from smatcli.config import Loaded
 from smatcli.config.schema import TrainRecipe
-from smatcli.data.store import write_store
-from smatcli.engine import guard
-from smatcli.engine import train as module
-from smatcli.engine.debugepisode import debug_episode
-from smatcli.engine.optim import Optimizers
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.run import RunDir
-from smatcli.engine.signals import Interrupted, StopNow
-from smatcli.engine.train import load_method, train
+from smatcli.data.stores.store import write_store
+from smatcli.engine.loop import guard
+from smatcli.engine.loop.optimizers import Optimizers
+from smatcli.engine.train import trainer as module
+from smatcli.engine.train.debug_episode import debug_episode
+from smatcli.engine.train.trainer import load_method, train
 from smatcli.errors import SmatError, UserError
 from smatcli.methods.smat import SmatMethod
+from smatcli.runs.directory import RunDir
+from smatcli.runs.reporter import SilentReporter
+from smatcli.runs.signals import Interrupted, StopNow
 from tests.engine.train_world import load
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from smatcli.config import Loaded, load_recipe
-from smatcli.data.store import write_store
+from smatcli.data.stores.store import write_store
 
 RECIPE = """
 kind: train

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from smatcli.data.verify import verify_store
-from smatcli.engine.checkpoint import has_checkpoint, load_checkpoint
-from smatcli.engine.results import read_records, read_summary
+from smatcli.data.stores.verify import verify_store
 from smatcli.errors import SmatError
+from smatcli.runs.checkpoint import has_checkpoint, load_checkpoint
+from smatcli.runs.results import read_records, read_summary
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = {  # every unit of work is stored at once, so that there is much to lose
-    "smatcli.engine.evaluate.PART_EPISODES": 1,
-    "smatcli.engine.convert.MARK_SECONDS": -1.0,
+    "smatcli.engine.evaluate.evaluation.PART_EPISODES": 1,
+    "smatcli.engine.prepare.convert.MARK_SECONDS": -1.0,
 }
 
 

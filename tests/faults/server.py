@@ -25,8 +25,14 @@ def serve() -> None:
     """Answer until stdin ends."""
     import torch
 
-    for name in ("train", "evaluate", "sweep", "prepare", "pretrain", "debugepisode", "loading"):
-        importlib.import_module(f"smatcli.engine.{name}")
+    for name in (
+        "engine.train.debug_episode",
+        "engine.evaluate.evaluation",
+        "launch.sweep",
+        "engine.prepare.preparation",
+        "engine.pretrain.pretraining",
+    ):
+        importlib.import_module(f"smatcli.{name}")
     from smatcli.cli import app
 
     torch.set_num_threads(1)
@@ -38,9 +44,9 @@ def serve() -> None:
 
 def _warm_up() -> None:
     """Train and evaluate once, for what is imported late (timm)."""
-    from smatcli.engine.evaluate import evaluate
-    from smatcli.engine.reporter import SilentReporter
-    from smatcli.engine.train import train
+    from smatcli.engine.evaluate.evaluation import evaluate
+    from smatcli.engine.train.trainer import train
+    from smatcli.runs.reporter import SilentReporter
     from tests.engine.train_world import load
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smatcli.data.store import Store
-from smatcli.data.verify import verify_store
+from smatcli.data.stores.store import Store
+from smatcli.data.stores.verify import verify_store
 from tests.engine.train_world import load
 from tests.faults.children import Children, assert_same_training, check_whole, evaluated, last_step
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from smatcli import safe_probe
 from smatcli.errors import SmatError
+from smatcli.safe import probe as safe_probe
 
 SECONDS = 60  # of one reading; the process ends with a traceback beyond it, since a loop in C hears nothing
 MEMORY = 500 * 2**20

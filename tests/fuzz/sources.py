@@ -43,8 +43,8 @@ def read_all(source: object) -> object:
 
 
 def stores(folder: Path) -> None:
-    from smatcli.data.ontology import Node, Ontology
-    from smatcli.data.store import write_store
+    from smatcli.data.stores.ontology import Node, Ontology
+    from smatcli.data.stores.store import write_store
     from tests.data.imagefiles import picture
 
     pixels = np.zeros((3, 8, 8, 3), np.uint8)
@@ -55,8 +55,8 @@ def stores(folder: Path) -> None:
 
 
 def read_stores(folder: Path) -> object:
-    from smatcli.data.store import Store
-    from smatcli.data.verify import verify_store
+    from smatcli.data.stores.store import Store
+    from smatcli.data.stores.verify import verify_store
 
     for path in folder.glob("*.h5"):
         store = Store.open(path)
@@ -126,8 +126,8 @@ def specs(folder: Path) -> None:
 
 
 def read_specs(folder: Path) -> object:
-    from smatcli.data.mdspec import read_spec
-    from smatcli.data.splits import match_splits, read_splits
+    from smatcli.data.metadataset.spec import read_spec
+    from smatcli.data.stores.splits import match_splits, read_splits
 
     each([partial(read_spec, path) for path in sorted(folder.iterdir()) if path.is_dir()])
     return match_splits(["a", "b", "c", "d"], read_splits(folder / "splits.json", "toy"), "splits.json")

@@ -99,21 +99,21 @@ def _read_recipe(folder: Path) -> object:
 def _checkpoint(folder: Path) -> None:
     import torch
 
-    from smatcli.engine.checkpoint import save_checkpoint
+    from smatcli.runs.checkpoint import save_checkpoint
 
     state = {"step": 3, "best": {"mean": 0.5, "step": 2}, "optimizers": {"a": {"lr": 0.1}}}
     save_checkpoint(folder / "last", {"theta": torch.arange(4.0)}, state, {"m": torch.zeros(2)})
 
 
 def _read_checkpoint(folder: Path) -> object:
-    from smatcli.engine.checkpoint import load_checkpoint
+    from smatcli.runs.checkpoint import load_checkpoint
 
     return load_checkpoint(folder / "last")
 
 
 def _read_resealed(folder: Path) -> object:
     """A stranger's checkpoint, whose manifest is right."""
-    from smatcli.engine import manifest
+    from smatcli.runs import manifest
 
     state, body = folder / "last" / manifest.STATE, folder / "last" / manifest.MANIFEST
     try:
@@ -175,7 +175,7 @@ def _read_weights(folder: Path) -> object:
 
 
 def _results(folder: Path) -> None:
-    from smatcli.engine.results import write_records
+    from smatcli.runs.results import write_records
     from tests.report.fakes import add_eval, draw, make_run
 
     run = make_run(folder / "smat", "smat", 0.9, 3, [0.5, 0.6])
@@ -187,10 +187,10 @@ def _results(folder: Path) -> None:
 
 
 def _read_results(folder: Path) -> object:
-    from smatcli.engine.choices import read_choices
-    from smatcli.engine.results import joined, read_records
-    from smatcli.report.costs import size_of
-    from smatcli.report.frame import read
+    from smatcli.report.results.frame import read
+    from smatcli.report.tables.costs import size_of
+    from smatcli.runs.rates import read_choices
+    from smatcli.runs.results import joined, read_records
 
     frame = read([folder])
     for evaluation in frame.evaluations:
@@ -205,22 +205,22 @@ def _read_results(folder: Path) -> object:
 
 
 def _analysis(folder: Path) -> None:
-    from smatcli.engine.analyze_file import Analysis, texts, write_analysis
+    from smatcli.runs.analysis import Analysis, texts, write_analysis
 
     arrays = {"a": np.arange(6.0).reshape(2, 3), "names": texts(["x", "é"]), "big": np.zeros(4000)}
     write_analysis(folder, Analysis("masks", "masks", {"seed": 1}, {"all": arrays}, {"all": {"domain": "ID"}}, facts={"parameters": 3}))
 
 
 def _read_analysis(folder: Path) -> object:
-    from smatcli.engine.analyze_file import read_analysis
+    from smatcli.runs.analysis import read_analysis
 
     return read_analysis(folder / "masks.h5")
 
 
 def _lists(folder: Path) -> None:
     from smatcli.config.schema import EpisodeConfig
-    from smatcli.data.episode_list import draw_list, write_list
-    from smatcli.data.episodes import EpisodeSampler
+    from smatcli.data.episodes.lists import draw_list, write_list
+    from smatcli.data.episodes.sampler import EpisodeSampler
     from tests.data.fakes import FakeStore
 
     store = FakeStore([9, 12, 8, 9, 10, 11])
@@ -229,7 +229,7 @@ def _lists(folder: Path) -> None:
 
 
 def _read_lists(folder: Path) -> object:
-    from smatcli.data.episode_list import read_list
+    from smatcli.data.episodes.lists import read_list
 
     return [[each.plan(i) for i in range(len(each))] for each in read_list(folder / "l.npz").values()]
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from smatcli.cli import app
-from smatcli.engine.run import RunDir
 from smatcli.errors import UserError
 from smatcli.importing import import_checkpoint
+from smatcli.runs.directory import RunDir
 from tests.importing.released import OVERRIDES, pmf_release, saved, smat_release
 
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]

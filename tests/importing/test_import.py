@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.run import RunDir
-from smatcli.engine.train import load_method
+from smatcli.engine.train.trainer import load_method
 from smatcli.experts.masks import counted_sparsity
 from smatcli.importing import import_checkpoint
 from smatcli.methods.base import FlatMethod
 from smatcli.methods.prototypes import cosine_logits, prototypes
 from smatcli.methods.smat import SmatMethod
+from smatcli.runs.directory import RunDir
+from smatcli.runs.reporter import SilentReporter
 from smatcli.seams import Support
 from tests.experts.parity import Parity, close, release_config
 from tests.importing.released import OVERRIDES, hf_pairs, pmf_release, random_vit, saved, smat_release, third

@@ -21,7 +21,7 @@ from smatcli.config.methods import (
     SparsityConfig,
     TeacherConfig,
 )
-from smatcli.engine.optim import build_optimizers
+from smatcli.engine.loop.optimizers import build_optimizers
 from smatcli.experts.merge_kernels import VARIABLE
 from smatcli.methods import build_method
 from smatcli.methods.prototypes import cosine_logits, prototypes

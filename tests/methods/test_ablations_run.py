@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from smatcli.engine.evaluate import evaluate
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.train import train
+from smatcli.engine.evaluate.evaluation import evaluate
+from smatcli.engine.train.trainer import train
+from smatcli.runs.reporter import SilentReporter
 from tests.engine.train_world import load
 
 QUICK = ("train.valid_every=2", "train.valid_episodes=1", "train.checkpoint_every=1", "train.meta_batch=1")

@@ -16,7 +16,7 @@ from smatcli.config.methods import (
     SparsityConfig,
     TeacherConfig,
 )
-from smatcli.engine.optim import build_optimizers
+from smatcli.engine.loop.optimizers import build_optimizers
 from smatcli.errors import SmatError
 from smatcli.methods import METHODS, build_method
 from smatcli.methods.base import FlatMethod

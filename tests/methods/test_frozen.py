@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.train import Trainer, train
+from smatcli.engine.train.trainer import Trainer, train
 from smatcli.errors import UserError
 from smatcli.methods.frozen import FeatureCache
+from smatcli.runs.reporter import SilentReporter
 from tests.engine.train_world import load
 
 

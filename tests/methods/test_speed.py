@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from smatcli.config.methods import MaskConfig, RouterConfig, SmatConfig, TeacherConfig
 from smatcli.device import choose_precision
-from smatcli.engine.optim import build_optimizers
+from smatcli.engine.loop.optimizers import build_optimizers
 from smatcli.errors import UserError
 from smatcli.experts.masks import noise
 from smatcli.methods import recompute

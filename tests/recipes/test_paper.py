@@ -11,8 +11,8 @@ from timm.models.vision_transformer import VisionTransformer
 from smatcli.config import load_recipe
 from smatcli.config.methods import MethodConfig, SmatConfig, method_facts
 from smatcli.config.schema import TrainRecipe
-from smatcli.data.known import PAPER
-from smatcli.engine.optim import build_optimizers
+from smatcli.data.catalogue.paper import PAPER
+from smatcli.engine.loop.optimizers import build_optimizers
 from smatcli.methods import build_method
 from tests.experts.parity import release_config
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from smatcli.engine.analyze_file import Analysis, texts, write_analysis
-from smatcli.report.fig_read import Found
-from smatcli.report.runs import Run
+from smatcli.report.figures.analyses import Found
+from smatcli.report.results.runs import Run
+from smatcli.runs.analysis import Analysis, texts, write_analysis
 
 NAMES = ["a class with quite a long name", "b_$x^2", "c", "d <&>", "e"]
 

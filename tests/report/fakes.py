@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import yaml
 
-from smatcli.engine.results import SummaryRow, write_summary
+from smatcli.runs.results import SummaryRow, write_summary
 
 ID = ("aircraft", "omniglot", "textures")
 OOD = ("traffic_signs", "coco_crops", "cifar10", "sketch_pacs")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from smatcli.cli import app
 from smatcli.errors import UserError
 from smatcli.report import report
-from smatcli.report.frame import read
+from smatcli.report.results.frame import read
 from tests.report.fakes import add_eval, draw, make_run
 
 NAMES = ("aircraft", "coco_crops")

@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smatcli.engine.analyze_file import Analysis
-from smatcli.report import fig_draw, figures, report
-from smatcli.report.curves import Curves, Series
-from smatcli.report.fig_experts import gradient_figures, mask_figures, mean_of_pairs, search_figures
-from smatcli.report.fig_predictions import confusion, feature_figures, prediction_figures
-from smatcli.report.fig_read import Found, read_analyses, sets
-from smatcli.report.fig_types import Bars, Clouds, Figure, Heat, Pictures
-from smatcli.report.runs import Run
-from smatcli.report.statistics import Estimate
+from smatcli.report import report
+from smatcli.report.figures import axes as figures
+from smatcli.report.figures import draw as fig_draw
+from smatcli.report.figures.analyses import Found, read_analyses, sets
+from smatcli.report.figures.curves import Curves, Series
+from smatcli.report.figures.experts import gradient_figures, mask_figures, mean_of_pairs, search_figures
+from smatcli.report.figures.predictions import confusion, feature_figures, prediction_figures
+from smatcli.report.figures.types import Bars, Clouds, Figure, Heat, Pictures
+from smatcli.report.results.runs import Run
+from smatcli.runs.analysis import Analysis
+from smatcli.runs.statistics import Estimate
 from tests.report import analyses
 from tests.report.fakes import add_eval, draw, make_run
 from tests.report.test_figures import kept, overlaps

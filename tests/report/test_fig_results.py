@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from smatcli.report.baselines import find_baselines
-from smatcli.report.fig_results import (
+from smatcli.report.figures.episodes import (
     dendrogram,
     group_figures,
     parameter_counts,
@@ -19,9 +18,10 @@ from smatcli.report.fig_results import (
     training_datasets,
     trajectories,
 )
-from smatcli.report.frame import read
-from smatcli.report.groups import Group, make_groups
-from smatcli.report.statistics import Estimate
+from smatcli.report.results.baselines import find_baselines
+from smatcli.report.results.frame import read
+from smatcli.report.results.groups import Group, make_groups
+from smatcli.runs.statistics import Estimate
 from tests.report.fakes import ID, OOD, add_eval, draw, make_run, make_study
 
 

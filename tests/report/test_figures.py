@@ -9,9 +9,11 @@ from typing import Literal
 import pytest
 from matplotlib.text import Text
 
-from smatcli.report import fig_draw, figures, style
-from smatcli.report.curves import Curves, Gains, Series
-from smatcli.report.statistics import UNKNOWN, Estimate
+from smatcli.report.figures import axes as figures
+from smatcli.report.figures import draw as fig_draw
+from smatcli.report.figures import style
+from smatcli.report.figures.curves import Curves, Gains, Series
+from smatcli.runs.statistics import UNKNOWN, Estimate
 
 LONG = "a rather long label of a run, M = 8 + flip"
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from smatcli.errors import UserError
-from smatcli.report.frame import read
-from smatcli.report.groups import make_groups, split_protocol
-from smatcli.report.runs import shortest_names
+from smatcli.report.results.frame import read
+from smatcli.report.results.groups import make_groups, split_protocol
+from smatcli.report.results.runs import shortest_names
 from tests.report.fakes import ID, OOD, add_eval, draw, make_run, make_study
 
 

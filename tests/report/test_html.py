@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from smatcli.report import manifest, report
-from smatcli.report.html_parts import Grid, differences, environment, escape, grid, table
-from smatcli.report.runs import Run
-from smatcli.report.statistics import Estimate
-from smatcli.report.tables import Block, Cell, Row, Table
+from smatcli.report.formats.html_parts import Grid, differences, environment, escape, grid, table
+from smatcli.report.results.runs import Run
+from smatcli.report.tables.table import Block, Cell, Row, Table
+from smatcli.runs.statistics import Estimate
 from tests.report.browser import Browser, find
 from tests.report.fakes import make_study
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smatcli.report.latex import document, escape, number, percent, tabular
-from smatcli.report.statistics import UNKNOWN, Estimate
-from smatcli.report.tables import Block, Cell, Row, Table
+from smatcli.report.formats.latex import document, escape, number, percent, tabular
+from smatcli.report.tables.table import Block, Cell, Row, Table
+from smatcli.runs.statistics import UNKNOWN, Estimate
 
 NASTY = r"""a_b & 50% #1 $x$ {y} z~t u^v w\input{/etc/passwd} <|> "q" 'r' `s` [2em] *t a---b ?` !` ,, é ñ ç ß Å ø ł τ Ω Δ ± − “” 中 🙂"""
 ENGINES = [name for name in ("pdflatex", "lualatex", "xelatex", "tectonic") if shutil.which(name)]

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from smatcli.engine.analyze_file import write_analysis
-from smatcli.report import fig_draw, figures, report
+from smatcli.report import report
+from smatcli.report.figures import axes as figures
+from smatcli.report.figures import draw as fig_draw
+from smatcli.runs.analysis import write_analysis
 from tests.report import analyses
 from tests.report.fakes import add_eval, draw, make_run, make_study
 from tests.report.test_figures import overlaps
@@ -79,7 +81,7 @@ def test_long_names_of_runs_and_datasets(tmp_path: Path, faults: dict[str, list]
 
 def test_a_fault_would_be_seen(tmp_path: Path):
     """The checks themselves: an empty panel, and a legend over the data."""
-    from smatcli.report.figures import new_figure
+    from smatcli.report.figures.axes import new_figure
 
     figure = new_figure(3, 2)
     left, right = figure.subplots(1, 2)

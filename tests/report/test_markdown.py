@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smatcli.report.markdown import csv_number, escape, index, page, table, table_csv
-from smatcli.report.statistics import Estimate
-from smatcli.report.tables import Block, Cell, Row, Table
+from smatcli.report.formats.markdown import escape, index, page, table, table_csv
+from smatcli.report.tables.table import Block, Cell, Row, Table
+from smatcli.runs.statistics import Estimate
+from smatcli.safe.text import csv_number
 
 CONTENT = Table(
     "stem",

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from smatcli.errors import UserError
-from smatcli.report.contents import Wishes, all_tables, unmatched
-from smatcli.report.frame import read
-from smatcli.report.groups import make_groups
-from smatcli.report.published import FOLDER, choose, papers, read_published
-from smatcli.report.tables import main_table
+from smatcli.report.results.frame import read
+from smatcli.report.results.groups import make_groups
+from smatcli.report.results.published import FOLDER, choose, papers, read_published
+from smatcli.report.tables.contents import Wishes, all_tables, unmatched
+from smatcli.report.tables.ours import main_table
 from tests.report.fakes import add_eval, draw, make_run
 
 HEAD = "table,label,method,adapt,dataset,domain,mean,half_width,source\n"

@@ -8,12 +8,12 @@ import pytest
 import yaml
 from scipy import stats
 
-from smatcli.report.compare import difference
-from smatcli.report.frame import read
-from smatcli.report.groups import make_groups
-from smatcli.report.seeds import merge_seeds
-from smatcli.report.studies import seeds_table
-from smatcli.report.tables import main_table
+from smatcli.report.results.compare import difference
+from smatcli.report.results.frame import read
+from smatcli.report.results.groups import make_groups
+from smatcli.report.results.seeds import merge_seeds
+from smatcli.report.tables.ours import main_table
+from smatcli.report.tables.studies import seeds_table
 from tests.report.fakes import accuracies, add_eval, draw, make_run
 
 NAMES = ("aircraft", "omniglot", "coco_crops")

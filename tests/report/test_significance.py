@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from smatcli.report.published import FOLDER
-from smatcli.report.significance import holm, outcomes, resampled_means, wilcoxon
-from smatcli.report.statistics import across_seeds, ranks
+from smatcli.report.results.published import FOLDER
+from smatcli.report.results.significance import holm, outcomes, resampled_means, wilcoxon
+from smatcli.runs.statistics import across_seeds, ranks
 
 
 def test_ranks_are_those_of_the_leaderboard():

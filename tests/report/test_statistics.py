@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from smatcli.engine import results
-from smatcli.report.statistics import UNKNOWN, Estimate, average, interval, paired_difference, unpaired_difference
+from smatcli.runs import results
+from smatcli.runs.statistics import UNKNOWN, Estimate, average, interval, paired_difference, unpaired_difference
 
 SHARES = st.lists(st.floats(0, 1), min_size=2, max_size=50)
 

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from scipy import stats
 
-from smatcli.report.costs import cost_table, parameter_table, size_of, tensor_shapes
-from smatcli.report.frame import read
-from smatcli.report.groups import Group, make_groups
-from smatcli.report.studies import ablation_table, significance_tables, strategies_table
-from smatcli.report.tables import main_table
+from smatcli.report.results.frame import read
+from smatcli.report.results.groups import Group, make_groups
+from smatcli.report.tables.costs import cost_table, parameter_table, size_of, tensor_shapes
+from smatcli.report.tables.ours import main_table
+from smatcli.report.tables.studies import ablation_table, significance_tables, strategies_table
 from tests.report.fakes import accuracies, add_eval, draw, make_run
 
 NAMES = ("aircraft", "omniglot", "coco_crops")

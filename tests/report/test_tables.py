@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from smatcli.report.compare import average_difference, best, difference
-from smatcli.report.curves import gains, tau_curves, training_curves
-from smatcli.report.frame import read
-from smatcli.report.groups import Group, make_groups
-from smatcli.report.tables import gains_table, main_table, pairs_table, sweep_table
+from smatcli.report.figures.curves import gains, tau_curves, training_curves
+from smatcli.report.results.compare import average_difference, best, difference
+from smatcli.report.results.frame import read
+from smatcli.report.results.groups import Group, make_groups
+from smatcli.report.tables.ours import gains_table, main_table, pairs_table, sweep_table
 from tests.report.fakes import ID, OOD, accuracies, add_eval, draw, make_run, make_study
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from smatcli import safe_hdf5, safe_probe
 from smatcli.config import load_recipe
 from smatcli.config.schema import TrainRecipe
 from smatcli.errors import UserError
-from smatcli.safe import parse_json, read_json
-from smatcli.safe_seal import is_sealed, seal, seal_is_broken
+from smatcli.safe import hdf5 as safe_hdf5
+from smatcli.safe import probe as safe_probe
+from smatcli.safe.seal import is_sealed, seal, seal_is_broken
+from smatcli.safe.text import parse_json, read_json
 from tests.fuzz.guard import bounded
 
 TERA = 10**12
@@ -80,7 +81,7 @@ def test_aliases_that_are_not_bombs_still_work(recipe_file):
 
 def test_the_reports_reader_survives_a_deep_recipe(tmp_path):
     """libyaml's loader recurses in C and ends the process."""
-    from smatcli.report.runs import read_run
+    from smatcli.report.results.runs import read_run
 
     (tmp_path / "recipe.yaml").write_text("a: " + "[" * 200_000)
     with pytest.raises(UserError, match="not YAML any more"):
@@ -109,7 +110,7 @@ def claims(file: h5py.File, name: str, shape: tuple[int, ...], chunks: tuple[int
 
 
 def test_a_terabyte_in_two_kilobytes(tmp_path):
-    from smatcli.engine.results import read_records
+    from smatcli.runs.results import read_records
 
     path = tmp_path / "r.h5"
     for chunks in ((1024,), None):
@@ -215,7 +216,7 @@ def test_seals_tell_damage_before_hdf5_sees_it(tmp_path):
 
 
 def test_a_store_whose_names_claim_a_gigabyte(tmp_path):
-    from smatcli.data.store import Store, write_store
+    from smatcli.data.stores.store import Store, write_store
 
     path = write_store(tmp_path / "s.h5", "s", 8, [("a", 0, np.zeros((3, 8, 8, 3), np.uint8))])
     with h5py.File(path, "r+") as file:
@@ -246,7 +247,7 @@ def header(path: Path, head: bytes, body: bytes = b"") -> Path:
 )  # fmt: skip
 def test_safetensors(tmp_path, make, said):
     from smatcli.backbones.weights import load_tree
-    from smatcli.report.costs import tensor_shapes
+    from smatcli.report.tables.costs import tensor_shapes
 
     path = tmp_path / "w.safetensors"
     make(path)
@@ -309,7 +310,7 @@ def test_a_checkpoint_that_contains_itself(tmp_path):
 
 
 def test_an_episode_list_of_zeros(tmp_path):
-    from smatcli.data.episode_list import read_list
+    from smatcli.data.episodes.lists import read_list
 
     path = tmp_path / "l.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -322,7 +323,7 @@ def test_an_episode_list_of_zeros(tmp_path):
 
 
 def test_an_array_that_claims_a_terabyte_in_an_episode_list(tmp_path):
-    from smatcli.data.episode_list import read_list
+    from smatcli.data.episodes.lists import read_list
 
     path = tmp_path / "l.npz"
     head = np.lib.format.magic(1, 0) + struct.pack("<H", 118)
@@ -334,7 +335,7 @@ def test_an_array_that_claims_a_terabyte_in_an_episode_list(tmp_path):
 
 
 def test_a_record_that_claims_a_terabyte(tmp_path):
-    from smatcli.data.tfrecord import TFRecordError, TFRecordFile
+    from smatcli.data.metadataset.tfrecord import TFRecordError, TFRecordFile
     from tests.data.mdfiles import masked
 
     length = struct.pack("<Q", TERA)
@@ -367,10 +368,10 @@ def test_images_of_a_billion_pixels():
 
 def test_pipes_and_devices_are_not_waited_for(tmp_path):
     from smatcli.backbones.weights import load_tree
-    from smatcli.data.episode_list import read_list
+    from smatcli.data.episodes.lists import read_list
     from smatcli.data.sources.trees import open_tree
-    from smatcli.data.splits import read_splits
-    from smatcli.data.store import Store
+    from smatcli.data.stores.splits import read_splits
+    from smatcli.data.stores.store import Store
 
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):

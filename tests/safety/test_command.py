@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from smatcli.cli import app
-from smatcli.data.store import write_store
+from smatcli.data.stores.store import write_store
 
 PLACE = "@"
 COMMANDS = [

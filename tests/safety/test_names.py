@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from smatcli.cli import app
-from smatcli.data.store import Store, write_store
+from smatcli.data.stores.store import Store, write_store
 from smatcli.errors import SmatError, UserError
-from smatcli.safe import csv_cell
+from smatcli.safe.text import csv_cell
 from tests.report.fakes import add_eval, make_run
 
 NASTY = {
@@ -153,7 +153,7 @@ def test_prepare_writes_below_out(tmp_path, name):
 
 
 def test_names_of_datasets_in_a_recipe_are_no_paths(tmp_path):
-    from smatcli.data.store import open_stores
+    from smatcli.data.stores.opening import open_stores
 
     write_store(tmp_path / "secret.h5", "secret", 8, [("a", 0, np.zeros((1, 8, 8, 3), np.uint8))])
     (tmp_path / "stores").mkdir()
@@ -165,7 +165,7 @@ def test_names_of_datasets_in_a_recipe_are_no_paths(tmp_path):
 def test_a_checkpoint_names_no_files_elsewhere(tmp_path):
     import torch
 
-    from smatcli.engine.checkpoint import load_checkpoint, save_checkpoint
+    from smatcli.runs.checkpoint import load_checkpoint, save_checkpoint
 
     save_checkpoint(tmp_path / "last", {"a": torch.zeros(2)}, {"step": 1})
     manifest = tmp_path / "last" / "manifest.json"
@@ -188,7 +188,7 @@ def test_a_class_may_be_called_anything_but_is_only_text(tmp_path):
 def test_a_run_is_made_where_the_recipe_says_and_nothing_is_replaced(tmp_path, recipe_file):
     """`run:` may be anywhere, as scratch disks are; what is there already is never touched, whatever it is."""
     from smatcli.config import load_recipe
-    from smatcli.engine.run import RunDir
+    from smatcli.runs.directory import RunDir
 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("words")
@@ -202,7 +202,7 @@ def test_a_run_is_made_where_the_recipe_says_and_nothing_is_replaced(tmp_path, r
 
 
 def test_points_of_a_sweep_stay_in_its_folder(tmp_path, recipe_file):
-    from smatcli.engine.grid import file_text
+    from smatcli.launch.grid import file_text
 
     for value in ("../../x", "/etc/passwd", "a\nb", "a b<c>", "x" * 500):
         text = file_text(value)

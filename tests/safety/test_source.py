@@ -19,7 +19,7 @@ MAY_WRITE = {
 }
 MAY_EXEC = {"tests/deploy/test_docs_example.py"}  # our own documentation's example
 MAY_SHELL = {"tests/cli/test_frame.py"}  # a pipe that is closed early
-HDF5, TEXT = {"smatcli/safe_hdf5.py", "smatcli/safe_probe.py"}, {"smatcli/safe.py"}
+HDF5, TEXT = {"smatcli/safe/hdf5.py", "smatcli/safe/probe.py"}, {"smatcli/safe/text.py"}
 
 
 def trees() -> Iterator[tuple[str, ast.AST]]:
@@ -62,7 +62,7 @@ def problems() -> Iterator[str]:
             if function == "torch.load" and not is_true(options.get("weights_only")):
                 yield f"{where}: torch.load without weights_only=True"
             if function.startswith("yaml.") and last in ("load", "load_all", "unsafe_load", "full_load"):
-                yield f"{where}: {function}; smatcli.safe.yaml_value is bounded"
+                yield f"{where}: {function}; smatcli.safe.text.yaml_value is bounded"
             if (last == "load" and is_true(options.get("allow_pickle"))) or last in ("read_pickle", "to_pickle"):
                 yield f"{where}: {function} with a pickle"
             if function in ("np.load", "numpy.load") and name.startswith("smatcli/") and "allow_pickle" not in options:
@@ -78,17 +78,17 @@ def problems() -> Iterator[str]:
             if not name.startswith("smatcli/"):
                 continue
             if function == "json.loads" and name not in TEXT and not _own_text(node) and not _guarded(tree, node):
-                yield f"{where}: json.loads; smatcli.safe.parse_json knows too deep ones"
+                yield f"{where}: json.loads; smatcli.safe.text.parse_json knows too deep ones"
             if function == "json.load":
-                yield f"{where}: json.load; smatcli.safe.read_json is bounded"
+                yield f"{where}: json.load; smatcli.safe.text.read_json is bounded"
             if function == "h5py.File" and name not in HDF5 and _reads(node, options) and name not in CHECKED:
-                yield f"{where}: h5py.File to read; smatcli.safe_hdf5.opened is bounded"
+                yield f"{where}: h5py.File to read; smatcli.safe.hdf5.opened is bounded"
             if function.startswith("pickle."):
                 yield f"{where}: {function}"
 
 
 # These read a file of which the structure was checked (by `Store.open`), or check it themselves (`ForeignHdf5`).
-CHECKED = {"smatcli/data/verify.py", "smatcli/data/sources/foreign_hdf5.py"}
+CHECKED = {"smatcli/data/stores/verify.py", "smatcli/data/sources/foreign_hdf5.py"}
 
 
 def _own_text(node: ast.Call) -> bool:
@@ -133,7 +133,7 @@ def test_no_pickle_no_shell_no_unbounded_reader():
         ("subprocess.run(c, shell=True)", "a shell"),
         ("archive.extractall(p)", "writes where"),
         ("json.loads(line)", "parse_json"),
-        ("h5py.File(p)", "safe_hdf5"),
+        ("h5py.File(p)", "safe.hdf5"),
     ],
 )
 def test_the_walk_finds(source, found, monkeypatch):

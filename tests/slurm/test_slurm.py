@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from smatcli.engine.grid import parse_grid
-from smatcli.engine.launch import send
-from smatcli.engine.launch_slurm import minutes, parameters
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.runs import facts, records
-from smatcli.engine.sweep import gather, status, sweep
 from smatcli.errors import UserError
+from smatcli.launch.grid import parse_grid
+from smatcli.launch.slurm import minutes, parameters
+from smatcli.launch.sweep import gather, status, sweep
+from smatcli.launch.trainings import send
+from smatcli.runs.overview import facts, records
+from smatcli.runs.reporter import SilentReporter
 from tests.engine.train_world import load
 
 HERE = Path(__file__).parent

@@ -10,12 +10,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from smatcli.cli import app
-from smatcli.engine.analyze_expertmaps import maps
-from smatcli.engine.analyze_file import read_analysis
-from smatcli.engine.analyze_similarity import cosines, similarity
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.tune import tune
+from smatcli.engine.analyze.expert_maps import maps
+from smatcli.engine.analyze.similarity import cosines, similarity
+from smatcli.engine.tune.tuning import tune
 from smatcli.errors import UserError
+from smatcli.runs.analysis import read_analysis
+from smatcli.runs.reporter import SilentReporter
 from smatcli.tuning.lora import Lora
 from smatcli.tuning.mlae import Mlae
 from tests.tuning.world import IMAGES, load, make, shake, vit

@@ -8,18 +8,19 @@ import pytest
 import torch
 
 from smatcli.config.schema import BackboneConfig
-from smatcli.engine.analyze import analyze
-from smatcli.engine.analyze_file import read_analysis
-from smatcli.engine.analyze_paths import expert_names
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.tune import load_tuned, tune
-from smatcli.engine.tune_data import seen
+from smatcli.engine.analyze.analysis import analyze
+from smatcli.engine.analyze.paths import expert_names
+from smatcli.engine.tune.fit import load_tuned
+from smatcli.engine.tune.task import seen
+from smatcli.engine.tune.tuning import tune
 from smatcli.errors import UserError
-from smatcli.report.curves import Curves
-from smatcli.report.fig_paths import path_figures
-from smatcli.report.fig_read import Found
-from smatcli.report.fig_types import Heat
-from smatcli.report.runs import Run
+from smatcli.report.figures.analyses import Found
+from smatcli.report.figures.curves import Curves
+from smatcli.report.figures.tuners import path_figures
+from smatcli.report.figures.types import Heat
+from smatcli.report.results.runs import Run
+from smatcli.runs.analysis import read_analysis
+from smatcli.runs.reporter import SilentReporter
 from smatcli.tuning.pmoe import Pmoe
 from tests.tuning import world
 

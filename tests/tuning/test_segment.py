@@ -14,16 +14,15 @@ from timm.models.vision_transformer import VisionTransformer
 
 from smatcli.config import load_recipe
 from smatcli.config.segment import HeadConfig
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.segment import segment
-from smatcli.engine.segment_results import read_fold
-from smatcli.engine.segment_test import sizes_of
-from smatcli.engine.signals import Interrupted
+from smatcli.engine.segment.measures import sizes_of
+from smatcli.engine.segment.results import read_fold
+from smatcli.engine.segment.segmenting import segment
 from smatcli.errors import UserError
+from smatcli.runs.reporter import SilentReporter
+from smatcli.runs.signals import Interrupted
+from smatcli.segmentation.metrics import measures
+from smatcli.segmentation.net import PlainTokens, SegmentNet, SetrPup, stages_of
 from smatcli.tuning.pmoe_vit import embed
-from smatcli.tuning.segment_head import SetrPup, stages_of
-from smatcli.tuning.segment_metrics import measures
-from smatcli.tuning.segment_net import PlainTokens, SegmentNet
 
 RECIPE = """\
 kind: segment
@@ -170,7 +169,7 @@ def test_baselines_run_and_move_only_what_they_declare(recipe, name, moving):
     assert set(found["trained"]) == moving and list(found["confusion"]) == ["single"]
     if name.startswith("vpt"):
         assert found["trained"]["tuner"] == (2 if name == "vpt-deep" else 1) * 2 * 16
-    from smatcli.engine.segment import _net
+    from smatcli.engine.segment.segmenting import _net
 
     before = _net(recipe(*overrides).recipe, 0, False)
     after = load_file(run.checkpoints / "last/model.safetensors")

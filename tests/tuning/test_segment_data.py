@@ -10,13 +10,13 @@ from PIL import Image
 
 from smatcli.config.segment import SegmentData
 from smatcli.data.images import Unreadable
-from smatcli.engine.reporter import SilentReporter
 from smatcli.errors import UserError
-from smatcli.tuning.seglist import list_pairs
-from smatcli.tuning.segment_augment import augmented
-from smatcli.tuning.segment_data import SegmentSet, splits
-from smatcli.tuning.segment_masks import decode_mask
-from smatcli.tuning.segment_metrics import confusion, measures
+from smatcli.runs.reporter import SilentReporter
+from smatcli.segmentation.augment import augmented
+from smatcli.segmentation.data import SegmentSet, splits
+from smatcli.segmentation.lists import list_pairs
+from smatcli.segmentation.masks import decode_mask
+from smatcli.segmentation.metrics import confusion, measures
 
 RNG = np.random.default_rng(0)
 
@@ -196,7 +196,7 @@ def test_folds_are_a_partition_and_equal_for_equal_seeds(tmp_path):
 def test_what_is_larger_than_memory_is_read_again(tmp_path, monkeypatch):
     data = folders(tmp_path, 3)
     kept = opened(data)
-    monkeypatch.setattr("smatcli.tuning.segment_data.KEPT_BYTES", 0)
+    monkeypatch.setattr("smatcli.segmentation.data.KEPT_BYTES", 0)
     read = opened(data)
     rows = np.array([2, 0])
     for a, b in zip(kept.read(rows), read.read(rows), strict=True):

@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from smatcli.engine.checkpoint import load_checkpoint
-from smatcli.engine.reporter import SilentReporter
-from smatcli.engine.run import RunDir
-from smatcli.engine.signals import Interrupted
-from smatcli.engine.tune import load_tuned, tune
-from smatcli.engine.tune_fit import Fit
+from smatcli.engine.tune.fit import Fit, load_tuned
+from smatcli.engine.tune.tuning import tune
 from smatcli.errors import SmatError, UserError
+from smatcli.runs.checkpoint import load_checkpoint
+from smatcli.runs.directory import RunDir
+from smatcli.runs.reporter import SilentReporter
+from smatcli.runs.signals import Interrupted
 from tests.tuning.world import load
 
 FULL = "tuner={name: full}"
@@ -54,7 +54,7 @@ def test_it_learns_validates_and_tests(tmp_path):
     assert found["images"] == {"train": 20, "valid": 10, "test": 26} and found["fitted"] == 20 and found["classes"] == 4
     assert RunDir.open(run.path).finished
     recipe, task, tuner, device = load_tuned(run.path)
-    from smatcli.engine.tune_data import View, seen
+    from smatcli.engine.tune.task import View, seen
 
     view = View(task, task.rows["test"], device, True)
     assert view.kept is not None
@@ -156,7 +156,7 @@ def test_other_weights_are_refused_on_resume(tmp_path, monkeypatch):
         _stop_at(patch, 4)
         with pytest.raises(Interrupted):
             tune(load(tmp_path), SilentReporter())
-    monkeypatch.setattr("smatcli.engine.tune_fit.frozen_digest", lambda tuner: "other")
+    monkeypatch.setattr("smatcli.engine.tune.fit.frozen_digest", lambda tuner: "other")
     with pytest.raises(UserError, match=r"backbone.weights: others than those that the run"):
         tune(load(tmp_path), SilentReporter(), resume=True)
 

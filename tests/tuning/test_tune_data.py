@@ -8,8 +8,7 @@ import torch
 
 from smatcli.config.tune import TuneRecipe
 from smatcli.data.augment import normalise
-from smatcli.engine.tune_data import View, draw_split, in_order, open_task, seen, shuffled
-from smatcli.engine.tune_score import auc, scores
+from smatcli.engine.tune.task import View, auc, draw_split, in_order, open_task, scores, seen, shuffled
 from smatcli.errors import UserError
 from tests.tuning.world import load
 

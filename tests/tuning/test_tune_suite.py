@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from smatcli.cli import app
-from smatcli.data.known_tuning import FGVC, VTAB
-from smatcli.data.store import store_files
-from smatcli.data.suites import GROUPS, grouped, means, stores_of
+from smatcli.data.catalogue.suites import GROUPS, grouped, means, stores_of
+from smatcli.data.catalogue.tuning import FGVC, VTAB
+from smatcli.data.stores.opening import store_files
 from tests.data.listfiles import write_task
 from tests.tuning.world import load
 

@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from smatcli.config import Loaded, load_recipe
 from smatcli.config.tuning import TunerConfig
-from smatcli.data.store import write_store
+from smatcli.data.stores.store import write_store
 from smatcli.tuning import Tuner, build_tuner
 
 AnyTuner = TypeVar("AnyTuner", bound=Tuner)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from smatcli.data.ontology import Ontology
+    from smatcli.data.stores.ontology import Ontology
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from smatcli.data.images import Unreadable, decode_whole
-from smatcli.data.jsonstream import array_elements
 from smatcli.data.sources.base import SourceClass
 from smatcli.data.sources.imagetree import ImageTree, digest, file_stamp, safe_name, some
+from smatcli.data.sources.jsonstream import array_elements
 from smatcli.errors import UserError
 
 Box = tuple[float, float, float, float]  # left, top, width, height in pixels, as in the annotations

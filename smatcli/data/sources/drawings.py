@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from smatcli.data.images import Unreadable
 from smatcli.errors import UserError
-from smatcli.files import pointer_kind
+from smatcli.safe.files import pointer_kind
 
 SIDE = 256  # pixels of a rendered drawing
 PEN = 16 / 304  # width of the line and of the margin, as parts of the side: as in the published bitmaps

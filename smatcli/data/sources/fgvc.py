@@ -12,7 +12,7 @@ from smatcli.data.sources.lists import ListedImages, inside, read_list
 from smatcli.errors import UserError
 
 if TYPE_CHECKING:
-    from smatcli.data.ontology import Ontology
+    from smatcli.data.stores.ontology import Ontology
 
 LISTS = {"train.json": "train", "val.json": "valid", "test.json": "test"}
 FOLDERS = ("images", "Images", "")  # CUB and NABirds; Stanford Dogs; Stanford Cars and Oxford Flowers

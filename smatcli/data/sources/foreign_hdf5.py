@@ -5,10 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from smatcli import safe_hdf5, safe_probe
 from smatcli.errors import UserError
-from smatcli.files import pointer_kind
-from smatcli.safe import refuse_special
+from smatcli.safe import hdf5 as safe_hdf5
+from smatcli.safe import probe as safe_probe
+from smatcli.safe.files import pointer_kind
+from smatcli.safe.text import refuse_special
 
 PATIENCE = 600.0  # seconds for the structure of a file of thousands of groups on a slow disk
 LARGEST = 2**36  # bytes of one array, of which readers take a row at a time

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from smatcli.data.jsonstream import array_elements
 from smatcli.data.sources.base import SourceClass
 from smatcli.data.sources.imagetree import ImageTree, digest, file_stamp, safe_name, some
+from smatcli.data.sources.jsonstream import array_elements
 from smatcli.errors import UserError
 
 _FILES = ("train.json", "val.json")

@@ -7,8 +7,8 @@ from pathlib import Path
 from smatcli.data.images import Unreadable
 from smatcli.data.sources.trees import open_tree
 from smatcli.errors import UserError
-from smatcli.files import pointer_kind
-from smatcli.safe import refuse_special
+from smatcli.safe.files import pointer_kind
+from smatcli.safe.text import refuse_special
 
 
 class ImageTree:

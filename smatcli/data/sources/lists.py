@@ -6,8 +6,8 @@ from pathlib import Path, PurePosixPath
 from smatcli.data.sources.base import SourceClass
 from smatcli.data.sources.trees import DirectoryTree
 from smatcli.errors import UserError
-from smatcli.files import pointer_kind
-from smatcli.safe import refuse_special
+from smatcli.safe.files import pointer_kind
+from smatcli.safe.text import refuse_special
 
 
 class ListedImages:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from smatcli.data.mdspec import SPEC_FILE, Spec, read_spec
+from smatcli.data.metadataset.spec import SPEC_FILE, Spec, read_spec
 from smatcli.errors import UserError
-from smatcli.files import pointer_kind
+from smatcli.safe.files import pointer_kind
 
 _OPEN = 8  # class files open at once, far below any limit of the system
 

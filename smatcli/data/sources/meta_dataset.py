@@ -6,10 +6,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
-from smatcli.data.mdspec import SPEC_FILE
+from smatcli.data.metadataset.spec import SPEC_FILE
+from smatcli.data.metadataset.tfrecord import TFRecordFile
 from smatcli.data.sources.base import SourceClass
 from smatcli.data.sources.md_files import OpenFiles, SpecFolder
-from smatcli.data.tfrecord import TFRecordFile
 
 
 class Record(NamedTuple):

@@ -17,9 +17,9 @@ from smatcli.data.sources.foreign_hdf5 import ForeignHdf5
 from smatcli.errors import UserError
 
 if TYPE_CHECKING:
-    from smatcli.data.episode_list import EpisodeList
-    from smatcli.data.ontology import Ontology
-    from smatcli.data.store import Store
+    from smatcli.data.episodes.lists import EpisodeList
+    from smatcli.data.stores.ontology import Ontology
+    from smatcli.data.stores.store import Store
 
 _MEAN, _STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 PROTOCOL = "pmf-validation"
@@ -89,8 +89,8 @@ class PmfEpisodesSource:
 
     def episodes(self, store: "Store") -> "EpisodeList":
         """The file's episodes as rows of the store that was prepared from it; UserError for a store that is another one."""
-        from smatcli.data.episode_list import EpisodeList
-        from smatcli.data.episodes import EpisodePlan
+        from smatcli.data.episodes.lists import EpisodeList
+        from smatcli.data.episodes.sampler import EpisodePlan
 
         shots = [np.bincount(support) for support, _ in self._labels]
         queries = [np.bincount(query) for _, query in self._labels]

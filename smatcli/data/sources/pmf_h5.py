@@ -12,7 +12,7 @@ from typing import NamedTuple, overload
 import numpy as np
 
 from smatcli.data.images import MAX_PIXELS, Unreadable
-from smatcli.data.mdspec import SPEC_FILE
+from smatcli.data.metadataset.spec import SPEC_FILE
 from smatcli.data.sources.base import SourceClass
 from smatcli.data.sources.foreign_hdf5 import ForeignHdf5
 from smatcli.data.sources.md_files import OpenFiles, SpecFolder

@@ -14,7 +14,7 @@ from smatcli.data.sources.base import SourceClass
 from smatcli.data.sources.drawings import LineIndex, render_line
 from smatcli.data.sources.imagetree import digest, file_stamp
 from smatcli.errors import UserError
-from smatcli.files import pointer_kind
+from smatcli.safe.files import pointer_kind
 
 _SUFFIXES = (".npy", ".ndjson")
 _PREFIX = re.compile(r"^full(%2F|_|/)(numpy_bitmap|simplified|raw)(%2F|_|/)")  # of names as browsers save them

@@ -17,10 +17,10 @@ from smatcli.data.sources.spill import Spill
 from smatcli.data.sources.torchvision_table import ALIASES, SETS
 from smatcli.data.sources.trees import DirectoryTree
 from smatcli.errors import SmatError, UserError, nearest
-from smatcli.files import pointer_kind
+from smatcli.safe.files import pointer_kind
 
 if TYPE_CHECKING:
-    from smatcli.data.ontology import Ontology
+    from smatcli.data.stores.ontology import Ontology
 
 DEFAULT_ROOT = Path("data/torchvision")
 TIMEOUT = 60.0  # seconds without an answer that end a download

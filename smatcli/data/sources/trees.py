@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 
 from smatcli.data.images import MAX_BYTES, Unreadable
 from smatcli.errors import UserError
-from smatcli.files import pointer_kind
-from smatcli.safe import refuse_special
+from smatcli.safe.files import pointer_kind
+from smatcli.safe.text import refuse_special
 
 # A ZIP may hold this many times its own size once it is larger than _FREE bytes; real photographs hardly shrink, drawings some 50 times.
 MAX_RATIO = 100

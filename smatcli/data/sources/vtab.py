@@ -13,7 +13,7 @@ from smatcli.data.sources.trees import DirectoryTree
 from smatcli.errors import UserError
 
 if TYPE_CHECKING:
-    from smatcli.data.ontology import Ontology
+    from smatcli.data.stores.ontology import Ontology
 
 LISTS = {"train800.txt": "train", "val200.txt": "valid", "test.txt": "test"}
 UNION = "train800val200.txt"

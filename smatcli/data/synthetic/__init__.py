@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from smatcli.data.splits import class_counts
-from smatcli.data.store import Store, write_store
+from smatcli.data.stores.splits import class_counts
+from smatcli.data.stores.store import Store, write_store
 from smatcli.data.synthetic import glyphs, plants, shapes, signs, sketches, small_worlds, textures, tilings
 from smatcli.data.synthetic.canvas import Draws
 from smatcli.errors import UserError, nearest

@@ -1,0 +1,1 @@
+"""Datasets of the papers: what they should hold, and which are here."""

@@ -1,0 +1,1 @@
+"""Which classes and images an episode holds, and how its images are loaded."""

@@ -1,0 +1,249 @@
+"""Episodes and pre-training batches: background threads copy uint8 rows out of the stores, the device normalises and augments them."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smatcli.config.schema import AugmentConfig
+from smatcli.data.augment import augment, normalise, resize
+from smatcli.data.counted import counted_key, counted_rng
+from smatcli.data.episodes.lists import ListSampler
+from smatcli.data.episodes.sampler import EpisodePlan, EpisodeSampler
+from smatcli.data.stores.encoded import EncodedImages, MappedImages
+from smatcli.errors import SmatError, UserError
+from smatcli.phases import phase
+from smatcli.seams import Episode, Support
+
+
+def gather(images: np.ndarray | EncodedImages, rows: np.ndarray, out: np.ndarray, places: np.ndarray | None = None) -> None:
+    """out[places[i]] = images[rows[i]] (uint8 [N, H, W, 3]; places None: i), read in the order of the file."""
+    order = np.argsort(rows, kind="stable")
+    where = order if places is None else places[order]
+    if isinstance(images, EncodedImages) or (isinstance(images, MappedImages) and images.rows is not None):
+        images.read(rows[order], out, where)
+    else:
+        out[where] = images.view(np.ndarray)[rows[order]]  # indexing a memmap makes memmaps, which is slow
+
+
+def _buffer(count: int, images: np.ndarray | EncodedImages, pinned: bool) -> Tensor:
+    return torch.empty((count, *images.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
+
+
+class _Loaded(NamedTuple):
+    plan: EpisodePlan
+    images: Tensor  # uint8 [S + Q, H, W, 3]
+    support_labels: Tensor
+    query_labels: Tensor
+
+
+class EpisodeLoader:
+    """Iterates `Episode`s of `sampler` for `indices` (may be endless), in order and equal for any `workers` and `prefetch`.
+
+    On a GPU the next `ahead` episodes are copied and augmented on a stream of their own while the present one is computed with.
+    Images arrive normalised on `device`, float32 [.., 3, image_size, image_size] (None: the store's size), augmented when `augment` is
+    given, with noise that depends on (seed, split, dataset, index) alone. Errors name the episode.
+    """
+
+    def __init__(
+        self,
+        sampler: EpisodeSampler | ListSampler,
+        indices: Iterable[int],
+        device: torch.device | str = "cpu",
+        augment: AugmentConfig | None = None,
+        image_size: int | None = None,
+        prefetch: int = 4,
+        workers: int = 1,
+        ahead: int = 1,
+    ) -> None:
+        if augment is not None and augment.mixup > 0:
+            raise UserError("train.augment.mixup: episodes have hard labels, so mixup is for pretraining only; set it to 0")
+        self.sampler, self.indices = sampler, indices
+        self.device = torch.device(device)
+        self.augment = None if augment == AugmentConfig() else augment
+        self.image_size, self.prefetch, self.workers = image_size, prefetch, workers
+        self.ahead = ahead
+        self._pinned = self.device.type == "cuda"
+
+    def __len__(self) -> int:
+        return len(self.indices)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Episode]:
+        loaded = prefetched(self._load, self.indices, self.workers, self.prefetch)
+        made = on_stream(loaded, self._episode, self.device, self.ahead) if self._pinned else map(self._episode, loaded)
+        try:
+            while True:
+                with phase("data"):
+                    episode = next(made, None)
+                if episode is None:
+                    return
+                yield episode
+        finally:
+            loaded.close()  # type: ignore[attr-defined]
+
+    def _load(self, index: int) -> _Loaded:
+        """Runs in a background thread: the plan and its raw images."""
+        where = f"episode {index} (seed {self.sampler.seed})"
+        try:
+            plan = self.sampler.plan(index)
+            where = f"{plan.dataset} {where}"
+            images = self.sampler.stores[plan.dataset].images
+            raw = _buffer(len(plan.support) + len(plan.query), images, self._pinned)
+            gather(images, np.concatenate([plan.support, plan.query]), raw.numpy())
+            labels = [torch.from_numpy(plan.support_labels), torch.from_numpy(plan.query_labels)]
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        except Exception as error:
+            raise SmatError(f"{where}: cannot read its images: {type(error).__name__}: {error}") from error
+        return _Loaded(plan, raw, *labels)
+
+    def _episode(self, loaded: _Loaded) -> Episode:
+        """Runs in the caller's thread: to the device, then support and query in one batch."""
+        plan = loaded.plan
+        raw = loaded.images.to(self.device, non_blocking=self._pinned)
+        if self.augment is None:
+            images = normalise(raw, self.image_size)
+        else:
+            key = counted_key("augment", self.sampler.seed, self.sampler.split_of(plan.dataset), plan.dataset, plan.index)
+            generator = torch.Generator().manual_seed(key % 2**63)
+            images = augment(raw, self.augment, generator, self.image_size)
+        cut = len(plan.support)
+        return Episode(
+            support=Support(images[:cut], loaded.support_labels.to(self.device), len(plan.classes)),
+            query_images=images[cut:],
+            query_labels=loaded.query_labels.to(self.device),
+            dataset=plan.dataset,
+            index=plan.index,
+            seed=self.sampler.seed,
+            rows=(*plan.support.tolist(), *plan.query.tolist()) if self.augment is None else None,
+        )
+
+
+def on_stream(items: Iterator[_Loaded], make: Callable[[_Loaded], Episode], device: torch.device, ahead: int) -> Iterator[Episode]:
+    """`make(item)` for each item on a CUDA stream of its own, `ahead` items early; the caller's stream waits for what it is handed."""
+    stream = torch.cuda.Stream(device)
+    waiting: deque[tuple[Episode, torch.cuda.Event]] = deque()
+
+    def hand_over() -> Episode:
+        episode, ready = waiting.popleft()
+        current = torch.cuda.current_stream(device)
+        current.wait_event(ready)
+        for tensor in (episode.support.images, episode.support.labels, episode.query_images, episode.query_labels):
+            tensor.record_stream(current)  # or its memory would be given away while the caller's stream still reads it
+        return episode
+
+    for item in items:
+        with torch.cuda.stream(stream):
+            waiting.append((make(item), stream.record_event()))
+        if len(waiting) > ahead:
+            yield hand_over()
+    while waiting:
+        yield hand_over()
+
+
+class BatchLoader:
+    """Batches of single images for pre-training: `.epoch(k)` iterates (images uint8 [B, H, W, 3], labels int64 [B]), shuffled by (seed, k).
+
+    `images[i]` is a store's array [N_i, H, W, 3] (or the store), `rows[i]` the rows of it that are used, `labels[i]` their labels.
+    Stores of different sizes need `image_size`; those that differ from it are resized (antialiased). With `shuffle` the last incomplete
+    batch is dropped (unless it is the only one); without it everything comes once, in the given order.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Any],
+        rows: Sequence[np.ndarray],
+        labels: Sequence[np.ndarray],
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        image_size: int | None = None,
+        device: torch.device | str = "cpu",
+        prefetch: int = 4,
+        workers: int = 1,
+    ) -> None:
+        self.images = [getattr(one, "images", one) for one in images]
+        if not len(self.images) == len(rows) == len(labels) or any(len(r) != len(y) for r, y in zip(rows, labels, strict=False)):
+            raise ValueError("images, rows and labels must have one entry a store, rows and labels of equal length")
+        sizes = sorted({one.shape[1] for one in self.images})
+        if image_size is None and len(sizes) > 1:
+            raise UserError(f"the stores hold images of different sizes ({', '.join(map(str, sizes))} px); choose one image size")
+        self.image_size = image_size if image_size is not None else sizes[0]
+        self.source = np.concatenate([np.full(len(r), i, np.int64) for i, r in enumerate(rows)])
+        self.rows = np.concatenate([np.asarray(r, np.int64) for r in rows])
+        self.labels = np.concatenate([np.asarray(y, np.int64) for y in labels])
+        if not len(self.rows):
+            raise UserError("no images to load: the chosen datasets and classes are empty")
+        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
+        self.device = torch.device(device)
+        self.prefetch, self.workers = prefetch, workers
+
+    @property
+    def samples(self) -> int:
+        """Images in all."""
+        return len(self.rows)
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        if self.shuffle:
+            return max(1, self.samples // self.batch_size)
+        return -(-self.samples // self.batch_size)
+
+    def epoch(self, k: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches `start`, `start` + 1, ... of epoch `k`, on the device."""
+        order = counted_rng("batches", self.seed, k).permutation(self.samples) if self.shuffle else np.arange(self.samples)
+        chunks = (order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(start, len(self)))
+        loaded = prefetched(self._load, chunks, self.workers, self.prefetch)
+        pinned = self.device.type == "cuda"
+        try:
+            for images, labels in loaded:
+                yield images.to(self.device, non_blocking=pinned), labels.to(self.device, non_blocking=pinned)
+        finally:
+            loaded.close()  # type: ignore[attr-defined]
+
+    def _load(self, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
+        pinned = self.device.type == "cuda"
+        size = self.image_size
+        batch = torch.empty((len(chosen), size, size, 3), dtype=torch.uint8, pin_memory=pinned)
+        labels = torch.from_numpy(self.labels[chosen])
+        for i in np.unique(self.source[chosen]):
+            mine = np.flatnonzero(self.source[chosen] == i)
+            images, rows = self.images[i], self.rows[chosen[mine]]
+            if images.shape[1] == size:
+                gather(images, rows, batch.numpy(), mine)
+                continue
+            raw = _buffer(len(mine), images, False)
+            gather(images, rows, raw.numpy())
+            batch[torch.from_numpy(mine)] = resize(raw.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
+        return batch, labels.pin_memory() if pinned else labels
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def prefetched(work: Callable[[Item], Result], items: Iterable[Item], workers: int = 1, ahead: int = 4) -> Iterator[Result]:
+    """`work(item)` for each item in order, at most `ahead` items early; `items` may be endless.
+
+    An exception of `work` is raised at its item's turn. Leaving the loop early, for whatever reason, waits for the items in hand and ends
+    the threads. `ahead` 0 does the work in the caller's thread.
+    """
+    if ahead < 1:
+        yield from map(work, items)
+        return
+    remaining = iter(items)
+    pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="smat-loader")
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in remaining:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,146 @@
+"""What episodes of one dataset are drawn from: the classes that are left, and the groups of them that an ontology offers."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from smatcli.config.schema import EpisodeConfig
+from smatcli.data.episodes.protocol import MAX_QUERIES, MAX_SPAN
+from smatcli.data.stores.ontology import Node, Ontology
+from smatcli.errors import UserError
+
+
+@dataclass(frozen=True)
+class Group:
+    """Classes of a superclass or a graph's node: `members` are positions in the pool [n], dag: in the order of wn_id."""
+
+    name: str
+    words: str
+    members: np.ndarray
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Usable `classes`, their image `counts`, first rows `offsets` [n]; `queries` a class, or the most; `groups` of `kind`, if any."""
+
+    dataset: str
+    split: str
+    classes: np.ndarray
+    counts: np.ndarray
+    offsets: np.ndarray
+    queries: int
+    notes: tuple[str, ...] = ()
+    kind: str = "flat"
+    groups: tuple[Group, ...] = ()
+
+
+def bounds(value: int | tuple[int, int]) -> tuple[int, int]:
+    """A number or a pair as (lowest, highest)."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _asked(config: EpisodeConfig) -> tuple[int, int, int]:
+    """Ways and shots that every pool must offer, and the query images a class that decide which classes are too small."""
+    if config.kind == "fixed":
+        return bounds(config.ways)[1], bounds(config.shots)[1], 1 if config.queries == "auto" else config.queries
+    return config.min_ways, 1 if config.balanced is None else bounds(config.balanced)[1], 1
+
+
+def make_pool(store: Any, dataset: str, split: str, config: EpisodeConfig) -> Pool:
+    """Classes of the split that can be used, and how many queries; UserError with the numbers when an episode is impossible.
+
+    Classes with fewer than `min_images` images are left out, and those that can give no episode; fixed episodes leave out classes with
+    fewer than shots + queries images. Where too few would remain, the queries are lowered for this dataset, to the most that keeps the
+    ways asked and at least half of its classes; `notes` says both.
+    """
+    classes = np.asarray(store.classes(split), np.int64)
+    counts = np.asarray(store.counts, np.int64)[classes]
+    offsets = np.asarray(store.class_offsets, np.int64)[classes]
+    if not len(classes):
+        raise UserError(f"{dataset}: no classes in split {split!r}; choose another split or prepare the dataset with one")
+    ways, shots, queries = _asked(config)
+    usable = np.sort(counts[counts >= max(shots + 1, config.min_images)])[::-1]
+    if len(usable) < ways:
+        raise UserError(f"{dataset}: {_too_few(config, counts, len(usable), split)}; ask for fewer ways or shots, or another split")
+    notes = []
+    if (counts >= max(shots + queries, config.min_images)).sum() < ways:
+        asked, queries = queries, int(usable[max(ways, -(-len(usable) // 2)) - 1]) - shots
+        notes.append(f"{dataset}: {queries} queries a class (asked {asked}: {_few(counts, shots + asked, split)})")
+    least = max(shots + queries, config.min_images)
+    keep = counts >= least
+    if not keep.all():
+        notes.append(f"{dataset}: {(~keep).sum()} of {len(keep)} classes of split {split!r} left out: fewer than {least} images")
+    if config.queries == "auto":
+        queries = MAX_QUERIES
+    elif config.kind != "fixed":
+        queries = config.queries
+    pool = Pool(dataset, split, classes[keep], counts[keep], offsets[keep], queries, tuple(notes))
+    return pool if config.kind == "fixed" else _checked(_with_groups(pool, store, config), config)
+
+
+def _too_few(config: EpisodeConfig, counts: np.ndarray, usable: int, split: str) -> str:
+    ways, shots, queries = _asked(config)
+    asked = f"{ways} ways of {shots} + {queries} images" if config.kind == "fixed" else f"at least {ways} ways of {shots + 1} images"
+    least = max(shots + 1, config.min_images)
+    needed = f"the {least} images needed at least" if least == shots + 1 else f"the {least} images of min_images"
+    return f"{asked} asked, but split {split!r} has {len(counts)} classes, {usable} of them with {needed} (the smallest has {counts.min()})"
+
+
+def _few(counts: np.ndarray, needed: int, split: str) -> str:
+    low, high = counts.min(), counts.max()
+    if low == high:
+        return f"its classes have {low} images"
+    return f"only {(counts >= needed).sum()} of the {len(counts)} classes of split {split!r} have {needed} images"
+
+
+def _checked(pool: Pool, config: EpisodeConfig) -> Pool:
+    """The pool; UserError when an uneven support set could not hold one image of each class."""
+    most = min(config.max_ways, len(pool.classes))
+    if config.balanced is None and most > config.max_support:
+        raise UserError(
+            f"{pool.dataset}: episode.max_support is {config.max_support}, fewer images than the {most} classes that an episode may have; "
+            "raise it, or lower episode.max_ways"
+        )
+    return pool
+
+
+def _with_groups(pool: Pool, store: Any, config: EpisodeConfig) -> Pool:
+    """The pool with the groups of the store's ontology that episodes may be drawn from, where the protocol honours it."""
+    ontology: Ontology | None = getattr(store, "ontology", None)
+    if config.kind != "meta-dataset" or ontology is None or config.ontology not in ("both", ontology.kind):
+        return pool
+    found = ontology.nodes if pool.split == "all" else {pool.split: ontology.nodes.get(pool.split, ())}
+    position = np.full(len(store.counts), -1, np.int64)
+    position[pool.classes] = np.arange(len(pool.classes))
+    groups = [_group(node, position) for nodes in found.values() for node in nodes]
+    choose = _superclasses if ontology.kind == "bilevel" else _eligible
+    return replace(pool, kind=ontology.kind, groups=choose(groups, pool, config))
+
+
+def _group(node: Node, position: np.ndarray) -> Group:
+    members = position[np.asarray(node.leaves, np.int64)]
+    return Group(node.name, node.words, members[members >= 0])
+
+
+def _superclasses(groups: list[Group], pool: Pool, config: EpisodeConfig) -> tuple[Group, ...]:
+    """All superclasses; UserError when one has too few classes, or when small classes are to be left out."""
+    where = f"{pool.dataset}, split {pool.split!r}"
+    if config.min_images:
+        raise UserError(f"{where}: episode.min_images cannot be combined with superclasses; set it to 0, or episode.ontology to none")
+    small = [g for g in groups if len(g.members) < config.min_ways]
+    if small or not groups:
+        what = f"the superclass {small[0].name} has {len(small[0].members)} classes" if small else "there is no superclass"
+        raise UserError(f"{where}: {what}, an episode needs {config.min_ways}; lower episode.min_ways, or set episode.ontology to none")
+    return tuple(groups)
+
+
+def _eligible(groups: list[Group], pool: Pool, config: EpisodeConfig) -> tuple[Group, ...]:
+    """Nodes that span enough classes and not too many; two nodes with the same classes are two."""
+    found = tuple(g for g in groups if config.min_ways <= len(g.members) <= MAX_SPAN)
+    if not found:
+        raise UserError(
+            f"{pool.dataset}, split {pool.split!r}: no node of its graph spans {config.min_ways} to {MAX_SPAN} of the {len(pool.classes)} "
+            "classes; lower episode.min_ways, or set episode.ontology to none"
+        )
+    return found

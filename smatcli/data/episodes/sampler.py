@@ -1,0 +1,202 @@
+"""Which images an episode is made of: fixed N-way K-shot, Meta-Dataset's variable way and shot, and its official protocol with ontologies.
+
+Episodes are counted, not drawn: episode `index` of (seed, split, dataset) has its own Philox generator, keyed by SHA-256 of these four, and
+uses only its doubles in [0, 1), so that neither the number of workers nor another numpy changes what it holds.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from smatcli.config.schema import EpisodeConfig
+from smatcli.data.counted import counted_rng
+from smatcli.data.episodes.draws import draw, ordered_samples
+from smatcli.data.episodes.pools import Pool, bounds, make_pool
+from smatcli.data.episodes.protocol import MAX_QUERIES, num_query, support_per_class, support_set_size
+from smatcli.errors import UserError
+
+__all__ = [
+    "Description",
+    "EpisodePlan",
+    "EpisodeSampler",
+    "Pool",
+    "make_pool",
+    "num_query",
+    "plan_digest",
+    "protocol_tag",
+    "support_per_class",
+    "support_set_size",
+]
+
+
+@dataclass(frozen=True)
+class EpisodePlan:
+    """Rows of an episode in its store's images, class by class in the order of the labels. Everything is int64."""
+
+    dataset: str
+    index: int
+    classes: np.ndarray  # [C] class ids of the store; a label is a position in it
+    support: np.ndarray  # [S]
+    support_labels: np.ndarray  # [S]
+    query: np.ndarray  # [Q]
+    query_labels: np.ndarray  # [Q]
+
+
+@dataclass(frozen=True)
+class Description:
+    """An episode without its images: int64 `classes` of the store in the order of their labels, `shots` [C], `queries` of each class.
+
+    `group` is the superclass or the graph's node (wn_id) that the classes were drawn from, None for the whole split.
+    """
+
+    dataset: str
+    index: int
+    classes: np.ndarray
+    shots: np.ndarray
+    queries: int
+    group: str | None = None
+
+
+def plan_digest(plan: EpisodePlan) -> np.uint64:
+    """64-bit hash of what an episode asks: its classes, and the rows and labels of support and query."""
+    found = hashlib.sha256()
+    for part in (plan.classes, plan.support, plan.support_labels, plan.query, plan.query_labels):
+        found.update(len(part).to_bytes(8, "little") + np.ascontiguousarray(part, "<i8").tobytes())
+    return np.uint64(int.from_bytes(found.digest()[:8], "little"))
+
+
+_OFFICIAL = ("ontology", "ignore_hierarchy")
+_UNEVEN = ("max_support", "max_support_per_class")
+_UNREAD = {
+    "fixed": ("min_ways", "max_ways", *_UNEVEN, "balanced", *_OFFICIAL, "file"),
+    "variable": ("ways", "shots", *_OFFICIAL, "file"),
+    "meta-dataset": ("ways", "shots", "file"),
+}
+
+
+def _check_config(config: EpisodeConfig) -> list[str]:
+    """Refuses ranges that hold nothing; returns notes on settings that this kind of episode does not read."""
+    if config.kind == "list":
+        raise UserError("episode.kind=list: a fixed list of episodes is for smat eval; choose fixed, variable or meta-dataset here")
+    for name in ("ways", "shots", *(["balanced"] if config.balanced is not None else [])):
+        low, high = bounds(getattr(config, name))
+        if low < 1 or low > high:
+            raise UserError(f"episode.{name}: [{low}, {high}] is no range of whole numbers from 1 up; the smaller number comes first")
+    if config.min_ways > config.max_ways:
+        raise UserError(f"episode.min_ways is {config.min_ways}, above episode.max_ways {config.max_ways}; lower one or raise the other")
+    unread = _UNREAD[config.kind] + (_UNEVEN if config.balanced is not None else ())
+    default = EpisodeConfig()
+    changed = [f"{name}={getattr(config, name)}" for name in dict.fromkeys(unread) if getattr(config, name) != getattr(default, name)]
+    balanced = "" if config.balanced is None or config.kind == "fixed" else " with balanced shots"
+    return [f"episode.kind={config.kind}{balanced} does not use {', '.join(changed)}"] if changed else []
+
+
+class EpisodeSampler:
+    """Plans episodes: `plan(index)` is a pure function of (seed, split, dataset, index), with the dataset uniform over `stores`.
+
+    `split_of` gives single datasets another split than `split`. `notes` lists what had to be changed or left out, for the user to see.
+    Raises UserError at construction when a dataset cannot give the episodes asked for.
+    """
+
+    def __init__(
+        self,
+        stores: Mapping[str, Any],
+        split: str,
+        config: EpisodeConfig,
+        seed: int,
+        split_of: Mapping[str, str] | None = None,
+    ) -> None:
+        self.stores, self.split, self.config, self.seed = dict(stores), split, config, int(seed)
+        self.names = tuple(sorted(self.stores))
+        self._splits = dict(split_of or {})
+        self.notes: list[str] = []
+        self.pools: dict[str, Pool] = {}
+        self.check()
+
+    def check(self) -> None:
+        """Builds every dataset's pool; UserError that names all datasets which cannot give an episode."""
+        if not self.names:
+            raise UserError("no dataset to draw episodes from; name at least one")
+        notes, problems = _check_config(self.config), []
+        for name in self.names:
+            try:
+                self.pools[name] = make_pool(self.stores[name], name, self.split_of(name), self.config)
+                notes.extend(self.pools[name].notes)
+            except UserError as error:
+                problems.append(str(error))
+        if problems:
+            raise UserError(" | ".join(problems))
+        self.notes = notes
+
+    def split_of(self, dataset: str) -> str:
+        """The split that a dataset's classes come from."""
+        return self._splits.get(dataset, self.split)
+
+    def dataset(self, index: int | np.integer) -> str:
+        """The dataset of episode `index`, uniform over the names, whatever their sizes or order."""
+        if len(self.names) == 1:
+            return self.names[0]
+        rng = counted_rng("dataset", self.seed, self.split, int(index), self.names)
+        return self.names[int(rng.random() * len(self.names))]
+
+    def describe(self, index: int | np.integer) -> Description:
+        """Classes and numbers of images of episode `index`, the same as in its plan."""
+        name = self.dataset(index)
+        pool = self.pools[name]
+        made = draw(self._rng(pool, index), pool, self.config)
+        group = None if made.group < 0 else pool.groups[made.group].name
+        return Description(name, int(index), pool.classes[made.chosen], made.shots, made.queries, group)
+
+    def _rng(self, pool: Pool, index: int | np.integer) -> np.random.Generator:
+        return counted_rng("episode", self.seed, pool.split, pool.dataset, int(index))
+
+    def plan(self, index: int | np.integer) -> EpisodePlan:
+        """Episode `index`; the images of a class are uniform without replacement, the first ones support."""
+        name = self.dataset(index)
+        pool = self.pools[name]
+        rng = self._rng(pool, index)
+        chosen, shots, queries, _ = draw(rng, pool, self.config)
+        total = shots + queries
+        images = ordered_samples(rng, pool.counts[chosen], total)
+        labels = np.arange(len(chosen))
+        rows = np.repeat(pool.offsets[chosen], total) + images
+        of_class = np.repeat(labels, total)
+        in_support = np.arange(len(rows)) - np.repeat(np.cumsum(total) - total, total) < shots[of_class]
+        return EpisodePlan(
+            dataset=name,
+            index=int(index),
+            classes=pool.classes[chosen],
+            support=rows[in_support],
+            support_labels=of_class[in_support],
+            query=rows[~in_support],
+            query_labels=of_class[~in_support],
+        )
+
+
+def _text(value: int | tuple[int, int]) -> str:
+    low, high = bounds(value)
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def protocol_tag(config: EpisodeConfig, split: str) -> str:
+    """Name of the protocol, fit for a folder: "5w5s10q-test", "variable-test", "meta-dataset-test", "md-oneshot-all".
+
+    Numbers that are not Meta-Dataset's follow the name: "variable5-20w10q500s100c-test", "meta-dataset-1-10s-min20-test".
+    """
+    least = f"-min{config.min_images}" if config.min_images else ""
+    if config.kind == "fixed":
+        return f"{_text(config.ways)}w{_text(config.shots)}s{config.queries}q{least}-{split}"
+    queries = MAX_QUERIES if config.queries == "auto" else config.queries
+    numbers = (config.min_ways, config.max_ways, queries, config.max_support, config.max_support_per_class)
+    name = config.kind if numbers == (5, 50, 10, 500, 100) else "{}{}-{}w{}q{}s{}c".format(config.kind, *numbers)
+    if name == "meta-dataset" and config.balanced == 1:
+        name = "md-oneshot"
+    elif config.balanced is not None:
+        name += f"-{_text(config.balanced)}s"
+    if config.kind == "meta-dataset":
+        name += "" if config.ontology == "both" else f"-ontology-{config.ontology}"
+        name += f"-flat{config.ignore_hierarchy:g}" if config.ignore_hierarchy else ""
+    return f"{name}{least}-{split}"

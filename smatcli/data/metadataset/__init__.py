@@ -1,0 +1,1 @@
+"""Meta-Dataset's records, specifications and class graphs, without TensorFlow."""

@@ -1,0 +1,1 @@
+"""Stores: one HDF5 file per dataset."""

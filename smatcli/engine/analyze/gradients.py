@@ -1,0 +1,119 @@
+"""How far the gradients of different tasks agree, for the shared parameters and for every expert (Fig. 3b of Chen et al., ICML 2024)."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from smatcli.engine.analyze.masks import CHUNK
+from smatcli.engine.analyze.subject import Job, Subject
+from smatcli.methods.base import FullPrecision, embed_both
+from smatcli.methods.prototypes import cosine_logits, prototypes
+from smatcli.methods.smat import SmatMethod
+from smatcli.runs.analysis import Analysis, texts
+from smatcli.seams import Episode, Task
+
+TASKS = 2  # a training dataset, where no number is asked for
+
+
+def jobs(subject: Subject) -> list[Job]:
+    """One analysis, of the same number of episodes from each training dataset."""
+    recipe, count = subject.recipe, subject.episodes or TASKS
+    drawn = {"train": list(recipe.data.train), "episode": recipe.episode.model_dump(mode="json"), "seed": recipe.seed, "tasks": count}
+    found = Analysis("gradients", "gradients", subject.settings(**drawn))
+    return [Job(found, lambda: fill(subject, found, count), count * len(recipe.data.train))]
+
+
+def fill(subject: Subject, found: Analysis, count: int) -> None:
+    """Cosines between the gradients of training episodes, [K, E, E] for K parts of the model, in fp32.
+
+    A task's gradient is that of its query cross-entropy at theta_i (prototypes of its support, no noise, no teacher, no penalty):
+    `theta` of all parameters; `delta` of theta_delta, which is (sum_m alpha_im z_m) times it; `expert m` of what expert m lets through,
+    z_m times it (the cosine does not depend on alpha_im > 0; an expert that a task does not use has none: NaN).
+    """
+    recipe, method = subject.recipe, subject.method
+    gradients, scores, names, indices, losses = [], [], [], [], []
+    precision, method.precision = method.precision, FullPrecision()
+    try:
+        for dataset in recipe.data.train:
+            for episode in subject.training(dataset, count):
+                task = subject.task(episode)
+                loss, gradient = task_gradient(task, episode)
+                gradients.append(gradient.cpu())
+                scores.append(torch.ones(1) if task.alpha is None else task.alpha.detach().float().cpu())
+                names.append(dataset)
+                indices.append(episode.index)
+                losses.append(loss)
+                subject.step(dataset=dataset, loss=loss)
+    finally:
+        method.precision = precision
+    alpha = torch.stack(scores)
+    grams = {name: cosines(gram) for name, gram in products(method, torch.stack(gradients), alpha).items()}
+    cosine = np.stack(list(grams.values()))
+    for m, name in enumerate(n for n in grams if n.startswith("expert ")):
+        unused = (alpha[:, m] <= 0).numpy()
+        cosine[list(grams).index(name)][unused[:, None] | unused[None, :]] = np.nan
+    same = np.array(names)[:, None] == np.array(names)[None, :]
+    lines = [["part", "pairs", "mean", "mean, same dataset", "mean, different datasets"]]
+    for name, values in zip(grams, cosine, strict=True):
+        means = [pair_values(values, wanted) for wanted in (np.ones_like(same), same, ~same)]
+        lines.append([name, str(len(means[0])), *(f"{m.mean():.6f}" if len(m) else "" for m in means)])
+    arrays = {
+        "cosine": cosine.astype(np.float32),
+        "part": texts(list(grams)),
+        "dataset": texts(names),
+        "index": np.array(indices),
+        "loss": np.array(losses, np.float32),
+        "alpha": alpha.numpy(),
+    }
+    found.groups, found.tables, found.facts = {"all": arrays}, {"": lines}, {"parameters": method.space.size}
+
+
+def task_gradient(task: Task, episode: Episode) -> tuple[float, Tensor]:
+    """The query loss of an episode at the task's parameters, and its gradient [P]."""
+    theta, support = task.theta.detach().clone().requires_grad_(), episode.support
+    with torch.enable_grad():
+        known, asked = embed_both(task.embed, episode, theta)
+        logits = cosine_logits(asked, prototypes(known, support.labels, support.ways), task.scale)
+        loss = F.cross_entropy(logits, episode.query_labels)
+        (gradient,) = torch.autograd.grad(loss, [theta])
+    return float(loss.detach()), gradient
+
+
+def products(method: object, gradients: Tensor, alpha: Tensor) -> dict[str, np.ndarray]:
+    """Inner products [E, E] (float64) of gradients [E, P] by part of the model; `alpha` [E, M]."""
+    found: dict[str, np.ndarray] = {}
+    masks = _masks(method) if isinstance(method, SmatMethod) else None
+    for start in range(0, gradients.shape[1], CHUNK):
+        g = gradients[:, start : start + CHUNK]
+        parts = {"theta": g}
+        if isinstance(method, SmatMethod) and masks is not None:
+            z = masks[:, start : start + CHUNK]
+            if method.config.interpolated:
+                parts["delta"] = g * (alpha @ z)
+            parts |= {f"expert {m + 1}": g * row for m, row in enumerate(z)}
+        for name, values in parts.items():
+            gram = (values @ values.T).double().numpy()
+            found[name] = found[name] + gram if name in found else gram
+    return found
+
+
+def _masks(method: SmatMethod) -> Tensor:
+    """Inference masks z [M, P] on the CPU."""
+    rows = method.masks.inference(method.mask_state, method.config.experts, method.theta_pre)
+    dense = method.dense
+    return torch.stack([(z if dense is None else z.masked_fill(dense, 1.0)).float().cpu() for z in rows]).detach()
+
+
+def cosines(gram: np.ndarray) -> np.ndarray:
+    """Cosines [E, E] from inner products; NaN where a vector is zero."""
+    norms = np.sqrt(np.diag(gram))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(np.outer(norms, norms) > 0, gram / np.outer(norms, norms), np.nan)
+
+
+def pair_values(cosine: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The known cosines of pairs i < j that are `wanted` [E, E]."""
+    chosen = np.triu(wanted, 1)
+    values = cosine[chosen]
+    return values[np.isfinite(values)]

@@ -1,0 +1,63 @@
+"""Where the experts' capacity lies, and how far their masks overlap (Fig. 5a, b, d of Chen et al., ICML 2024)."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smatcli.engine.analyze.subject import Job, Subject
+from smatcli.methods.smat import SmatMethod
+from smatcli.runs.analysis import Analysis, texts
+
+CHUNK = 2**20
+
+
+def jobs(subject: Subject) -> list[Job]:
+    """One analysis."""
+    found = Analysis("masks", "masks", subject.settings())
+    return [Job(found, lambda: fill(subject, found))]
+
+
+def fill(subject: Subject, found: Analysis) -> None:
+    """Non-zeros of every expert's inference mask by segment of the flat vector, and the overlap |z_i & z_j| / |z_i or z_j| [M, M].
+
+    Two empty masks overlap by 0.
+    """
+    method = subject.method
+    assert isinstance(method, SmatMethod)
+    on = switched_on(method)
+    segments = method.space.segments
+    nonzeros = torch.stack([on[:, s.slice].sum(1) for s in segments], dim=1).cpu().numpy().astype(np.int64)
+    both = shared(on)
+    alone = on.sum(1).cpu().double()
+    either = alone[:, None] + alone[None, :] - both
+    overlap = torch.where(either > 0, both / either.clamp_min(1), torch.zeros_like(both)).numpy()
+    experts = range(len(on))
+    heads = ["tensor", "layer", "depth", "parameters", *(f"expert {m + 1} non-zeros" for m in experts)]
+    lines = [
+        [s.name, s.layer, "" if s.depth is None else str(s.depth), str(s.size), *map(str, nonzeros[:, i])] for i, s in enumerate(segments)
+    ]
+    pairs = [["expert", *(str(m + 1) for m in experts)], *([str(m + 1), *(f"{v:.6f}" for v in overlap[m])] for m in experts)]
+    arrays = {
+        "tensor": texts([s.name for s in segments]),
+        "layer": texts([s.layer for s in segments]),
+        "depth": np.array([-1 if s.depth is None else s.depth for s in segments]),
+        "size": np.array([s.size for s in segments], np.int64),
+        "nonzeros": nonzeros,
+        "overlap": overlap,
+    }
+    found.groups, found.tables = {"all": arrays}, {"": [heads, *lines], "overlap": pairs}
+    found.facts = {"parameters": method.space.size, "bytes": method.compressed().nbytes}
+
+
+def switched_on(method: SmatMethod) -> Tensor:
+    """Where each inference mask is not zero, [M, P] bool."""
+    rows = method.masks.inference(method.mask_state, method.config.experts, method.theta_pre)
+    return torch.stack([(z > 0) if method.dense is None else (z > 0) | method.dense for z in rows])
+
+
+def shared(on: Tensor) -> Tensor:
+    """Parameters that both of two masks keep, [M, M] float64, of masks [M, P] bool; chunk by chunk, so that no float copy is as large."""
+    total = torch.zeros(len(on), len(on), dtype=torch.float64)
+    for part in on.split(CHUNK, dim=1):
+        total += (part.float() @ part.float().T).double().cpu()
+    return total

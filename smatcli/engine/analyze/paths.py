@@ -1,0 +1,79 @@
+"""Analysis `paths` of pMoE: what every expert takes from each expert, layer by layer, on the images of a dataset (Fig. 2)."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smatcli.config.schema import BackboneConfig
+from smatcli.errors import UserError
+from smatcli.runs.analysis import Analysis, texts
+from smatcli.tuning.pmoe import Pmoe
+
+if TYPE_CHECKING:
+    from smatcli.engine.analyze.tuned import Tuned
+
+HEADER = ["dataset", "layer", "expert", "takes_from", "weight", "deviation", "path"]
+
+
+def settings(subject: "Tuned") -> dict[str, Any]:
+    """What decides the analysis."""
+    return subject.settings(batches="test")
+
+
+def make(subject: "Tuned") -> Analysis:
+    """The analysis of a pMoE run; UserError for any other."""
+    tuner = subject.tuner
+    if not isinstance(tuner, Pmoe):
+        raise UserError(f"{subject.run}: paths needs a run of pmoe, this is {subject.recipe.tuner.name}")
+    backbones = [subject.recipe.backbone, *getattr(subject.recipe.tuner, "experts", [])]
+    batches = {name: subject.batches(name) for name in subject.tasks}
+    return path_analysis(tuner, batches, backbones, settings(subject))
+
+
+def expert_names(configs: Sequence[BackboneConfig]) -> list[str]:
+    """A short name of each expert: its weights' file or run, or the timm name; numbered where two are equal."""
+    names = [c.name if c.weights in ("timm", "none") else Path(c.weights).stem for c in configs]
+    return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
+
+
+def path_weights(tuner: Pmoe, batches: Iterable[Tensor]) -> dict[str, np.ndarray]:
+    """Mean and standard deviation over images of the dispatch weights, [layers, K, K] (prompts averaged), and the number of images.
+
+    Row k is what expert k takes, column j from which expert; rows sum to 1.
+    """
+    parts = [tuner.paths(images).float().mean(3).permute(1, 0, 2, 3).double().cpu() for images in batches]
+    each = torch.cat(parts)
+    deviation = each.std(0) if len(each) > 1 else torch.zeros_like(each[0])
+    return {"weights": each.mean(0).numpy(), "deviation": deviation.numpy(), "images": np.array(len(each))}
+
+
+def path_analysis(
+    tuner: Pmoe, datasets: Mapping[str, Iterable[Tensor]], experts: Sequence[BackboneConfig], made_with: dict[str, Any]
+) -> Analysis:
+    """The analysis of batches of normalised images [B, 3, H, W] by dataset, on the tuner's device; `experts` as in the recipe, the first
+    backbone among them. `made_with` says what makes another analysis of the same name another one."""
+    names = expert_names(experts)
+    found = Analysis("paths", "paths", made_with)
+    lines = [HEADER]
+    for dataset, batches in datasets.items():
+        arrays = path_weights(tuner, batches)
+        found.groups[dataset] = {**arrays, "experts": texts(names)}
+        found.attributes[dataset] = {"images": int(arrays["images"])}
+        lines += _lines(dataset, names, arrays)
+    found.tables[""] = lines
+    return found
+
+
+def _lines(dataset: str, names: Sequence[str], arrays: Mapping[str, np.ndarray]) -> list[list[str]]:
+    """A line for each layer and pair of experts; `path` is 1 at the expert that most is taken from."""
+    lines = []
+    for layer, (weights, deviation) in enumerate(zip(arrays["weights"], arrays["deviation"], strict=True)):
+        for k, row in enumerate(weights):
+            for j, weight in enumerate(row):
+                chosen = str(int(j == int(row.argmax())))
+                lines.append([dataset, str(layer + 1), names[k], names[j], f"{weight:.6f}", f"{deviation[k, j]:.6f}", chosen])
+    return lines

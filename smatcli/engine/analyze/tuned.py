@@ -1,0 +1,104 @@
+"""Looks into a run of `smat tune`; a new analysis is one file with `make(subject) -> Analysis` and one line in `TUNED`."""
+
+import importlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smatcli.config.tune import TuneRecipe
+from smatcli.engine.evaluate.folder import differences
+from smatcli.engine.tune.fit import load_tuned
+from smatcli.engine.tune.task import Task, View, in_order, open_task, seen
+from smatcli.errors import UserError, nearest
+from smatcli.runs.analysis import FOLDER, known_settings, write_analysis
+from smatcli.runs.reporter import Reporter
+from smatcli.runs.signals import StopRequest
+from smatcli.tuning import Tuner
+
+# name -> (module, tuners that it is for)
+TUNED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "paths": ("paths", ("pmoe",)),
+    "similarity": ("similarity", ("mlae", "lora")),
+    "expert-maps": ("expert_maps", ("mlae",)),
+}
+BATCH = 64
+
+
+@dataclass
+class Tuned:
+    """A tuned run under analysis; `tasks` are the datasets that are looked at, its own first unless others were named."""
+
+    run: Path
+    recipe: TuneRecipe
+    tuner: Tuner
+    tasks: dict[str, Task]
+    device: torch.device
+    reporter: Reporter
+    stop: StopRequest
+
+    def settings(self, **more: Any) -> dict[str, Any]:
+        """What decides an analysis."""
+        facts = {"run": str(self.recipe.run), "seed": self.recipe.seed, "tuner": self.recipe.tuner.model_dump(mode="json")}
+        return {**facts, "datasets": {n: t.store.content_hash for n, t in self.tasks.items()}, **more}
+
+    def batches(self, dataset: str) -> Iterator[Tensor]:
+        """Normalised images [B, 3, H, W] of the test part of a dataset; Interrupted on a signal."""
+        task = self.tasks[dataset]
+        view = View(task, task.rows["test"], self.device, keep=False)
+        self.reporter.start(len(view), f"images of {dataset}", unit="images")
+        done = 0
+        try:
+            for _, raw in view.batches(in_order(len(view), BATCH)):
+                yield seen(raw, self.recipe)
+                done += len(raw)
+                self.reporter.update(done)
+                if self.stop:
+                    raise self.stop.interrupted(f"image {done} of {len(view)} of {dataset}")
+        finally:
+            self.reporter.finish()
+
+
+def analyze_tuned(
+    run: Path, only: Sequence[str], datasets: Sequence[str] | None, replace: bool, device: str | None, reporter: Reporter
+) -> list[Path]:
+    """The analyses of a tuned run, all that its tuner allows unless named; `datasets`: other stores of data.root to look at instead.
+
+    UserError for an analysis that is unknown, or not for this tuner, and for one that is there with other settings, without `replace`.
+    """
+    for name in only:
+        if name not in TUNED:
+            raise UserError(f"--only {name}: no such analysis of a tuned run{nearest(name, list(TUNED))} (known: {', '.join(TUNED)})")
+    with StopRequest() as stop:
+        recipe, task, tuner, where = load_tuned(run, reporter, device)
+        tasks = {task.store.name: task} if datasets is None else {name: _task(recipe, name) for name in datasets}
+        subject = Tuned(run, recipe, tuner, tasks, where, reporter, stop)
+        made = []
+        for name, (module, tuners) in TUNED.items():
+            if tuners and recipe.tuner.name not in tuners:
+                if name in only:
+                    raise UserError(f"{run}: --only {name} needs a run of {' or '.join(tuners)}, this is {recipe.tuner.name}")
+                continue
+            if only and name not in only:
+                continue
+            found = importlib.import_module(f"smatcli.engine.analyze.{module}")
+            path, wanted = run / FOLDER / f"{name}.h5", found.settings(subject)
+            known = known_settings(path)
+            if known == wanted:
+                reporter.line(f"{path}: is there already")
+            elif known is not None and not replace:
+                raise UserError(f"{path} was made with other settings ({', '.join(differences(known, wanted))}); give --replace")
+            else:
+                write_analysis(run / FOLDER, found.make(subject))
+            made.append(path)
+    if not made:
+        raise UserError(f"{run}: there is no analysis for a run of {recipe.tuner.name}")
+    return made
+
+
+def _task(recipe: TuneRecipe, dataset: str) -> Task:
+    data = recipe.data.model_copy(update={"dataset": dataset})
+    return open_task(recipe.model_copy(update={"data": data}))

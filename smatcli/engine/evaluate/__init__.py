@@ -1,0 +1,5 @@
+"""`smat eval`."""
+
+from smatcli.engine.evaluate.evaluation import evaluate
+
+__all__ = ["evaluate"]

@@ -1,0 +1,110 @@
+"""Episodes to look at and to keep: drawn from stores by a protocol, described from specifications, or read from a list."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from smatcli.config.protocols import episode_config
+from smatcli.data.episodes.lists import EpisodeList, ListSampler, draw_list, read_list
+from smatcli.data.episodes.sampler import EpisodeSampler, protocol_tag
+from smatcli.data.metadataset.spec import SPEC_FILE, read_spec
+from smatcli.data.metadataset.spec_store import SpecStore
+from smatcli.data.pictures import write_episode_picture
+from smatcli.data.stores.opening import find_store
+from smatcli.data.stores.store import Store
+from smatcli.engine.evaluate.questions import open_lists
+from smatcli.errors import UserError
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Numbers of a dataset's episodes: `ways` [E], `support` and `query` images [E]; `hash` of the list (empty for a specification)."""
+
+    dataset: str
+    protocol: str
+    ways: np.ndarray
+    support: np.ndarray
+    query: np.ndarray
+    hash: str = ""
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Lists by dataset and their stores, if found; `drawn` the numbers of each; `notes` for the user."""
+
+    lists: Mapping[str, EpisodeList]
+    stores: Mapping[str, Store]
+    drawn: Sequence[Drawn]
+    notes: Sequence[str]
+
+    def show(self, index: int, out: str | Path, replace: bool = False) -> Path:
+        """Draw episode `index` of the only dataset into a picture file."""
+        if len(self.lists) != 1:
+            names = ", ".join(self.lists) or "none with images"
+            raise UserError(f"a picture shows an episode of one dataset; name one (there: {names})")
+        ((name, found),) = self.lists.items()
+        plan = ListSampler(self.stores[name], found).plan(index)
+        title = f"{name}, {found.protocol}-{found.split}, seed {found.seed}, episode {index}"
+        return write_episode_picture(self.stores[name], plan, title, out, replace)
+
+
+def draw(
+    names: Sequence[str],
+    protocol: str = "meta-dataset",
+    overrides: Sequence[str] = (),
+    split: str = "test",
+    episodes: int = 600,
+    seed: int = 0,
+    root: Path | None = None,
+) -> Episodes:
+    """Episodes 0 to `episodes` - 1 of each dataset in `names` (stores, or dataset_spec.json files, whose episodes have no images).
+
+    `protocol` is a name or the file of a list. `smat eval` asks the same with equal protocol, split and seed. UserError for what cannot be.
+    """
+    config = episode_config(protocol, overrides)
+    specs = [name for name in names if _is_spec(name)]
+    paths = [find_store(name, root) for name in names if name not in specs]
+    stores = {path.stem: Store.open(path) for path in paths}
+    if config.kind == "list":
+        if specs or not stores:
+            raise UserError(f"{config.file}: is a list of episodes; name the stores that it was drawn from")
+        found = open_lists(str(config.file), stores)
+        return _of_lists({name: made for name, made in found.items() if name in stores}, stores, [])
+    outlines = {spec.name: SpecStore(spec) for spec in map(read_spec, specs)}
+    described = EpisodeSampler(outlines, split, config, seed) if outlines else None
+    sampler = EpisodeSampler(stores, split, config, seed) if stores else None
+    drawn = _of_lists(draw_list(sampler, episodes), stores, sampler.notes) if sampler else Episodes({}, {}, [], [])
+    if described is None:
+        return drawn
+    more = [_described(name, outlines[name], described, episodes) for name in described.names]
+    return Episodes(drawn.lists, drawn.stores, [*drawn.drawn, *more], [*drawn.notes, *described.notes])
+
+
+def read(file: str | Path, root: Path | None = None, stores: bool = False) -> Episodes:
+    """The episodes of a list; with `stores`, also the stores below `root` that they were drawn from."""
+    lists = read_list(file)
+    return _of_lists(lists, {name: Store.open(find_store(name, root)) for name in lists} if stores else {}, [])
+
+
+def _is_spec(name: str) -> bool:
+    path = Path(name)
+    return path.name.endswith(".json") or (path.is_dir() and (path / SPEC_FILE).is_file())
+
+
+def _of_lists(lists: Mapping[str, EpisodeList], stores: Mapping[str, Store], notes: Sequence[str]) -> Episodes:
+    def drawn(name: str, found: EpisodeList) -> Drawn:
+        episode = np.repeat(np.arange(len(found)), found.ways)
+        support, query = (np.bincount(episode, each, len(found)).astype(np.int64) for each in (found.shots, found.queries))
+        return Drawn(name, f"{found.protocol}-{found.split}", found.ways, support, query, found.hash)
+
+    return Episodes(dict(lists), dict(stores), [drawn(*item) for item in lists.items()], list(notes))
+
+
+def _described(name: str, store: SpecStore, sampler: EpisodeSampler, episodes: int) -> Drawn:
+    alone = EpisodeSampler({name: store}, sampler.split, sampler.config, sampler.seed)
+    found = [alone.describe(i) for i in range(episodes)]
+    ways = np.array([len(d.classes) for d in found])
+    support = np.array([int(d.shots.sum()) for d in found])
+    return Drawn(name, protocol_tag(sampler.config, sampler.split), ways, support, ways * np.array([d.queries for d in found]))

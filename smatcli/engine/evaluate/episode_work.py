@@ -1,0 +1,153 @@
+"""What a meta-test does with an episode: its task is made once, every adaptation works on it, and a record is kept of each.
+
+Fine-tunings that pay side by side wait for more episodes of their shape; what is not yet recorded when a meta-test stops is done again.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from smatcli.adaptation.finetune import FineTune
+from smatcli.adaptation.grouped import Grouping, adapt_many, alike
+from smatcli.adaptation.proto import Proto
+from smatcli.config.schema import AdaptConfig
+from smatcli.data.counted import counted_key
+from smatcli.engine.evaluate.features import Features
+from smatcli.engine.evaluate.meters import Meter, Trajectory, combined
+from smatcli.engine.evaluate.questions import Questions
+from smatcli.errors import SmatError
+from smatcli.seams import Adaptation, Classifier, Episode, Method, Task
+
+FROM_EXHAUSTIVE = ("loss_binary", "flip_loss", "flip_gap", "flip_evaluations")
+KEPT = ("passes", "loss_start", "loss", "evaluations", "accepted", "rate", "steps", *FROM_EXHAUSTIVE)
+Rows = dict[str, dict[str, Any]]
+
+
+@dataclass
+class Opened:
+    """An episode at work: its task with what it cost, the records so far, and the fine-tunings that wait for `size` of their shape."""
+
+    episode: Episode
+    task: Task
+    seconds: float
+    costs: dict[str, float]
+    rows: Rows = field(default_factory=dict)
+    waiting: dict[str, FineTune] = field(default_factory=dict)
+    size: int = 1
+
+    def joins(self, other: "Opened") -> bool:
+        """May the fine-tunings of both be done together?"""
+        pairs = (self.task, self.episode.support), (other.task, other.episode.support)
+        return self.waiting == other.waiting and self.size == other.size and alike(*pairs)
+
+
+class EpisodeWork:
+    """Makes the records of episodes; `spread` are seconds that all episodes of the dataset at hand share."""
+
+    def __init__(
+        self, method: Method, settings: AdaptConfig, device: torch.device, features: Features, questions: Questions, grouping: Grouping
+    ) -> None:
+        self.method, self.settings, self.device = method, settings, device
+        self.features, self.questions, self.grouping = features, questions, grouping
+        self.meter, self.spread = Meter(device), 0.0
+
+    def open(self, episode: Episode, adaptations: Mapping[str, Adaptation]) -> Opened:
+        """The episode's task, and a record of every adaptation that needs to wait for no other episode."""
+        self.meter.start()
+        begun = time.perf_counter()
+        noise = counted_key("adaptation", episode.seed, episode.dataset, episode.index) % 2**63
+        self.features.bind(episode, joined=any(type(one) is Proto for one in adaptations.values()))
+        task = self.features.of(replace(self.method.task(episode.support), seed=noise))
+        self._synchronise()
+        opened = Opened(episode, task, self.spread + time.perf_counter() - begun, self.meter.read())
+        for name, adaptation in adaptations.items():
+            size = 1 if self._watched(name) else self.grouping.size(adaptation, task, episode.support)
+            if size > 1:
+                assert isinstance(adaptation, FineTune)
+                opened.size = min(size, opened.size) if opened.waiting else size
+                opened.waiting[name] = adaptation
+            else:
+                opened.rows[name] = self._adapted(opened, name, adaptation)
+        return opened
+
+    def close(self, group: Sequence[Opened]) -> list[Rows]:
+        """All records of the episodes, which join each other, one by adaptation."""
+        for name, adaptation in group[0].waiting.items():
+            self.meter.start()
+            begun = time.perf_counter()
+            rate = adaptation.rate
+            assert rate is not None
+            tasks, supports = [one.task for one in group], [one.episode.support for one in group]
+            try:
+                classifiers = adapt_many(adaptation, tasks, supports, [rate] * len(group))
+            except SmatError as error:
+                raise type(error)(f"{group[0].episode} to {group[-1].episode}: {error}") from None
+            self._synchronise()
+            each, spent = (time.perf_counter() - begun) / len(group), self.meter.read()
+            if "energy" in spent:
+                spent["energy"] /= len(group)
+            for one, classifier in zip(group, classifiers, strict=True):
+                one.rows[name] = self._recorded(one, name, classifier, time.perf_counter() - each, spent)
+        return [one.rows for one in group]
+
+    def _watched(self, name: str) -> bool:
+        return bool(getattr(getattr(self.settings, name, None), "trajectory", False))
+
+    def _adapted(self, opened: Opened, name: str, adaptation: Adaptation) -> dict[str, Any]:
+        self.meter.start()
+        begun, path = time.perf_counter(), Trajectory(opened.episode)
+        watched = {"watch": path} if self._watched(name) else {}
+        try:
+            classifier = adaptation.adapt(opened.task, opened.episode.support, **watched)
+        except SmatError as error:
+            raise type(error)(f"{opened.episode}: {error}") from None
+        row = self._recorded(opened, name, classifier, begun + path.seconds)
+        if watched:
+            row["trajectory"] = path.padded(getattr(self.settings, name).steps)
+        return row
+
+    def _recorded(
+        self, opened: Opened, name: str, classifier: Classifier, begun: float, spent: dict[str, float] | None = None
+    ) -> dict[str, Any]:
+        """The record of a classifier whose making began at `begun`; `spent` if it was measured before, else from the meter."""
+        episode = opened.episode
+        try:
+            logits = classifier.predict(episode.query_images)
+        except SmatError as error:
+            raise type(error)(f"{episode}: {error}") from None
+        if not bool(torch.isfinite(logits).all()):
+            raise SmatError(
+                f"{episode}: the logits of {name} are not finite; the weights or the precision are broken (episodes before it are kept)"
+            )
+        seconds = opened.seconds + time.perf_counter() - begun
+        costs = combined(opened.costs, self.meter.read() if spent is None else spent)
+        digest = self.questions.digest(episode.dataset, episode.index)
+        return {**record(episode, opened.task, logits, classifier.info, seconds), **costs, "plan": digest}
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def record(episode: Episode, task: Task, logits: torch.Tensor, info: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """What is kept of an episode under one adaptation (see `smatcli.runs.results.Records`)."""
+    row: dict[str, Any] = {
+        "index": episode.index,
+        "accuracy": float((logits.argmax(1) == episode.query_labels).double().mean()),
+        "ways": episode.support.ways,
+        "support": len(episode.support.labels),
+        "query": len(episode.query_labels),
+        "seconds": seconds,
+        **{key: info[key] for key in KEPT if key in info},
+    }
+    if task.alpha is not None:
+        alpha = task.alpha.float().cpu().numpy()
+        scores, bits = info.get("scores"), info.get("bits")
+        row["alpha"] = alpha
+        row["scores"] = alpha if scores is None else scores.float().cpu().numpy()
+        row["chosen"] = np.full(len(alpha), -1, np.int8) if bits is None else np.asarray(bits, np.int8)
+    return row

@@ -1,0 +1,205 @@
+"""The learning rate of an adaptation, chosen once a dataset: on validation classes, on parts of support sets, or as the papers did.
+
+Each candidate is tried on the same tasks, rate 0 (no adaptation) among them, so the choice is never worse on these tasks than none. The
+query labels of the episodes that are evaluated are seen by `--search paper` alone.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Protocol, Self
+
+import numpy as np
+import torch
+
+from smatcli.adaptation.finetune import FineTune
+from smatcli.adaptation.grouped import Grouping, adapt_many
+from smatcli.config.schema import EpisodeConfig, TrainRecipe
+from smatcli.data.counted import counted_key
+from smatcli.data.episodes.lists import ListSampler
+from smatcli.data.episodes.loader import EpisodeLoader
+from smatcli.data.episodes.sampler import EpisodeSampler
+from smatcli.data.stores.store import Store
+from smatcli.engine.evaluate.features import Features
+from smatcli.engine.evaluate.questions import Questions
+from smatcli.engine.loop.distributed import ALONE, World
+from smatcli.errors import SmatError, UserError
+from smatcli.runs.rates import Choice
+from smatcli.runs.reporter import Reporter
+from smatcli.runs.signals import Interrupted, StopRequest
+from smatcli.seams import Adaptation, Classifier, Episode, Method, Support, Task
+
+DISJOINT = ("train", "test")  # splits that share no class with the validation split
+
+
+class Rated(Adaptation, Protocol):
+    """An adaptation with a learning rate."""
+
+    def at(self, rate: float) -> Self:
+        """The same at another rate."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the tasks of a search come from: `sampler`'s first `count` episodes, or (`split`) their support sets alone."""
+
+    label: str
+    sampler: EpisodeSampler | ListSampler
+    count: int
+    split: bool = False
+
+
+def leave_out(episode: Episode) -> Iterator[Episode]:
+    """Two episodes from a support set alone: its images are dealt to two halves class by class, and each half is asked of the other.
+
+    A class with a single image stays in both supports and is not asked. Labels of the query set are not read.
+    """
+    support = episode.support
+    key = counted_key("leave-out", episode.seed, episode.dataset, episode.index)
+    order = torch.randperm(len(support.labels), generator=torch.Generator().manual_seed(key % 2**63)).to(support.labels.device)
+    half = torch.full_like(support.labels, -1)
+    for label in range(support.ways):
+        members = order[support.labels[order] == label]
+        if len(members) > 1:
+            half[members] = torch.arange(len(members), device=half.device) % 2
+    for fold in (0, 1):
+        asked = half == fold
+        if bool(asked.any()):
+            kept = Support(support.images[~asked], support.labels[~asked], support.ways)
+            yield replace(episode, support=kept, query_images=support.images[asked], query_labels=support.labels[asked], rows=None)
+
+
+def tried(
+    adaptation: Rated, task: Task, support: Support, rates: Sequence[float], grouping: Grouping
+) -> Iterator[tuple[Sequence[float], Callable[[], Sequence[Classifier]]]]:
+    """The candidates of one task in portions: their rates, and what adapts the task at each of them (side by side where that pays).
+
+    A fine-tuning embeds the support set under the task's own parameters once for all rates.
+    """
+    if not isinstance(adaptation, FineTune):
+        for rate in rates:
+            yield [rate], lambda rate=rate: [adaptation.at(rate).adapt(task, support)]  # type: ignore[misc]
+        return
+    tuning = adaptation
+    start = cache(lambda: tuning.at(0.0).before(task, support))
+    size = grouping.size(tuning, task, support) if len(rates) > 1 else 1
+    still = [rate for rate in rates if not rate]
+    moving = [rate for rate in rates if rate]
+    # Rate 0 costs nothing: alone, so that no group waits for it.
+    for part in [still, *(moving[i : i + size] for i in range(0, len(moving), size))]:
+        count = len(part)
+        if part:
+            yield (
+                part,
+                lambda part=part, count=count: adapt_many(  # type: ignore[misc]
+                    tuning, [task] * count, [support] * count, part, [start()] * count
+                ),
+            )
+
+
+class RateSearch:
+    """Searches the rates of one evaluation; `known(adapt, dataset)` is what was chosen before, or None."""
+
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        questions: Questions,
+        stores: Mapping[str, Store],
+        method: Method,
+        device: torch.device,
+        reporter: Reporter,
+        known: Callable[[str, str], Choice | None],
+        world: World = ALONE,
+        features: Features | None = None,
+        grouping: Grouping | None = None,
+    ) -> None:
+        self.world, self.features = world, features
+        self.grouping = grouping or Grouping(1)
+        self.recipe, self.questions, self.stores, self.known = recipe, questions, stores, known
+        self.method, self.device, self.reporter = method, device, reporter
+        self.rates = tuple(sorted({0.0, *recipe.adapt.search.rates}))
+        self.sources = {name: self._source(name) for name in stores}
+
+    def check(self, adapt: str, dataset: str) -> None:
+        """UserError where a search would find nothing to choose on."""
+        if self.known(adapt, dataset) is None and self.sources[dataset] is None and not self._others():
+            raise UserError(
+                f"{adapt} on {dataset}: nothing to choose a learning rate on (no validation classes apart from those evaluated, and "
+                f"support sets of one image a class); give adapt.{adapt}.lr, or evaluate a dataset with validation classes along with it"
+            )
+
+    def choose(self, adapt: str, adaptation: Rated, dataset: str, stop: StopRequest) -> Choice:
+        """The rate of a dataset; raises `Interrupted` when asked to stop (nothing of an unfinished search is kept)."""
+        source = self.sources[dataset]
+        found = self._search(adapt, adaptation, dataset, source, stop) if source else self._borrowed(adapt, adaptation, stop)
+        self.reporter.line(f"{adapt} on {dataset}: {found}")
+        return found
+
+    def _borrowed(self, adapt: str, adaptation: Rated, stop: StopRequest) -> Choice:
+        """The best rate over the validation classes of the other datasets, each counted alike."""
+        found = {}
+        for name in self._others():
+            source = self.sources[name]
+            assert source is not None
+            found[name] = self.known(adapt, name) or self._search(adapt, adaptation, name, source, stop)
+        mean = np.mean([choice.accuracies for choice in found.values()], 0)
+        return Choice.best(f"valid:{'+'.join(found)}", self.rates, mean.tolist(), sum(c.tasks for c in found.values()))
+
+    def _others(self) -> list[str]:
+        return [name for name, source in self.sources.items() if source is not None and source.label == "valid"]
+
+    def _source(self, dataset: str) -> Source | None:
+        config, sampler = self.recipe.adapt.search, self.questions.samplers[dataset]
+        # Not of as many as are evaluated: more episodes added later must not need another rate.
+        count = min(config.episodes, len(sampler.episodes)) if isinstance(sampler, ListSampler) else config.episodes
+        if config.kind == "paper":
+            return Source("paper", sampler, count)
+        if self.questions.splits[dataset] in DISJOINT:
+            try:
+                valid = EpisodeSampler({dataset: self.stores[dataset]}, "valid", self._protocol(), self.recipe.eval.seed)
+                return Source("valid", valid, config.episodes)
+            except UserError:
+                pass  # no validation classes, or too few for an episode
+        several = any(bool((np.bincount(sampler.plan(i).support_labels) > 1).any()) for i in range(count))
+        return Source("support", sampler, count, split=True) if several else None
+
+    def _protocol(self) -> EpisodeConfig:
+        """How validation episodes are drawn: as those of the evaluation, or (for a fixed list of episodes) as in training."""
+        return self.recipe.episode if self.recipe.eval.episode.kind == "list" else self.recipe.eval.episode
+
+    def _search(self, adapt: str, adaptation: Rated, dataset: str, source: Source, stop: StopRequest) -> Choice:
+        self.reporter.line(f"{adapt} on {dataset}: searching its learning rate on {source.count} tasks ({source.label})")
+        mine = [i for i in range(source.count) if self.world.deals(i)]
+        loader = EpisodeLoader(source.sampler, mine, self.device, image_size=self.recipe.backbone.image_size)
+        rows: list[list[float]] = []
+        for episode in loader:
+            tasks = leave_out(episode) if source.split else [episode]
+            found = [self._tried(adapt, adaptation, dataset, task, stop) for task in tasks]
+            rows.append([len(found), *(share for one in found for share in one)])
+        width = len(self.rates)
+        table = self.world.joined(source.count, mine, rows)
+        shares = [row[1 + k * width : 1 + (k + 1) * width] for row in table for k in range(int(row[0]))]
+        return Choice.best(source.label, self.rates, np.mean(shares, 0).tolist(), len(shares))
+
+    def _tried(self, adapt: str, adaptation: Rated, dataset: str, episode: Episode, stop: StopRequest) -> list[float]:
+        """Query accuracy (share) of every candidate on one task."""
+        noise = counted_key("search", episode.seed, episode.dataset, episode.index) % 2**63
+        if self.features is not None:
+            # All rates begin at the same theta: its features are made once, those of the query too, for rate 0 asks for them.
+            self.features.bind(replace(episode, rows=None), joined=True)
+        task = replace(self.method.task(episode.support), seed=noise)
+        if self.features is not None:
+            task = self.features.of(task)
+        found = []
+        for rates, adapted in tried(adaptation, task, episode.support, self.rates, self.grouping):
+            if stop:
+                assert stop.signum is not None
+                raise Interrupted(stop.signum, f"stopped in the rate search of {adapt} on {dataset}; run the same command to continue")
+            try:
+                logits = [classifier.predict(episode.query_images) for classifier in adapted()]
+            except SmatError as error:
+                named = ", ".join(f"{rate:g}" for rate in rates)
+                raise type(error)(f"{adapt} at rate {named}, search on {episode}: {error}") from None
+            found += [float((one.argmax(1) == episode.query_labels).double().mean()) for one in logits]
+        return found

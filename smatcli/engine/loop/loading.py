@@ -1,0 +1,61 @@
+"""A recipe's method: new over a backbone, or with a run's weights."""
+
+from pathlib import Path
+
+import torch
+
+from smatcli.backbones import create_backbone
+from smatcli.config.schema import TrainRecipe
+from smatcli.data.counted import counted_key
+from smatcli.device import choose_device, choose_precision
+from smatcli.errors import UserError
+from smatcli.methods import build_method
+from smatcli.methods.base import FlatMethod
+from smatcli.methods.execution import Execution
+from smatcli.runs.checkpoint import has_checkpoint, load_checkpoint
+from smatcli.runs.directory import RunDir
+from smatcli.runs.reporter import Reporter
+
+
+def prepare_method(recipe: TrainRecipe, weights: str) -> FlatMethod:
+    """The recipe's method over a backbone with `weights`, on the recipe's device, in its precision."""
+    device = choose_device(recipe.device)
+    torch.manual_seed(counted_key("initialisation", recipe.seed) % 2**63)
+    backbone = create_backbone(recipe.backbone.model_copy(update={"weights": weights}))
+    precision = choose_precision(recipe.precision, device, int(backbone.num_features))  # type: ignore[arg-type]
+    method = build_method(recipe.method, precision.apply(backbone)).to(device)
+    method.backbone.to(device)
+    method.precision = precision
+    method.execution = Execution(method.backbone, lean=True)
+    return method
+
+
+def load_method(
+    run: Path | str, which: str = "best", reporter: Reporter | None = None, device: str | None = None
+) -> tuple[FlatMethod, TrainRecipe]:
+    """A trained run's method, ready for inference, and its recipe; `which` is 'best' (the default; 'last' if there is none) or 'last'.
+
+    Raises `UserError` when the run has no checkpoint.
+    """
+    opened = RunDir.open(run)
+    recipe = opened.recipe
+    if not isinstance(recipe, TrainRecipe):
+        raise UserError(f"{run}: is a {recipe.kind} run; meta-test one of `smat train` (method 'pretrained' takes a backbone as it is)")
+    folder = opened.checkpoints / which
+    if which == "best" and not has_checkpoint(folder):
+        folder = opened.checkpoints / "last"
+    if not has_checkpoint(folder):
+        raise UserError(f"{run}: has no checkpoint yet; finish it with `smat train {run}/recipe.yaml --resume`")
+    if device is not None:
+        recipe = recipe.model_copy(update={"device": device})
+    method = prepare_method(recipe, "none")
+    restore(method, load_checkpoint(folder, reporter, strict=True).model, folder)
+    return method.eval(), recipe
+
+
+def restore(method: FlatMethod, tensors: dict[str, torch.Tensor], where: Path) -> None:
+    """Load a method's tensors, all of them and no others; `UserError` names the first that does not fit."""
+    try:
+        method.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise UserError(f"{where}: the checkpoint does not fit the recipe: {' '.join(str(error).split())[:300]}") from None

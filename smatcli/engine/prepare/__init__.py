@@ -1,0 +1,5 @@
+"""`smat prepare`."""
+
+from smatcli.engine.prepare.preparation import prepare
+
+__all__ = ["prepare"]

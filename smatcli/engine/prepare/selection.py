@@ -1,0 +1,122 @@
+"""Which classes and images of a source go into a store, and into which split; nothing is read."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from smatcli.data.sources import SourceClass
+from smatcli.data.stores import splits
+from smatcli.data.stores.store import SPLITS
+from smatcli.engine.prepare.settings import Settings
+from smatcli.errors import UserError
+from smatcli.runs.reporter import Reporter
+
+Item = tuple[int, int, int]  # class, how many images of it come before, position in its images
+
+
+class Selection:
+    """`classes` are those of `listed` with enough files, `total` the images of them that are taken, `by_image` whether these are split;
+    `dropped` are classes that the source left out.
+
+    Raises UserError for a class that is too small (without `min_images`) or given twice, a wrong splits file, a split that the source and
+    the user both give.
+    """
+
+    def __init__(
+        self, listed: Sequence[SourceClass], name: str, settings: Settings, reporter: Reporter, dropped: Sequence[str] = ()
+    ) -> None:
+        self.listed, self.name, self.settings, self.reporter, self.dropped = listed, name, settings, reporter, dropped
+        self.by_image = any(c.image_splits is not None for c in listed)
+        self._codes = self._class_codes()
+        self.classes = self._large_enough()
+        self.total = sum(map(self.count, self.classes))
+
+    def items(self, first: int = 0, seen: int = 0) -> Iterator[Item]:
+        """From image `seen` of class `first` on. The keys of the images are not looked up: there may be millions."""
+        for index, c in enumerate(self.classes[first:], first):
+            positions = self._positions(c)
+            for before in range(seen, len(positions)):
+                yield index, before, int(positions[before])
+            seen = 0
+
+    def before(self, first: int, seen: int) -> int:
+        """Images before image `seen` of class `first`."""
+        return sum(map(self.count, self.classes[:first])) + seen
+
+    def count(self, c: SourceClass) -> int:
+        """Images of a class that are taken."""
+        return min(len(c.images), self.settings.max_per_class or len(c.images))
+
+    def _positions(self, c: SourceClass) -> Sequence[int] | np.ndarray:
+        """Positions of the images that are taken, ascending: all, or `max_per_class` by chance."""
+        if self.count(c) == len(c.images):
+            return range(len(c.images))
+        return np.sort(_chance_order(len(c.images), f"images/{self.settings.seed}/{self.name}/{c.name}")[: self.count(c)])
+
+    def _large_enough(self) -> list[SourceClass]:
+        """The classes with enough files; how many of them are readable is only known later."""
+        kept = []
+        for c in self.listed:
+            if len(c.images) < self.settings.fewest:
+                self.too_small(c, len(c.images), [])
+            else:
+                kept.append(c)
+        if not kept:
+            raise UserError(f"{self.name}: no class has {self.settings.fewest} images")
+        names = {c.name for c in kept}
+        if len(names) < len(kept):
+            twice = next(c.name for c in kept if sum(other.name == c.name for other in kept) > 1)
+            raise UserError(f"{self.name}: the class {twice!r} is given twice")
+        return kept
+
+    def too_small(self, c: SourceClass, readable: int, bad: Sequence[tuple[str, str]]) -> None:
+        """Say that a class is dropped, or raise UserError if that was not allowed; `bad`: (image, reason) of the unreadable ones."""
+        files = self.count(c)
+        kind = "" if readable == files else "readable "
+        have = {0: f"no {kind}image", 1: f"one {kind}image"}.get(readable, f"{readable} {kind}images")
+        reasons = "; ".join(f"{image}: {reason}" for image, reason in bad[:20])
+        of = f" ({files} file{'s' * (files > 1)}; {reasons[:300]})" if kind else ""
+        if self.settings.min_images is None:
+            raise UserError(
+                f"{self.name}: class {c.name!r} has {have}{of}: an episode needs support and query; "
+                "add images, or drop such classes with --min-images 2"
+            )
+        self.reporter.line(f"{self.name}: class {c.name!r} dropped: {have}{of}, fewer than {self.settings.min_images}")
+
+    def _class_codes(self) -> dict[str, int] | None:
+        """Split code of each class of the source, or None where chance decides; whatever was asked and cannot be is refused at once."""
+        names, own = [c.name for c in self.listed], [c.split for c in self.listed]
+        listed, asked = self.settings.splits, self.settings.split_asked
+        if self.by_image or any(own):
+            kind = "every image" if self.by_image else "every class"
+            if asked or (listed is not None and self.by_image):
+                raise UserError(f"{self.name}: its files say themselves which split {kind} belongs to; leave --split and --splits out")
+        if self.by_image:
+            for c in self.listed:
+                if c.image_splits is None or len(c.image_splits) != len(c.images):
+                    raise UserError(f"{self.name}: class {c.name!r} does not have one split for each of its {len(c.images)} images")
+            return dict.fromkeys(names, 0)
+        if listed is not None:
+            codes = splits.split_by_names(names, splits.read_splits(listed, self.name), listed, self.dropped)
+            return dict(zip(names, codes.tolist(), strict=True))
+        if not any(own):
+            return None
+        if None in own:
+            raise UserError(f"{self.name}: the source says no split for class {names[own.index(None)]!r}, but does for others")
+        return {name: SPLITS.index(split) for name, split in zip(names, own, strict=True) if split is not None}
+
+    def split(self, names: list[str]) -> list[int]:
+        """Split codes of the classes that are kept."""
+        if self._codes is not None:
+            return [self._codes[name] for name in names]
+        shares = splits.parse_shares(self.settings.split)
+        if remark := splits.split_remark(len(names), shares):
+            self.reporter.line(f"{self.name}: {remark}")
+        return splits.split_by_chance(names, self.name, shares, self.settings.seed).tolist()
+
+
+def _chance_order(count: int, key: str) -> np.ndarray:
+    """A permutation that depends on the key alone (raw Philox numbers: stable between numpy versions)."""
+    number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")
+    return np.argsort(np.random.Philox(key=number).random_raw(count), kind="stable")

@@ -1,0 +1,5 @@
+"""`smat pretrain`."""
+
+from smatcli.engine.pretrain.pretraining import pretrain
+
+__all__ = ["pretrain"]

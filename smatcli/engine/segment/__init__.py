@@ -1,0 +1,5 @@
+"""`smat segment`."""
+
+from smatcli.engine.segment.segmenting import segment
+
+__all__ = ["segment"]

@@ -1,0 +1,5 @@
+"""`smat tune`."""
+
+from smatcli.engine.tune.tuning import tune
+
+__all__ = ["tune"]

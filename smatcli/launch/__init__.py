@@ -1,0 +1,1 @@
+"""Many runs: sweeps, suites, local processes and Slurm jobs."""

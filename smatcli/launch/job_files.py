@@ -1,0 +1,86 @@
+"""."""
+
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smatcli.config import Loaded
+from smatcli.config.loader import build_recipe
+from smatcli.errors import SmatError, UserError
+from smatcli.runs.overview import read_json
+from smatcli.safe.files import atomic_write_text
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class JobFiles:
+    """The three files of a job in `folder`: what to do (`spec`), where it was sent (`sent`), what became of it (`state`)."""
+
+    folder: Path
+    name: str
+
+    @property
+    def spec(self) -> Path:
+        return self.folder / f"{self.name}.spec.json"
+
+    @property
+    def sent(self) -> Path:
+        return self.folder / f"{self.name}.job.json"
+
+    @property
+    def state(self) -> Path:
+        return self.folder / f"{self.name}.state.json"
+
+    def write_spec(self, loaded: Loaded, evaluate: bool) -> None:
+        """Freeze a recipe: later changes of its file do not reach a job that waits in a queue."""
+        body = {
+            "format": FORMAT,
+            "recipe": loaded.recipe.model_dump(mode="json"),
+            "origins": loaded.origins,
+            "source": str(loaded.path),
+            "evaluate": evaluate,
+        }
+        _write(self.spec, body)
+
+    def read_spec(self) -> tuple[Loaded, bool]:
+        """The recipe, and whether it is evaluated after training."""
+        body = read_json(self.spec)
+        if body is None or body.get("format") != FORMAT:
+            raise SmatError(f"{self.spec} is missing or damaged; launch again")
+        made = build_recipe(body["recipe"], Path(body["source"]))
+        return Loaded(made.recipe, dict(body["origins"]), made.path), bool(body["evaluate"])
+
+    def note_sent(self, launcher: str, job: str, log: Path | None) -> None:
+        """Where the job was sent: `job` is Slurm's number or a process id; what became of an earlier attempt is forgotten."""
+        before = read_json(self.sent) or {}
+        attempt = int(before.get("attempt", 0)) + 1
+        body = {
+            "launcher": launcher,
+            "job": job,
+            "host": socket.gethostname(),
+            "log": str(log or ""),
+            "sent": time.time(),
+            "attempt": attempt,
+        }
+        _write(self.sent, body)
+
+    def note_state(self, state: str, error: str = "", pid: int | None = None) -> None:
+        """`running`, `done`, `interrupted` or `failed` (with its error line), and which process (default: this one) does the work."""
+        body = {"state": state, "error": error, "pid": pid or os.getpid(), "host": socket.gethostname(), "time": time.time()}
+        _write(self.state, body)
+
+    def forget_state(self) -> None:
+        """Before a new attempt: what the one before came to."""
+        self.state.unlink(missing_ok=True)
+
+
+def _write(path: Path, body: dict[str, Any]) -> None:
+    try:
+        atomic_write_text(path, json.dumps(body, indent=1))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; choose another folder") from None

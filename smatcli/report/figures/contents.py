@@ -1,0 +1,34 @@
+"""Every figure beyond gains, sweeps and training curves: from per-episode results, and from the analyses of runs."""
+
+from collections.abc import Mapping, Sequence
+
+from smatcli.report.figures.analyses import read_analyses
+from smatcli.report.figures.episodes import group_figures
+from smatcli.report.figures.experts import gradient_figures, mask_figures, search_figures
+from smatcli.report.figures.predictions import feature_figures, prediction_figures
+from smatcli.report.figures.tuners import path_figures, similarity_figures
+from smatcli.report.figures.types import Figure
+from smatcli.report.results.frame import Frame
+from smatcli.report.results.groups import Column, Group, sweep_points
+from smatcli.report.results.runs import Run
+
+
+def more_figures(
+    frame: Frame, groups: Sequence[Group], baselines: Mapping[str, Sequence[Column]], labels: Sequence[tuple[str, Run]]
+) -> list[Figure]:
+    """All of them in the order of the report; what was left out is added to `frame.lines`."""
+    figures: list[Figure] = []
+    for group in groups:
+        figures += group_figures(group, baselines.get(group.tag, ()), frame.lines)
+    found, points = read_analyses(labels, frame.lines), sweep_points(frame)
+    points |= {member.run.path for e in frame.evaluations if e.run.path in points for member in e.members}
+    return [
+        *figures,
+        *mask_figures(found, points),
+        *gradient_figures(found, points),
+        *search_figures(found, points),
+        *prediction_figures(found, points),
+        *path_figures([f for f in found if f.run.path not in points]),
+        *similarity_figures(found),
+        *feature_figures([f for f in found if f.run.path not in points]),
+    ]

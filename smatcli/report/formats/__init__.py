@@ -1,0 +1,1 @@
+"""LaTeX, Markdown, CSV and HTML output."""

@@ -1,0 +1,101 @@
+"""Tables as GitHub Markdown and as CSV, and the report's index page."""
+
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from smatcli.report.formats.latex import percent
+from smatcli.report.tables.table import Cell, Row, Table
+from smatcli.safe.text import csv_number, write_csv
+
+_SPECIAL = re.compile(r"[\\`*\[\]<>&|~#$!]")
+_UNDERSCORE = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+
+
+def escape(text: str) -> str:
+    """`text` so that Markdown shows it as it is, also within a table cell: markup, HTML and pipes escaped, one line."""
+    plain = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
+    plain = _SPECIAL.sub(lambda m: {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(m.group(), "\\" + m.group()), plain)
+    return _UNDERSCORE.sub(r"\\_", plain).replace("://", ":&#47;/")
+
+
+def cell_text(cell: Cell, digits: int) -> str:
+    """`**57.9** ± 0.5` in percent; unknown: empty."""
+    if cell.text is not None:
+        text = escape(cell.text)
+        return f"**{text}**" if text and cell.bold else text
+    if not cell.estimate.known:
+        return ""
+    mean = f"{percent(cell.estimate.mean, digits):{'+' if cell.signed else ''}.{digits}f}"
+    mean = f"**{mean}**" if cell.bold else mean
+    half_width = cell.estimate.half_width
+    return f"{mean} ± {percent(half_width, digits):.{digits}f}" if math.isfinite(half_width) else mean
+
+
+def table(content: Table) -> str:
+    """The table in GitHub Markdown, without its caption."""
+    width = len(content.heads)
+    lines = [_line([escape(content.corner), *(escape(head) for head in content.heads)]), _line(["---", *["---:"] * width])]
+    for block in content.blocks:
+        if block.title:
+            lines.append(_line([f"**{escape(block.title)}**", *[""] * width]))
+        for row in block.rows:
+            label = f"*{escape(row.label)}*" if row.average else escape(row.label)
+            lines.append(_line([label, *(cell_text(cell, content.digits) for cell in row.cells)]))
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def page(content: Table) -> str:
+    """The table with its caption and its footnotes."""
+    notes = "".join(f"\n*{escape(note)}*\n" for note in content.notes)
+    return f"{table(content)}\n{escape(content.caption)}\n{notes}"
+
+
+def table_csv(content: Table) -> str:
+    """The table as CSV: in percent with two more digits than shown, half-widths or deviations in columns of their own, unknown: empty."""
+    numeric = [any(row.cells[i].text is None for block in content.blocks for row in block.rows) for i in range(len(content.heads))]
+    header = [content.corner, "block"]
+    for head, is_number in zip(content.heads, numeric, strict=True):
+        header += [head, f"{head} {content.spread}", f"{head} bold"] if is_number else [head]
+    lines: list[list[str]] = [header]
+    for block in content.blocks:
+        lines += [[row.label, block.title, *_csv_cells(row, numeric, content.digits + 2)] for row in block.rows]
+    return write_csv(lines)
+
+
+def _csv_cells(row: Row, numeric: Sequence[bool], digits: int) -> list[str]:
+    cells: list[str] = []
+    for cell, is_number in zip(row.cells, numeric, strict=True):
+        if is_number and cell.text is not None:
+            cells += [cell.text, "", "1" if cell.bold else "0"]
+        elif is_number:
+            cells += [*(csv_number(100 * v, digits) for v in (cell.estimate.mean, cell.estimate.half_width)), "1" if cell.bold else "0"]
+        else:
+            cells.append(cell.text or "")
+    return cells
+
+
+def link(text: str, target: str) -> str:
+    """A link to a file of the report."""
+    return f"[{escape(text)}]({quote(target)})"
+
+
+def index(title: str, tables: Sequence[Table], figures: Sequence[tuple[str, str, str]], notes: Sequence[str]) -> str:
+    """The report's first page: every table inline with links to its files, every figure (heading, path, caption), and what was left out."""
+    parts = [f"# {escape(title or 'Report')}\n", "How these numbers are made: see the protocol page of the documentation.\n"]
+    for content in tables:
+        files = " ".join(link(end, f"{content.stem}.{end}") for end in ("tex", "tabular.tex", "csv", "md"))
+        shown = page(content) if content.inline else f"{escape(content.caption)}\n"
+        parts.append(f"## {escape(content.heading)}\n\n{shown}\n{files}\n")
+    for heading, name, caption in figures:
+        files = " ".join(link(end, f"{name}.{end}") for end in ("pdf", "png", "csv"))
+        parts.append(f"## {escape(heading)}\n\n![{escape(heading)}]({quote(name)}.png)\n\n{escape(caption)}\n\n{files}\n")
+    if notes:
+        parts.append("## Left out or noteworthy\n\n" + "".join(f"- {escape(note)}\n" for note in notes))
+    return "\n".join(parts)

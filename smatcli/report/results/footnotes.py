@@ -1,0 +1,98 @@
+"""Footnotes that a table carries by itself: what its columns do not have in common, and what flatters one of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from smatcli.report.results.compare import same_questions
+from smatcli.report.results.frame import Evaluation
+from smatcli.report.results.groups import DOMAINS, Column, Group, Key
+
+# Settings in which fair comparisons agree: what the footnote calls them, how they read.
+_FACTS: dict[str, Callable[[Evaluation], str]] = {
+    "Image size": lambda e: _pixels(e.settings.get("image_size") or e.run.image_size),
+    "Backbone": lambda e: e.run.backbone,
+    "Precision": lambda e: str(e.settings.get("precision") or ""),
+    "Training steps": lambda e: str(_training(e).get("steps") or "") if e.run.method != "pretrained" else "",
+    "Training datasets": lambda e: ", ".join(map(str, _data(e).get("train") or [])) if e.run.method != "pretrained" else "",
+}
+MOST = 6  # columns named in a footnote
+
+
+def notes(group: Group, columns: Sequence[Column]) -> list[str]:
+    """Footnotes on episodes, sizes, searches and seeds; none where everything agrees and nothing flatters."""
+    keys = [key for domain in DOMAINS for key in group.keys(domain, columns)]
+    found = [*_episodes(group, columns, keys), *_searches(columns, keys)]
+    for title, read in _FACTS.items():
+        values = {column.label: read(column.evaluation) for column in columns}
+        found += _differing(title, {label: value for label, value in values.items() if value})
+    found += _seeds(columns)
+    return found
+
+
+def _episodes(group: Group, columns: Sequence[Column], keys: Sequence[Key]) -> list[str]:
+    odd: dict[str, list[str]] = {}
+    for key in keys:
+        own = [column for column in columns if key in column.estimates]
+        others = [c.label for c in own[1:] if not same_questions(own[0], c, key)]
+        if others:
+            odd.setdefault(f"{_listed(others)} had other episodes than {own[0].label}", []).append(group.row_label(key))
+    everything = len(keys)
+    return [
+        f"Different episodes: {who} on {'every dataset' if len(names) == everything else _listed(names)}; such differences are not paired."
+        for who, names in odd.items()
+    ]
+
+
+def _searches(columns: Sequence[Column], keys: Sequence[Key]) -> list[str]:
+    """How learning rates were chosen: said where columns differ, and always where the test's own query labels were used."""
+    datasets = {key.dataset for key in keys}
+    kinds: dict[str, str] = {}
+    for column in columns:
+        used = sorted({r.search.partition(":")[0] for r in column.evaluation.results if r.dataset in datasets and r.search})
+        if used:
+            kinds[column.label] = "+".join(used)
+    found = _differing("Learning rate chosen on", kinds)
+    flattered = [label for label, kind in kinds.items() if "paper" in kind.split("+")]
+    if flattered:
+        found.append(
+            f"{_listed(flattered)}: the learning rate was chosen on episodes of the test itself with their query labels (search paper), "
+            "as the papers did; this flatters them."
+        )
+    return found
+
+
+def _seeds(columns: Sequence[Column]) -> list[str]:
+    means = [c for c in columns if c.evaluation.members]
+    if not means:
+        return []
+    each = _listed([f"{c.label} ({len(c.evaluation.members)})" for c in means])
+    single = " Other columns are single trainings." if len(means) < len(columns) else ""
+    return [f"Mean over seeds: {each}; intervals here are over episodes, those over seeds stand in the table of seeds.{single}"]
+
+
+def _differing(title: str, values: Mapping[str, str]) -> list[str]:
+    """`Image size: 128 px for A and B, 224 px for C.`; nothing where all are equal."""
+    labels: dict[str, list[str]] = {}
+    for label, value in values.items():
+        labels.setdefault(value, []).append(label)
+    if len(labels) < 2:
+        return []
+    return [f"{title} differs: {'; '.join(f'{value} for {_listed(who)}' for value, who in labels.items())}."]
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = list(names[:MOST]) + ([f"{len(names) - MOST} more"] if len(names) > MOST else [])
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def _pixels(size: object) -> str:
+    return f"{size} px" if size else ""
+
+
+def _training(evaluation: Evaluation) -> dict[str, object]:
+    found = evaluation.run.recipe.get("train")
+    return found if isinstance(found, dict) else {}
+
+
+def _data(evaluation: Evaluation) -> dict[str, list[object]]:
+    found = evaluation.run.recipe.get("data")
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,175 @@
+"""Orders evaluations into groups whose numbers may stand side by side: same protocol, same number of episodes."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from smatcli import plugins
+from smatcli.errors import UserError, nearest
+from smatcli.report.results.frame import Evaluation, Frame
+from smatcli.report.results.runs import Run
+from smatcli.runs.statistics import Estimate, average
+
+METHOD_LABELS = {"pretrained": "Pre-trained", "pmf": "PMF", "softmerge": "SoftMerge", "mlp_experts": "MLP experts", "smat": "SMAT"}
+ADAPT_FAMILIES = {"proto": "Without fine-tuning", "flip": "Gradient-free", "exhaustive": "Gradient-free"}
+GRADIENT_BASED = "Gradient-based"
+DOMAINS = {"ID": "In-domain", "OOD": "Out-of-domain"}
+_SPLIT = re.compile(r"-(train|valid|test|all)$")
+
+
+@dataclass(frozen=True)
+class Key:
+    """One row of a table: a dataset, and the split of its classes that episodes were drawn from (empty if the protocol names none)."""
+
+    domain: str
+    dataset: str
+    split: str
+
+
+@dataclass
+class Column:
+    """One evaluation within a group."""
+
+    label: str
+    evaluation: Evaluation
+    estimates: dict[Key, Estimate]
+
+    @property
+    def family(self) -> str:
+        """The block of Table 1 that the adaptation belongs to."""
+        return ADAPT_FAMILIES.get(self.evaluation.adapt.split("-")[0], GRADIENT_BASED)
+
+    def average(self, keys: Sequence[Key]) -> Estimate:
+        """Average over `keys`, unknown unless each is there: averages over different datasets cannot be compared."""
+        return average([self.estimates[key] for key in keys]) if all(key in self.estimates for key in keys) else average([])
+
+
+@dataclass
+class Group:
+    """Evaluations under one protocol: `columns` of the main table, and the points of each sweep by the sweep's folder."""
+
+    protocol: str
+    episodes: int
+    columns: list[Column] = field(default_factory=list)
+    sweeps: dict[Path, list[Column]] = field(default_factory=dict)
+
+    @property
+    def everything(self) -> list[Column]:
+        return self.columns + [column for points in self.sweeps.values() for column in points]
+
+    @property
+    def about(self) -> str:
+        """What a caption says of the episodes."""
+        return f"{self.episodes} episodes a dataset, protocol {self.protocol}"
+
+    @property
+    def brief(self) -> str:
+        """What a heading says of the episodes."""
+        return f"{self.protocol}, {self.episodes} episodes"
+
+    @property
+    def tag(self) -> str:
+        """A name for files, such as 5w5s10q-200."""
+        return f"{self.protocol}-{self.episodes}"
+
+    def keys(self, domain: str, columns: Sequence[Column] | None = None) -> list[Key]:
+        """Rows of a domain, in the order in which evaluations first name them."""
+        found = {key: None for c in (self.columns if columns is None else columns) for key in c.estimates if key.domain == domain}
+        return list(found)
+
+    def row_label(self, key: Key) -> str:
+        """The dataset's name, with the split where the group holds two splits of it."""
+        splits = {k.split for c in self.everything for k in c.estimates if k.dataset == key.dataset}
+        return f"{key.dataset} ({key.split})" if len(splits) > 1 and key.split else key.dataset
+
+
+def split_protocol(tag: str) -> tuple[str, str]:
+    """`5w5s10q-test` -> (`5w5s10q`, `test`): in-domain and out-of-domain datasets may use other splits of one protocol."""
+    match = _SPLIT.search(tag)
+    return (tag[: match.start()], match.group(1)) if match else (tag, "")
+
+
+def make_groups(frame: Frame, names: Mapping[str, str]) -> list[Group]:
+    """Groups by (protocol, episodes), the largest first. `names` maps a run's name to its column label.
+
+    Raises `UserError` for a name that belongs to no run.
+    """
+    groups: dict[tuple[str, int], Group] = {}
+    points = sweep_points(frame)
+    for evaluation in frame.evaluations:
+        parts: dict[tuple[str, int], dict[Key, Estimate]] = {}
+        for result in evaluation.results:
+            protocol, split = split_protocol(result.protocol)
+            parts.setdefault((protocol, result.episodes), {})[Key(result.domain, result.dataset, split)] = result.estimate
+        for where, estimates in parts.items():
+            group = groups.setdefault(where, Group(*where))
+            column = Column("", evaluation, estimates)
+            sweep = evaluation.run.sweep
+            if sweep is not None and evaluation.run.path in points:
+                group.sweeps.setdefault(sweep, []).append(column)
+            else:
+                group.columns.append(column)
+    joint = [e.run for e in frame.evaluations if e.members]
+    chosen = _chosen_names([*frame.runs, *joint], names)
+    for group in groups.values():
+        group.columns.sort(key=_order)
+        _label(group, chosen)
+    return sorted(groups.values(), key=lambda g: (-sum(len(c.estimates) for c in g.everything), g.protocol, g.episodes))
+
+
+def sweep_points(frame: Frame) -> set[Path]:
+    """Evaluated runs in a sweep of two points or more; a lone point is an ordinary run."""
+    counts: dict[Path, set[Path]] = {}
+    for evaluation in frame.evaluations:
+        if evaluation.run.sweep is not None:
+            counts.setdefault(evaluation.run.sweep, set()).add(evaluation.run.path)
+    return {path for paths in counts.values() if len(paths) > 1 for path in paths}
+
+
+def _order(column: Column) -> tuple[object, ...]:
+    families, methods = [*dict.fromkeys(ADAPT_FAMILIES.values()), GRADIENT_BASED], list(METHOD_LABELS)
+    method, adapt = column.evaluation.run.method, column.evaluation.adapt
+    place = methods.index(method) if method in methods else len(methods)
+    return families.index(column.family), place, method, column.evaluation.run.name, adapt
+
+
+def _chosen_names(runs: Sequence[Run], names: Mapping[str, str]) -> dict[str, str]:
+    known = {key: run.name for run in runs for key in (run.path.name, str(run.path), run.name)}
+    chosen = {}
+    for key, label in names.items():
+        text = f"{key}={label}"  # a sweep's point has "=" in its name, and so may a label: the longest name that fits is meant
+        fitting = max((name for name in known if text.startswith(f"{name}=")), key=len, default=None)
+        if fitting is None:
+            raise UserError(f"--names {key}: no such run in this report{nearest(key, list(known))}")
+        chosen[known[fitting]] = text[len(fitting) + 1 :]
+    return chosen
+
+
+def _method_label(method: str) -> str:
+    """The heading of a method's columns; a plugin's says its own."""
+    if method in METHOD_LABELS or method not in plugins.names("methods"):
+        return METHOD_LABELS.get(method, method)
+    plugin = plugins.loaded("methods").get(method)
+    return (plugin and plugin.label) or method
+
+
+def _label(group: Group, chosen: Mapping[str, str]) -> None:
+    """The method's name where one run has it, else the run's; ` + adaptation` unless it is proto; unique within the group."""
+    runs_of: dict[str, set[str]] = {}
+    for column in group.columns:
+        runs_of.setdefault(column.evaluation.run.method, set()).add(column.evaluation.run.name)
+    for column in group.columns:
+        run, adapt = column.evaluation.run, column.evaluation.adapt
+        alone = _method_label(run.method) if len(runs_of[run.method]) == 1 else ""
+        column.label = chosen.get(run.name) or alone or run.name
+        column.label += "" if adapt == "proto" else f" + {adapt}"
+    for points in group.sweeps.values():
+        for column in points:
+            run, adapt = column.evaluation.run, column.evaluation.adapt
+            column.label = (chosen.get(run.name) or run.path.name) + ("" if adapt == "proto" else f" + {adapt}")
+    for columns in (group.columns, *group.sweeps.values()):
+        labels = [c.label for c in columns]
+        for column in columns:
+            if labels.count(column.label) > 1:
+                column.label += f" ({column.evaluation.run.name}, {column.evaluation.folder.name})"

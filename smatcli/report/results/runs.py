@@ -1,0 +1,161 @@
+"""Finds run directories and reads what a run says of itself: `recipe.yaml` and the validations in `metrics.jsonl`."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smatcli.errors import UserError
+from smatcli.safe.text import parse_json, yaml_value
+
+# Keys of a validation record, the best first: zeros under the gate of inference, expected zeros.
+SPARSITY = ("sparsity_inference", "sparsity", "sparsity_expected")
+SKIPPED_FOLDERS = {"checkpoints", "__pycache__"}
+
+
+@dataclass
+class Run:
+    """A run directory. `name` is the shortest tail of its path that no other run of the report shares."""
+
+    path: Path
+    kind: str = ""
+    method: str = ""
+    tau: float | None = None
+    experts: int | None = None
+    meta_batch: int = 1
+    ood: frozenset[str] = frozenset()
+    name: str = ""
+    valid: list[dict[str, Any]] = field(default_factory=list)
+    recipe: dict[str, Any] = field(default_factory=dict, repr=False)
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of its training."""
+        return whole(self.recipe.get("seed"))
+
+    @property
+    def backbone(self) -> str:
+        """timm's name of the vision transformer, empty if the recipe does not say."""
+        return str(section(self.recipe, "backbone").get("name", ""))
+
+    @property
+    def image_size(self) -> int | None:
+        """Side of the input images, pixels."""
+        return whole(section(self.recipe, "backbone").get("image_size"))
+
+    @property
+    def sweep(self) -> Path | None:
+        """The sweep's folder, if this run is a point of a sweep (`.../tau=0.7`)."""
+        return self.path.parent if "=" in self.path.name else None
+
+    @property
+    def coordinates(self) -> dict[str, str]:
+        """A sweep's point `tau=0.7,experts=8` as {tau: 0.7, experts: 8}; empty for other runs."""
+        parts = (part.partition("=") for part in self.path.name.split(",") if "=" in part)
+        return {key: value for key, _, value in parts}
+
+    @property
+    def sparsity(self) -> float | None:
+        """Share of zeros in the experts at the checkpoint that is evaluated, with the gate of inference, as its validation logged it."""
+        state = _json(self.path / "checkpoints" / "best" / "state.json")
+        best = whole(_dict(state.get("state")).get("step"))
+        found = [r for r in self.valid if best is None or r["step"] == best]
+        logged = [number(found[-1].get(key)) for key in SPARSITY] if found else []
+        return next((value for value in logged if value is not None), None)
+
+
+def run_folders(root: Path) -> Iterator[Path]:
+    """Run directories at or below `root`, sorted; a run directory is not searched further."""
+    if (root / "recipe.yaml").is_file() or (root / "eval").is_dir():
+        yield root
+        return
+    with os.scandir(root) as entries:
+        names = sorted(e.name for e in entries if e.is_dir() and e.name not in SKIPPED_FOLDERS and not e.name.startswith("."))
+    for name in names:
+        yield from run_folders(root / name)
+
+
+def read_run(path: Path) -> Run:
+    """The run at `path`, from its recipe and its log; both may be missing. Raises `UserError` for a recipe that is not YAML."""
+    recipe = _recipe(path / "recipe.yaml")
+    method = _dict(recipe.get("method"))
+    run = Run(path, str(recipe.get("kind", "")), str(method.get("name", "")), experts=whole(method.get("experts")), recipe=recipe)
+    run.tau = number(_dict(method.get("sparsity")).get("tau"))
+    run.meta_batch = whole(_dict(recipe.get("train")).get("meta_batch")) or 1
+    run.ood = frozenset(str(name) for name in _dict(recipe.get("data")).get("ood") or [])
+    run.valid = list(_validations(path / "metrics.jsonl"))
+    return run
+
+
+def _validations(path: Path) -> Iterator[dict[str, Any]]:
+    """The validation records of a `metrics.jsonl`; a half-written line is left out."""
+    for line in _text(path).splitlines():
+        if '"valid"' in line:
+            try:
+                record = parse_json(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and record.get("kind") == "valid" and isinstance(record.get("step"), int):
+                yield record
+
+
+def _recipe(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        return _dict(yaml_value(yaml.SafeLoader(_text(path)), frozenset({"timestamp"})))  # libyaml ends the process on a deep one
+    except (yaml.YAMLError, ValueError):
+        raise UserError(f"{path}: not YAML any more; restore it, or leave this run out of the report") from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return _dict(parse_json(_text(path) or "{}"))
+    except ValueError:
+        return {}
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def section(recipe: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """The part of a recipe below `keys`; empty where there is none."""
+    found: Any = recipe
+    for key in keys:
+        found = _dict(found).get(key)
+    return _dict(found)
+
+
+def number(value: Any) -> float | None:
+    """`value` as a finite float, else None."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def whole(value: Any) -> int | None:
+    """`value` as an int, else None."""
+    found = number(value)
+    return None if found is None else int(found)
+
+
+def shortest_names(paths: Sequence[Path]) -> list[str]:
+    """For each path the shortest tail that is its own among `paths`; a sweep's point keeps its sweep's name."""
+    parts = [path.resolve().parts for path in paths]
+    names = []
+    for own in parts:
+        length = 2 if "=" in own[-1] else 1
+        while length < len(own) and sum(other[-length:] == own[-length:] for other in parts) > 1:
+            length += 1
+        names.append("/".join(own[-length:]))
+    return names

@@ -1,0 +1,116 @@
+"""Trainings that differ in nothing but their seed become one column: the mean over seeds, with intervals over episodes and over seeds."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from smatcli.report.results.frame import Evaluation, Frame, Result
+from smatcli.report.results.runs import Run
+from smatcli.runs.statistics import Estimate, average, interval
+
+# What may differ between the seeds of one training: where it ran, and what it was evaluated with.
+_FREE = ("run", "seed", "device", "threads", "precision", "eval", "adapt")
+
+
+def merge_seeds(frame: Frame) -> Frame:
+    """The frame with one evaluation in place of those of several seeds; `members` keeps them. Single trainings stay as they are."""
+    families: dict[str, list[Evaluation]] = {}
+    for evaluation in frame.evaluations:
+        families.setdefault(_family(evaluation), []).append(evaluation)
+    merged: dict[str, Evaluation] = {}
+    taken = {run.name for run in frame.runs}
+    made: dict[tuple[Path, ...], Run] = {}
+    for key, members in families.items():
+        if len({m.run.seed for m in members}) == len(members) > 1:
+            paths = tuple(m.run.path for m in members)
+            if paths not in made:
+                made[paths] = _joined_run([m.run for m in members], taken)
+                seeds = ", ".join(str(s) for s in made[paths].seeds)
+                frame.lines.append(f"{made[paths].name}: mean over the seeds {seeds} ({', '.join(m.run.name for m in members)})")
+            merged[key] = join(members, made[paths])
+    kept, done = [], set()
+    for evaluation in frame.evaluations:
+        key = _family(evaluation)
+        if key not in merged:
+            kept.append(evaluation)
+        elif key not in done:
+            done.add(key)
+            kept.append(merged[key])
+    return replace(frame, evaluations=kept)
+
+
+def _family(evaluation: Evaluation) -> str:
+    """Equal for evaluations of trainings that differ in their seed alone; unequal for runs whose recipe is not known."""
+    run = evaluation.run
+    if run.seed is None:
+        return f"{run.path}/{evaluation.folder.name}/{evaluation.adapt}"
+    recipe = {key: value for key, value in run.recipe.items() if key not in _FREE}
+    asked = sorted((r.dataset, r.domain, r.protocol, r.episodes, r.list_hash) for r in evaluation.results)
+    settings = {key: evaluation.settings.get(key) for key in ("episode", "seed", "adapt", "image_size")}
+    return json.dumps([recipe, evaluation.adapt, settings, asked, _sweep(run)], sort_keys=True, default=str)
+
+
+def _sweep(run: Run) -> str:
+    """The sweep and the coordinates of a point, the seed aside."""
+    others = sorted((k, v) for k, v in run.coordinates.items() if k != "seed")
+    return f"{run.sweep}: {others}" if others else ""
+
+
+def _joined_run(runs: Sequence[Run], taken: set[str]) -> Run:
+    first = runs[0]
+    others = ",".join(f"{k}={v}" for k, v in first.coordinates.items() if k != "seed")
+    if first.sweep is not None:
+        path = first.sweep / others if others else first.sweep
+    else:
+        common = re.sub(r"[-_. ,]*(seed|s)?[-_. ]*$", "", _common_start([run.path.name for run in runs]))
+        path = first.path.parent / (common or first.method or "runs")
+    name = f"{path.parent.name}/{path.name}" if "=" in path.name else path.name
+    name = name if name not in taken else f"{name} (mean over seeds)"
+    taken.add(name)
+    seeds = tuple(sorted(run.seed for run in runs if run.seed is not None))
+    return replace(first, path=path, name=name, seeds=seeds, valid=[])
+
+
+def _common_start(names: Sequence[str]) -> str:
+    """The characters with which all names begin."""
+    length = next((i for i, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), min(map(len, names)))
+    return names[0][:length]
+
+
+def join(members: Sequence[Evaluation], run: Run) -> Evaluation:
+    """The mean over `members`, episode by episode where all recorded the same ones; its intervals are those over episodes."""
+    first = members[0]
+    joined = Evaluation(run, first.adapt, first.folder, [], members=list(members))
+    tables = [member.accuracies for member in members]
+    accuracies = {}
+    for name in first.accuracies:
+        own = [table[name] for table in tables if name in table]
+        if len(own) == len(members) and all(np.array_equal(t[:, 0], own[0][:, 0]) for t in own):
+            accuracies[name] = np.stack([own[0][:, 0], np.mean([t[:, 1] for t in own], axis=0)], axis=1)
+    joined.__dict__ |= {"accuracies": accuracies, "origin": first.origin}
+    joined.results = [_mean(result, members, accuracies.get(result.dataset)) for result in first.results]
+    joined.problems = [problem for member in members for problem in member.problems]
+    return joined
+
+
+def _mean(result: Result, members: Sequence[Evaluation], recorded: np.ndarray | None) -> Result:
+    each = [r for m in members for r in m.results if (r.dataset, r.protocol) == (result.dataset, result.protocol)]
+    searches = sorted({r.search for r in each})
+    found = average([r.estimate for r in each]) if recorded is None else interval(recorded[:, 1])
+    seconds = sum(r.seconds for r in each) / len(each)
+    return replace(result, estimate=found, seconds=seconds, lr=None, search="+".join(filter(None, searches)))
+
+
+def seed_means(evaluation: Evaluation, datasets: Sequence[tuple[str, str]]) -> list[float]:
+    """For each seed the mean over (dataset, domain) pairs of its accuracies; empty if one is missing."""
+    found = []
+    for member in evaluation.members:
+        own: list[Estimate] = [r.estimate for r in member.results if (r.dataset, r.domain) in datasets]
+        if len(own) != len(datasets):
+            return []
+        found.append(average(own).mean)
+    return found

@@ -1,0 +1,80 @@
+"""Which tables a report has."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from smatcli import plugins
+from smatcli.report.results.groups import Column, Group
+from smatcli.report.results.published import Published
+from smatcli.report.tables.costs import cost_table, parameter_table
+from smatcli.report.tables.ours import gains_table, main_table, pairs_table, sweep_table
+from smatcli.report.tables.studies import ablation_table, delta_table, seeds_table, significance_tables, strategies_table
+from smatcli.report.tables.table import Table
+
+MOST_PAIRS = 8  # columns; more would make a table of pairs that nobody reads
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asked for: digits after the point, columns of papers, and whether to subtract them."""
+
+    digits: int = 1
+    published: list[Published] = field(default_factory=list)
+    delta: bool = False
+
+
+def all_tables(groups: Sequence[Group], baselines: Mapping[str, list[Column]], wishes: Wishes) -> list[Table]:
+    """The tables of all groups in the order of the page; `baselines` by the groups' tags."""
+    return [table for group in groups for table in _of_group(group, baselines[group.tag], wishes) if table is not None]
+
+
+def _of_group(group: Group, baselines: Sequence[Column], wishes: Wishes) -> Iterable[Table | None]:
+    columns, digits = group.columns, wishes.digits
+    if columns:
+        beside = [p for p in wishes.published if any(key.dataset in p.estimates for c in columns for key in c.estimates)]
+        yield main_table(group, digits, beside)
+        yield delta_table(group, beside, digits) if wishes.delta else None
+    if len(columns) > 1:
+        yield from (gains_table(group, baseline, digits) for baseline in baselines)
+    if 2 < len(columns) <= MOST_PAIRS:
+        yield pairs_table(group, digits)
+    if 1 < len(columns) <= MOST_PAIRS:
+        yield from significance_tables(group, digits)
+    if columns:
+        yield strategies_table(group, digits)
+        yield ablation_table(group, digits)
+        yield seeds_table(group, digits)
+        yield parameter_table(group)
+        yield cost_table(group)
+    yield from (sweep_table(group, sweep, digits) for sweep in group.sweeps)
+    yield from plugin_tables(group, digits)
+
+
+def unmatched(groups: Sequence[Group], wishes: Wishes, tables: Sequence[Table]) -> list[str]:
+    """Lines on published columns that found no dataset of ours, and on differences that found no method."""
+    ours = {key.dataset for group in groups for column in group.columns for key in column.estimates}
+    lines = []
+    for paper in dict.fromkeys(p.paper for p in wishes.published):
+        own = [p for p in wishes.published if p.paper == paper]
+        if not any(ours & p.estimates.keys() for p in own):
+            theirs = sorted({name for p in own for name in p.estimates})
+            lines.append(f"--published {paper}: none of its datasets is in this report; they are {', '.join(theirs)}")
+    if wishes.delta and not any(table.stem.startswith("delta-") for table in tables):
+        known = sorted({f"{p.method} + {p.adapt}" for p in wishes.published if p.method})
+        lines.append(f"--delta: no column here is a published one's method and adaptation ({', '.join(known) or 'none is named'})")
+    return lines
+
+
+def plugin_tables(group: Group, digits: int) -> Iterator[Table]:
+    """The tables of a group that installed plugins make; one that fails is named in a line of the log and left out."""
+    for name, plugin in plugins.loaded("tables").items():
+        try:
+            made = plugin.made(group, digits)
+            if made is not None and not isinstance(made, Table):
+                raise TypeError(f"makes a {type(made).__name__}, not a smatcli.report.tables.ours.Table")
+        except Exception as error:  # the code of others may raise anything
+            logging.getLogger("smatcli").warning(f"plugin tables.{name} failed on {group.tag}: {type(error).__name__}: {error}; left out")
+            continue
+        if made is not None:
+            yield made

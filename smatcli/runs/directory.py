@@ -1,0 +1,336 @@
+"""The run directory: recipe, origins, facts, metrics and checkpoints of one run; never reused or deleted unasked.
+
+recipe.yaml  origins.json  run.json  metrics.jsonl  checkpoints/{last,best}/
+"""
+
+import json
+import math
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from smatcli.errors import SmatError, UserError
+from smatcli.runs.reporter import Reporter
+from smatcli.runs.signals import Interrupted
+from smatcli.safe.files import atomic_path, atomic_write_text, clear_drafts
+from smatcli.safe.text import parse_json, read_json
+
+if TYPE_CHECKING:
+    from smatcli.config import Loaded
+    from smatcli.config.loader import AnyRecipe
+    from smatcli.runs.tracking import Tracker
+
+FORMAT = 1
+# What may differ between a run and its continuation: where and how it computes the same, how long it goes on, and what is read only after
+# training.
+FREE = (
+    "run", "device", "threads", "deterministic", "track", "train.steps", "train.checkpoint_every", "train.keep_every",
+    "train.checkpoint_activations", "train.shard_optimizer", "pretrain.epochs", "eval.", "adapt.",
+)  # fmt: skip
+SHOWN = 8  # differing keys that are named
+LONGER = ("train.steps", "pretrain.epochs")
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, keys joined by dots; empty dictionaries are leaves."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    return {k: v for key, value in tree.items() for k, v in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
+def differing(old: Any, new: Any) -> list[str]:
+    """Dotted keys in which two recipes differ."""
+    a, b = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
+    return sorted(k for k in a.keys() | b.keys() if a.get(k, "(absent)") != b.get(k, "(absent)"))
+
+
+def _free(key: str) -> bool:
+    return any(key == f or (f.endswith(".") and key.startswith(f)) for f in FREE)
+
+
+def _taken(path: Path) -> UserError:
+    return UserError(f"run {path} exists; use --resume to continue it or choose another run=")
+
+
+def _clear_dead(path: Path) -> None:
+    """Remove the drafts of processes that were killed while they made this run."""
+    for draft in path.parent.glob(f".{path.name}.tmp-*"):
+        try:
+            os.kill(int(draft.name.rpartition("-")[2]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(draft, ignore_errors=True)
+        except (ValueError, OSError):
+            continue
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that numbers depend on."""
+    found = {"python": sys.version.split()[0]}
+    for name in ("smatcli", "torch", "timm", "numpy", "safetensors"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: non-finite numbers become null."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if hasattr(value, "item") and not isinstance(value, str):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class RunDir:
+    """One run on disk. `recipe` is the resolved recipe, `info` the content of run.json."""
+
+    def __init__(self, path: Path, recipe: "AnyRecipe", info: dict[str, Any]) -> None:
+        self.path, self.recipe, self.info = path, recipe, info
+        self._metrics: TextIO | None = None
+        self._lock: TextIO | None = None
+        self._trackers: list[Tracker] | None = None
+        self._clock = time.monotonic()
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        recipe: "AnyRecipe",
+        origins: dict[str, str] | None = None,
+        command: Sequence[str] | None = None,
+    ) -> "RunDir":
+        """A new run directory, complete or not there at all; UserError when `path` exists."""
+        from smatcli.config import dump_recipe
+
+        path = Path(path)
+        if path.exists() or path.is_symlink():
+            raise _taken(path)
+        info = {
+            "format": FORMAT,
+            "kind": recipe.kind,
+            "status": "created",
+            "versions": versions(),
+            "command": list(sys.argv if command is None else command),
+            "started": _now(),
+        }
+        draft = path.parent / f".{path.name}.tmp-{os.getpid()}"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _clear_dead(path)
+            draft.mkdir()
+            (draft / "checkpoints").mkdir()
+            atomic_write_text(draft / "recipe.yaml", dump_recipe(recipe))
+            atomic_write_text(draft / "origins.json", json.dumps(origins or {}, indent=1))
+            atomic_write_text(draft / "run.json", json.dumps(info, indent=1))
+            draft.rename(path)
+        except OSError as error:
+            raise UserError(f"run {path} cannot be made: {error.strerror or error}") from None
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return cls(path, recipe, info)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunDir":
+        """An existing run directory; UserError naming what is missing or damaged."""
+        from smatcli.config import load_recipe
+
+        path = Path(path)
+        if not path.is_dir():
+            raise UserError(f"run {path} does not exist")
+        try:
+            info = read_json(path / "run.json")
+        except FileNotFoundError:
+            raise UserError(f"{path} is not a run directory (it has no run.json)") from None
+        except (ValueError, OSError) as error:
+            raise UserError(f"{path / 'run.json'} cannot be read: {error}") from None
+        if not isinstance(info, dict) or info.get("format") != FORMAT:
+            raise UserError(f"{path / 'run.json'} is of a format that this version does not know (expected {FORMAT})")
+        return cls(path, load_recipe(path / "recipe.yaml").recipe, info)
+
+    @classmethod
+    def reserve(cls, loaded: "Loaded", reporter: Reporter, resume: bool = False) -> "RunDir | None":
+        """The run to continue (perhaps `finished`), or None when it is still to be made: to be asked before costly building.
+
+        UserError when it exists without `resume`, or belongs to another recipe (naming the differing keys).
+        """
+        path = Path(loaded.recipe.run)
+        if names := getattr(loaded.recipe, "track", []):
+            from smatcli.runs.tracking import check_trackers
+
+            check_trackers(names)
+        if not (path.exists() or path.is_symlink()):
+            if resume:
+                reporter.line(f"no run at {path} yet: starting it")
+            return None
+        if not resume:
+            raise _taken(path)
+        run = cls.open(path)
+        keys = differing(run.recipe, loaded.recipe)
+        refused = [k for k in keys if not _free(k)]
+        old, new = (flatten(r.model_dump(mode="json")) for r in (run.recipe, loaded.recipe))
+        if refused:
+            shown = [f"{key}: {old.get(key, 'absent')}, now {new.get(key, 'absent')}" for key in refused[:SHOWN]]
+            more = f" and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
+            raise UserError(
+                f"run {path} was started with another recipe (differs in {'; '.join(shown)}{more}); choose another run= for this one"
+            )
+        longer = [k for k in keys if k in LONGER]
+        if shorter := [k for k in longer if new[k] < old[k]]:
+            raise UserError(f"{shorter[0]}={new[shorter[0]]} would end run {path} earlier than its {old[shorter[0]]}; choose another run=")
+        if run.finished and not longer:
+            reporter.line(f"run {path} is already finished")
+            return run
+        run._adopt(loaded, [k for k in keys if k != "run"], reporter)
+        if longer:
+            run.info["status"] = "continued"
+        return run
+
+    @classmethod
+    def start(cls, loaded: "Loaded", reporter: Reporter, resume: bool = False) -> "RunDir":
+        """`reserve`, and `create` where there is no run yet."""
+        return cls.reserve(loaded, reporter, resume) or cls.create(loaded.recipe.run, loaded.recipe, loaded.origins)
+
+    def _adopt(self, loaded: "Loaded", keys: list[str], reporter: Reporter) -> None:
+        from smatcli.config import dump_recipe
+
+        if keys:
+            reporter.line(f"continuing {self.path} with changed {', '.join(keys)}")
+            atomic_write_text(self.path / "recipe.yaml", dump_recipe(loaded.recipe))
+            atomic_write_text(self.path / "origins.json", json.dumps(loaded.origins, indent=1))
+        self.recipe = loaded.recipe
+
+    @property
+    def finished(self) -> bool:
+        """Did the run reach its end?"""
+        return self.info.get("status") == "finished"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints `last` and `best`."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """metrics.jsonl: one JSON object a line, each with `step`, `kind` and `time` (seconds of work since the start)."""
+        return self.path / "metrics.jsonl"
+
+    def note(self, **facts: Any) -> None:
+        """Add facts (device, precision ...) to run.json."""
+        self.info.update(facts)
+        atomic_write_text(self.path / "run.json", json.dumps(_plain(self.info), indent=1))
+
+    @contextmanager
+    def active(self) -> Iterator["RunDir"]:
+        """Work on the run: locked against a second process; run.json tells how it ended (finished, interrupted, failed)."""
+        self._acquire()
+        clear_drafts(self.path)
+        self._clock = time.monotonic()
+        self.note(status="running", pid=os.getpid(), host=socket.gethostname())
+        ending: dict[str, Any] = {"status": "failed"}
+        try:
+            yield self
+            ending = {"status": "finished", "message": ""}
+        except (Interrupted, KeyboardInterrupt) as error:
+            ending = {"status": "interrupted", "message": str(error)}
+            raise
+        except BaseException as error:
+            ending["message"] = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            if self._metrics is not None:
+                self._metrics.close()
+                self._metrics = None
+            for tracker in self._trackers or []:
+                with suppress(Exception):  # the run is over; a mirror of it decides nothing
+                    tracker.close()
+            self._trackers = None
+            try:
+                self.note(**ending, finished=_now())
+            except Exception:  # a full disk must not hide the first error
+                if ending["status"] == "finished":
+                    raise
+            finally:
+                self._release()
+
+    def _acquire(self) -> None:
+        import fcntl
+
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._release()
+            raise UserError(f"run {self.path} is in use by another process; wait for it or choose another run=") from None
+        except OSError:  # a file system without locks
+            self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl (`record` needs `step` and `kind`; `time` is added, but not to a deterministic run's)."""
+        clock = {} if getattr(self.recipe, "deterministic", False) else {"time": round(time.monotonic() - self._clock, 3)}
+        timed = {"step": record["step"], **clock, **record}
+        try:
+            if self._metrics is None:
+                self._metrics = self.metrics.open("a", encoding="utf-8")
+            self._metrics.write(json.dumps(_plain(timed), allow_nan=False) + "\n")
+            self._metrics.flush()
+            self._track(timed)
+        except OSError as error:
+            raise SmatError(f"{self.metrics} cannot be written: {error.strerror}; make room and continue with --resume") from None
+
+    def _track(self, record: dict[str, Any]) -> None:
+        """Hand a record to the recipe's trackers, which are opened by the first one (after a resumed run knows its step)."""
+        names = getattr(self.recipe, "track", [])
+        if names and self._trackers is None:
+            from smatcli.runs.tracking import open_trackers
+
+            step = max((int(r["step"]) for r in self.records()[:-1]), default=0)
+            self._trackers = open_trackers(names, self.path, self.recipe.model_dump(mode="json"), step)
+        for tracker in self._trackers or []:
+            tracker.log(_plain(record))
+
+    def sync(self) -> None:
+        """Flush metrics.jsonl to the disk: what stands in it is as safe as the checkpoint that is written next."""
+        if self._metrics is not None:
+            os.fsync(self._metrics.fileno())
+
+    def records(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl (of one kind); a torn last line is left out."""
+        found = []
+        if self.metrics.exists():
+            for text in self.metrics.read_text(encoding="utf-8").splitlines():
+                try:
+                    record = parse_json(text)
+                except ValueError:
+                    continue
+                if kind is None or record.get("kind") == kind:
+                    found.append(record)
+        return found
+
+    def truncate(self, step: int) -> None:
+        """Forget the records after `step` (-1: all) and continue their clock: what a resumed run does first."""
+        kept = [r for r in self.records() if r["step"] <= step]
+        if self.metrics.exists():
+            with atomic_path(self.metrics) as draft:
+                draft.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+        self._clock = time.monotonic() - max((r.get("time", 0.0) for r in kept), default=0.0)

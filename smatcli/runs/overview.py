@@ -1,0 +1,248 @@
+"""Runs as their files tell of them: state, step, best validation, time. Nothing here needs torch, or the recipe's schema."""
+
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from smatcli.errors import UserError
+from smatcli.safe import text as safe
+from smatcli.safe.text import parse_json
+
+DEEP = 4  # folders below the one asked for
+MOST_RECIPE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One run. Accuracies are shares, `seconds` of work; None where the files do not tell."""
+
+    path: Path
+    kind: str
+    method: str
+    state: str
+    step: int | None
+    steps: int | None
+    best: float | None
+    best_step: int | None
+    last: float | None
+    seconds: float | None
+    changed: float
+    message: str
+    info: dict[str, Any] = field(repr=False)
+    recipe: dict[str, Any] = field(repr=False)
+
+
+def find_runs(places: Sequence[Path]) -> list[Path]:
+    """Run directories at or below `places`, sorted; UserError for a place that does not exist."""
+    found: set[Path] = set()
+    for place in places:
+        if not place.exists():
+            raise UserError(f"{place} does not exist; give a run, or a folder of runs")
+        found.update(_below(place, DEEP))
+    return sorted(found)
+
+
+def _below(place: Path, deep: int) -> Iterator[Path]:
+    if (place / "run.json").is_file():
+        yield place
+    elif deep and place.is_dir():
+        try:
+            inner = [p for p in place.iterdir() if p.is_dir() and not p.is_symlink() and not p.name.startswith(".")]
+        except OSError:
+            return
+        for one in inner:
+            yield from _below(one, deep - 1)
+
+
+def facts(path: Path) -> Facts:
+    """What the files of a run tell; UserError where there is no run."""
+    info = read_json(path / "run.json")
+    if info is None:
+        raise UserError(f"{path} is not a run directory (it has no readable run.json)")
+    recipe = read_recipe(path)
+    kind = str(info.get("kind", "?"))
+    rows = list(records(path))
+    valid = [r for r in rows if r.get("kind") == "valid" and isinstance(r.get("mean"), int | float)]
+    # Step 0 is the model before training: it counts where nothing else is there.
+    best = max([r for r in valid if r.get("step")] or valid, key=lambda r: r["mean"], default={})
+    last = rows[-1] if rows else {}
+    method = recipe.get("method") if isinstance(recipe.get("method"), dict) else {}
+    steps = recipe.get("train", {}).get("steps") if isinstance(recipe.get("train"), dict) else None
+    newest = max((file.stat().st_mtime for file in (path / "metrics.jsonl", path / "run.json") if file.exists()), default=0.0)
+    return Facts(
+        path=path,
+        kind=kind,
+        method=str((method or {}).get("name", "-" if kind != "train" else "?")),
+        state=state(path, info),
+        step=_number(last.get("step")),
+        steps=_number(steps),
+        best=best.get("mean"),
+        best_step=_number(best.get("step")),
+        last=valid[-1]["mean"] if valid else None,
+        seconds=last.get("time") if rows else None,
+        changed=newest,
+        message=str(info.get("message", "")),
+        info=info,
+        recipe=recipe,
+    )
+
+
+def state(path: Path, info: dict[str, Any]) -> str:
+    """The status in run.json; `dead` for a running one whose process is gone."""
+    told = str(info.get("status", "?"))
+    if told != "running":
+        return told
+    if info.get("host") not in (None, socket.gethostname()):
+        return told  # another machine's process cannot be looked for
+    try:
+        os.kill(int(info["pid"]), 0)
+    except (ProcessLookupError, KeyError, ValueError, TypeError):
+        return "dead"
+    except PermissionError:
+        pass
+    return "running" if _locked(path / ".lock") else "dead"  # the number may have been given to another process since
+
+
+def _locked(lock: Path) -> bool:
+    """Does a process hold the run's lock? True where that cannot be known."""
+    try:
+        with lock.open("r") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            fcntl.flock(file, fcntl.LOCK_UN)
+            return False
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of metrics.jsonl; a torn one is left out."""
+    try:
+        with (path / "metrics.jsonl").open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if (record := _record(line)) is not None:
+                    yield record
+    except OSError:
+        return
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        record = parse_json(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The run's recipe as plain data; empty where it cannot be read."""
+    file = path / "recipe.yaml"
+    try:
+        if file.stat().st_size > MOST_RECIPE:
+            return {}
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, keys joined by dots."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value})
+    return found
+
+
+def differing_keys(runs: Sequence[Facts]) -> dict[str, list[Any]]:
+    """Recipe keys in which the runs differ, with the value of each (None: absent); the run's own place is not compared."""
+    recipes = [flat(one.recipe) for one in runs]
+    keys = dict.fromkeys(key for recipe in recipes for key in recipe if key != "run")
+    found = {key: [recipe.get(key) for recipe in recipes] for key in keys}
+    return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
+
+
+def tail(path: Path, count: int) -> list[dict[str, Any]]:
+    """The last `count` records, read from the end of the file."""
+    found = [_record(line) for line in last_lines(path / "metrics.jsonl", count + 1, 4096 * (count + 1))]
+    return [record for record in found if record is not None][-count:]
+
+
+def follow(path: Path, seconds: float = 1.0) -> Iterator[dict[str, Any]]:
+    """New records as they are written, until the run is no longer running (what is there by then comes too)."""
+    file, place, rest = path / "metrics.jsonl", 0, ""
+    place = file.stat().st_size if file.exists() else 0
+    while True:
+        ended = state(path, read_json(path / "run.json") or {}) != "running"
+        if file.exists():
+            size = file.stat().st_size
+            if size < place:  # a resumed run has cut what it does again
+                place, rest = 0, ""
+            with file.open(encoding="utf-8", errors="replace") as handle:
+                handle.seek(place)
+                text = rest + handle.read()
+                place = handle.tell()
+            *lines, rest = text.split("\n")
+            yield from (record for record in map(_record, lines) if record is not None)
+        if ended:
+            return
+        time.sleep(seconds)
+
+
+def evaluations(path: Path) -> list[dict[str, str]]:
+    """Rows of the summaries of a run's evaluations."""
+    import csv
+
+    rows = []
+    for file in sorted(path.glob("eval/*/summary.csv")):
+        try:
+            with file.open(newline="", encoding="utf-8") as handle:
+                rows += list(csv.DictReader(handle))
+        except (OSError, csv.Error):
+            continue
+    return rows
+
+
+def ago(when: float) -> str:
+    """A time as the clock of today, or a date."""
+    if not when:
+        return "-"
+    moment, now = datetime.fromtimestamp(when), datetime.now()
+    return moment.strftime("%H:%M:%S" if moment.date() == now.date() else "%Y-%m-%d")
+
+
+def _number(value: Any) -> int | None:
+    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None where there is none, or no whole one."""
+    try:
+        body = safe.read_json(path)
+    except (OSError, ValueError):
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def last_lines(path: Path, count: int = 1, most: int = 65536) -> list[str]:
+    """The last lines of a log that are not empty, without the `smat: ` of an error."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - most))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return []
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.removeprefix("smat: ") for line in lines[-count:]]

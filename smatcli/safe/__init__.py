@@ -1,0 +1,1 @@
+"""Bounded readers of files from strangers, and atomic writers."""

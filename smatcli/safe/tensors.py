@@ -1,0 +1,84 @@
+"""Weights from strangers: headers, archives and tensors that claim more than the file holds are refused before they are allocated."""
+
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smatcli.safe.text import parse_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_HEADER = 2**24  # bytes; the header of a ViT with experts has some 50 KB
+MAX_TENSORS = 100_000
+RATIO, FREE_BYTES = 4, 2**26  # an archive of weights may unpack to this many times its size and as many bytes; weights hardly shrink
+_ZIP = b"PK\x03\x04"
+
+
+class Refused(ValueError):
+    """A file of weights that claims what it cannot hold; the message says what, in a few words."""
+
+
+def safetensors_header(path: Path) -> dict[str, dict[str, object]]:
+    """Name -> dtype, shape and offsets of the tensors of a safetensors file; Refused unless its header is small and the file holds them."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        size = file.seek(0, 2)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or not 2 <= length <= size - 8:
+            raise Refused(f"not a safetensors file: a header of {length:,} bytes in a file of {size:,}")
+        if length > MAX_HEADER:
+            raise Refused(f"a header of {length:,} bytes, more than {MAX_HEADER:,}")
+        file.seek(8)
+        raw = file.read(length)
+    try:
+        header = parse_json(raw)
+    except ValueError as error:
+        raise Refused(f"not a safetensors file: its header is not JSON ({str(error)[:80]})") from None
+    if not isinstance(header, dict) or len(header) > MAX_TENSORS:
+        raise Refused("not a safetensors file: its header is no object" if not isinstance(header, dict) else f"{len(header):,} tensors")
+    header.pop("__metadata__", None)
+    for name, facts in header.items():
+        if not isinstance(facts, dict) or not _fits(facts, size - 8 - length):
+            raise Refused(f"its tensor {name[:60]!r} does not lie in the file; it is cut or damaged")
+    return header
+
+
+def check_archive(path: Path) -> None:
+    """Refused for a PyTorch file (a ZIP) that unpacks to far more than its size; files of before PyTorch 1.6 are no archives and pass."""
+    with path.open("rb") as file:
+        if file.read(4) != _ZIP:
+            return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            total = sum(info.file_size for info in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, OSError) as error:
+        raise Refused(f"truncated or damaged ({error})") from None
+    packed = path.stat().st_size
+    if total > RATIO * packed + FREE_BYTES:
+        raise Refused(f"it unpacks from {packed:,} to {total:,} bytes (decompression bomb)")
+
+
+def check_tensors(path: Path, tensors: Iterable[tuple[str, "Tensor"]]) -> None:
+    """Refused for a tensor that is no plain block of numbers in memory, or whose shape says more than its storage holds."""
+    import torch
+
+    total = 0
+    for name, tensor in tensors:
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized and not tensor.is_nested
+        if not plain or tensor.is_complex() or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            raise Refused(f"{name[:60]!r} is no plain tensor (layout {tensor.layout}, {tensor.device}, {tensor.dtype})")
+        size = tensor.numel() * tensor.element_size()
+        if size > tensor.untyped_storage().nbytes():
+            raise Refused(f"{name[:60]!r} claims {size:,} bytes and holds {tensor.untyped_storage().nbytes():,}")
+        total += size
+    if total > RATIO * path.stat().st_size + FREE_BYTES:
+        raise Refused(f"its tensors claim {total:,} bytes")
+
+
+def _fits(facts: dict[str, object], size: int) -> bool:
+    shape, place = facts.get("shape"), facts.get("data_offsets")
+    if not isinstance(shape, list) or len(shape) > 64 or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
+        return False
+    return isinstance(place, list) and len(place) == 2 and all(type(n) is int for n in place) and 0 <= place[0] <= place[1] <= size

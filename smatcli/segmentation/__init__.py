@@ -1,0 +1,1 @@
+"""Segmentation: networks, masks, augmentation and measures."""
