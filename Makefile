@@ -47,7 +47,7 @@ lint: $(STAMP) ## ruff and mypy
 
 test-slurm: $(STAMP) ## the cluster launcher against a real Slurm on this machine (as root; apt-get install slurm-wlm munge)
 	$(BIN)/python -m pip install --quiet -e '.[dev,cluster]'
-	$(BIN)/python -m pytest tests/slurm -rs
+	$(BIN)/python -m pytest tests/launch/test_slurm.py -rs
 
 format: $(STAMP) ## let ruff format and fix
 	$(BIN)/ruff check --fix .

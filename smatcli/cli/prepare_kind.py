@@ -1,4 +1,4 @@
-"""."""
+"""Options and printing shared by every `smat data prepare KIND`."""
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence

@@ -1,4 +1,4 @@
-"""."""
+"""Counter-based random numbers: a seed is a hash of names and counters."""
 
 import hashlib
 

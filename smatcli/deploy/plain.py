@@ -1,4 +1,4 @@
-"""."""
+"""Plain models: a run's backbone with its weights merged, and the check of an exported copy."""
 
 from dataclasses import dataclass
 

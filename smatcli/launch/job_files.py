@@ -1,4 +1,4 @@
-"""."""
+"""Files of a launched job: its specification, where it was sent, and its state."""
 
 import json
 import os

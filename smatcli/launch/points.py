@@ -1,4 +1,4 @@
-"""."""
+"""Points of a sweep: their results, devices and overrides."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""."""
+"""Query the state of Slurm jobs."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""."""
+"""Structural checks of HDF5 files from strangers: types, filters, links and sizes, before anything is read."""
 
 import zlib
 from collections.abc import Iterator

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from smatcli.cli import app
 from smatcli.engine.train.trainer import train
 from smatcli.runs.reporter import SilentReporter
-from tests.engine.train_world import load
+from tests.engine.train.world import load
 from tests.report.fakes import add_eval, draw, make_run
 
 

@@ -12,9 +12,9 @@ from smatcli.data.episodes.lists import read_list
 from smatcli.data.episodes.sampler import EpisodeSampler
 from smatcli.data.stores.store import Store
 from smatcli.runs.results import read_summary
+from tests.data.episodes.test_sampler import flat
 from tests.data.mdfiles import FIXTURE
-from tests.data.test_episodes import flat
-from tests.engine.evalruns import FakeMethod, make_run, make_store, serve
+from tests.engine.evaluate.evalruns import FakeMethod, make_run, make_store, serve
 
 SPECS = Path(__file__).parent.parent / "data" / "mdsampler"
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from smatcli.cli import app
 from smatcli.cli.evaluate import percent, table
 from smatcli.runs.results import SummaryRow, read_summary
-from tests.engine.evalruns import FakeMethod, make_run, serve
+from tests.engine.evaluate.evalruns import FakeMethod, make_run, serve
 
 
 def smat(*arguments: object):

@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 
 from smatcli.cli import app
 from smatcli.data.stores.store import Store
-from tests.data import test_coco as coco
-from tests.data import test_cub as cub
-from tests.data import test_domainnet as domainnet
-from tests.data import test_fungi as fungi
-from tests.data import test_quickdraw as quickdraw
 from tests.data.imagefiles import write_folder
+from tests.data.sources import test_coco as coco
+from tests.data.sources import test_cub as cub
+from tests.data.sources import test_domainnet as domainnet
+from tests.data.sources import test_fungi as fungi
+from tests.data.sources import test_quickdraw as quickdraw
 
 runner = CliRunner()
 

@@ -20,7 +20,7 @@ from smatcli.engine.train.trainer import train
 from smatcli.runs.checkpoint import FORMAT, load_checkpoint
 from smatcli.runs.reporter import SilentReporter
 from smatcli.runs.results import read_records, read_summary
-from tests.engine.train_world import write_stores
+from tests.engine.train.world import write_stores
 
 HERE = Path(__file__).parent
 RUNS = [1, 2]

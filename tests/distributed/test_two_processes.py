@@ -18,7 +18,7 @@ from smatcli.engine.loop.distributed import ALONE, World
 from smatcli.runs.overview import records
 from smatcli.runs.results import read_records
 from tests.distributed.scenarios import EVAL, RESUMED, SHORT, TRAININGS, run_all
-from tests.engine.train_world import load
+from tests.engine.train.world import load
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-6

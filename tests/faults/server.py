@@ -47,7 +47,7 @@ def _warm_up() -> None:
     from smatcli.engine.evaluate.evaluation import evaluate
     from smatcli.engine.train.trainer import train
     from smatcli.runs.reporter import SilentReporter
-    from tests.engine.train_world import load
+    from tests.engine.train.world import load
 
     with tempfile.TemporaryDirectory() as scratch:
         evaluate(train(load(Path(scratch), "train.steps=1"), SilentReporter()).path, ["proto", "flip"], ["a"], 1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.train_world import load
+from tests.engine.train.world import load
 from tests.faults.children import Children, assert_same_training, evaluated, last_step, refused_or
 
 SMALL = ("method.experts=2", "train.steps=3", "train.checkpoint_every=1", "train.valid_every=2", "train.valid_episodes=1")

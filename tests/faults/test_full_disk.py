@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.engine.train_world import load
+from tests.engine.train.world import load
 from tests.faults.children import Children, assert_same_training, check_whole, evaluated, last_step, one_clear_line
 
 SMALL = ("method.experts=2", "train.steps=2", "train.checkpoint_every=1", "train.valid_every=2", "train.valid_episodes=1")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from smatcli.data.stores.store import Store
 from smatcli.data.stores.verify import verify_store
-from tests.engine.train_world import load
+from tests.engine.train.world import load
 from tests.faults.children import Children, assert_same_training, check_whole, evaluated, last_step
 
 SMALL = ("method.experts=2", "train.checkpoint_every=1", "train.valid_every=2", "train.valid_episodes=1")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from smatcli.methods import METHODS
-from tests.engine.train_world import load
+from tests.engine.train.world import load
 from tests.faults.children import ROOT, Children, assert_same_training, last_step
 
 QUICK = ("train.steps=3", "train.checkpoint_every=1", "train.valid_every=2", "train.valid_episodes=1")

@@ -83,7 +83,7 @@ def each(reads: list[Callable[[], object]]) -> object:
 
 def coco(folder: Path) -> None:
     from tests.data.imagefiles import picture, write_folder
-    from tests.data.test_coco import ANNOTATIONS, CATEGORIES, FILES
+    from tests.data.sources.test_coco import ANNOTATIONS, CATEGORIES, FILES
 
     write_folder(folder / "images", {name: picture(i, 64, 48) for i, name in FILES.items()})
     body = {
@@ -102,7 +102,7 @@ def read_coco(folder: Path) -> object:
 
 
 def quickdraw(folder: Path) -> None:
-    from tests.data.test_quickdraw import line
+    from tests.data.sources.test_quickdraw import line
 
     (folder / "cat.ndjson").write_bytes(line() + line("cat", [[[0, 9], [3, 4]]]))
     np.save(folder / "ant.npy", np.zeros((2, 784), np.uint8))
@@ -171,7 +171,7 @@ def pmf(folder: Path) -> None:
     import shutil
 
     from tests.data.mdfiles import FIXTURE, flat, write_pmf
-    from tests.data.test_pmf_episodes import FILE
+    from tests.data.sources.test_pmf_episodes import FILE
 
     assert FIXTURE.is_dir()
     write_pmf(folder / "toy", flat((1, 1, 1), [2, 1, 1]), {i: [np.zeros((4, 4, 3), np.uint8)] * n for i, n in enumerate((2, 1, 1))})

@@ -209,7 +209,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.engine.train_world import write_stores
+    from tests.engine.train.world import write_stores
 
     monkeypatch.chdir(tmp_path)
     write_stores(tmp_path)

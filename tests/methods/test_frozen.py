@@ -10,7 +10,7 @@ from smatcli.engine.train.trainer import Trainer, train
 from smatcli.errors import UserError
 from smatcli.methods.frozen import FeatureCache
 from smatcli.runs.reporter import SilentReporter
-from tests.engine.train_world import load
+from tests.engine.train.world import load
 
 
 def test_each_image_is_embedded_once_and_the_limit_holds() -> None:

@@ -1,4 +1,4 @@
-"""."""
+"""Types that describe a known dataset: counts, files, licence, and how to get it."""
 
 import shlex
 from collections.abc import Mapping

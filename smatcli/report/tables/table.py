@@ -1,4 +1,4 @@
-"""."""
+"""Tables free of any output format: cells, rows, blocks."""
 
 from dataclasses import dataclass, field
 
