@@ -14,7 +14,7 @@ from smatcli.safe.files import atomic_path
 from smatcli.tuning.mlae import Mlae
 
 if TYPE_CHECKING:
-    from smatcli.engine.analyze.tuned import Tuned
+    from smatcli.engine.analyze.tuned_subject import TunedSubject
 
 SHOWN = 6  # images of a dataset
 MOST = 16  # experts
@@ -22,12 +22,12 @@ TILE = 64  # pixels of a map in the picture
 HEAD = 14  # of its titles
 
 
-def settings(subject: "Tuned") -> dict[str, Any]:
+def settings(subject: "TunedSubject") -> dict[str, Any]:
     """What decides the analysis."""
     return subject.settings(shown=SHOWN)
 
 
-def make(subject: "Tuned") -> Analysis:
+def make(subject: "TunedSubject") -> Analysis:
     """Arrays by dataset: `attention` and `change` [images, 2 + experts, g, g] (all experts, none, each alone), `pixels`; and a picture."""
     tuner = subject.tuner
     assert isinstance(tuner, Mlae)

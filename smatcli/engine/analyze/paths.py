@@ -14,17 +14,17 @@ from smatcli.runs.analysis import Analysis, texts
 from smatcli.tuning.pmoe import Pmoe
 
 if TYPE_CHECKING:
-    from smatcli.engine.analyze.tuned import Tuned
+    from smatcli.engine.analyze.tuned_subject import TunedSubject
 
 HEADER = ["dataset", "layer", "expert", "takes_from", "weight", "deviation", "path"]
 
 
-def settings(subject: "Tuned") -> dict[str, Any]:
+def settings(subject: "TunedSubject") -> dict[str, Any]:
     """What decides the analysis."""
     return subject.settings(batches="test")
 
 
-def make(subject: "Tuned") -> Analysis:
+def make(subject: "TunedSubject") -> Analysis:
     """The analysis of a pMoE run; UserError for any other."""
     tuner = subject.tuner
     if not isinstance(tuner, Pmoe):

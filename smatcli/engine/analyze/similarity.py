@@ -10,17 +10,17 @@ from torch import Tensor
 from smatcli.runs.analysis import Analysis, texts
 
 if TYPE_CHECKING:
-    from smatcli.engine.analyze.tuned import Tuned
+    from smatcli.engine.analyze.tuned_subject import TunedSubject
 
 HEADER = ["layer", "experts", "cosine", "absolute_cosine", "absolute_cosine_b", "absolute_cosine_a"]
 
 
-def settings(subject: "Tuned") -> dict[str, Any]:
+def settings(subject: "TunedSubject") -> dict[str, Any]:
     """What decides the analysis: no image is read."""
     return subject.settings(factors=True)
 
 
-def make(subject: "Tuned") -> Analysis:
+def make(subject: "TunedSubject") -> Analysis:
     """The analysis of a run whose tuner has experts."""
     found = Analysis("similarity", "similarity", settings(subject))
     found.groups["all"] = similarity(subject.tuner.experts())  # type: ignore[operator]

@@ -1,23 +1,18 @@
 """Looks into a run of `smat tune`; a new analysis is one file with `make(subject) -> Analysis` and one line in `TUNED`."""
 
 import importlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from smatcli.config.tune import TuneRecipe
+from smatcli.engine.analyze.tuned_subject import TunedSubject
 from smatcli.engine.evaluate.folder import differences
 from smatcli.engine.tune.fit import load_tuned
-from smatcli.engine.tune.task import Task, View, in_order, open_task, seen
+from smatcli.engine.tune.task import Task, open_task
 from smatcli.errors import UserError, nearest
 from smatcli.runs.analysis import FOLDER, known_settings, write_analysis
 from smatcli.runs.reporter import Reporter
 from smatcli.runs.signals import StopRequest
-from smatcli.tuning import Tuner
 
 # name -> (module, tuners that it is for)
 TUNED: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -25,41 +20,6 @@ TUNED: dict[str, tuple[str, tuple[str, ...]]] = {
     "similarity": ("similarity", ("mlae", "lora")),
     "expert-maps": ("expert_maps", ("mlae",)),
 }
-BATCH = 64
-
-
-@dataclass
-class Tuned:
-    """A tuned run under analysis; `tasks` are the datasets that are looked at, its own first unless others were named."""
-
-    run: Path
-    recipe: TuneRecipe
-    tuner: Tuner
-    tasks: dict[str, Task]
-    device: torch.device
-    reporter: Reporter
-    stop: StopRequest
-
-    def settings(self, **more: Any) -> dict[str, Any]:
-        """What decides an analysis."""
-        facts = {"run": str(self.recipe.run), "seed": self.recipe.seed, "tuner": self.recipe.tuner.model_dump(mode="json")}
-        return {**facts, "datasets": {n: t.store.content_hash for n, t in self.tasks.items()}, **more}
-
-    def batches(self, dataset: str) -> Iterator[Tensor]:
-        """Normalised images [B, 3, H, W] of the test part of a dataset; Interrupted on a signal."""
-        task = self.tasks[dataset]
-        view = View(task, task.rows["test"], self.device, keep=False)
-        self.reporter.start(len(view), f"images of {dataset}", unit="images")
-        done = 0
-        try:
-            for _, raw in view.batches(in_order(len(view), BATCH)):
-                yield seen(raw, self.recipe)
-                done += len(raw)
-                self.reporter.update(done)
-                if self.stop:
-                    raise self.stop.interrupted(f"image {done} of {len(view)} of {dataset}")
-        finally:
-            self.reporter.finish()
 
 
 def analyze_tuned(
@@ -75,7 +35,7 @@ def analyze_tuned(
     with StopRequest() as stop:
         recipe, task, tuner, where = load_tuned(run, reporter, device)
         tasks = {task.store.name: task} if datasets is None else {name: _task(recipe, name) for name in datasets}
-        subject = Tuned(run, recipe, tuner, tasks, where, reporter, stop)
+        subject = TunedSubject(run, recipe, tuner, tasks, where, reporter, stop)
         made = []
         for name, (module, tuners) in TUNED.items():
             if tuners and recipe.tuner.name not in tuners:
