@@ -7,9 +7,12 @@ if TYPE_CHECKING:
     from smatcli.deploy.classifier import FewShotClassifier
     from smatcli.deploy.model import FewShotModel
 
+from smatcli import moved
 from smatcli.version import __version__
 
 __all__ = ["__version__", "load", "load_classifier"]
+
+moved.install()
 
 
 def load(run: str | Path, which: str = "best", device: str | None = None) -> "FewShotModel":

@@ -1,1 +1,5 @@
 """Bounded readers of files from strangers, and atomic writers."""
+
+from smatcli.moved import attribute_error
+
+__getattr__ = attribute_error(__name__)

@@ -1,5 +1,8 @@
 """`smat pretrain`."""
 
 from smatcli.engine.pretrain.pretraining import pretrain
+from smatcli.moved import attribute_error
 
 __all__ = ["pretrain"]
+
+__getattr__ = attribute_error(__name__)

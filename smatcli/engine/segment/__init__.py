@@ -1,5 +1,8 @@
 """`smat segment`."""
 
 from smatcli.engine.segment.segmenting import segment
+from smatcli.moved import attribute_error
 
 __all__ = ["segment"]
+
+__getattr__ = attribute_error(__name__)

@@ -1,5 +1,8 @@
 """`smat tune`."""
 
 from smatcli.engine.tune.tuning import tune
+from smatcli.moved import attribute_error
 
 __all__ = ["tune"]
+
+__getattr__ = attribute_error(__name__)
