@@ -23,7 +23,8 @@ def test_auto_on_a_cpu_goes_by_units_and_width(monkeypatch, amx, avx, width, exp
     precision = choose_precision("auto", CPU, width)
     assert precision.name == expected
     assert precision.fused_attention == (expected == "fp32")
-    assert f"precision {expected}" in str(precision) and "on cpu" in str(precision)
+    assert f"precision {expected}" in str(precision)
+    assert "on cpu" in str(precision)
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((8, 0), "bf16"), ((7, 5), "fp32")])

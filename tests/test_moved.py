@@ -25,6 +25,7 @@ def test_the_old_one_names_it(old, new):
 def test_other_names_fail_as_usual():
     import smatcli.engine.train as package
 
-    assert not hasattr(package, "_private") and not hasattr(package, "__wrapped__")
+    assert not hasattr(package, "_private")
+    assert not hasattr(package, "__wrapped__")
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'smatcli\.engine\.nothing'"):
         importlib.import_module("smatcli.engine.nothing")

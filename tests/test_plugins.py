@@ -76,41 +76,50 @@ def test_the_package_of_the_page_works_from_preparing_to_reporting(site, tmp_pat
     write_npz(tmp_path / "dots.npz")
     done = smat("data", "prepare", "npz", "dots.npz", "--out", "data", "--least", "3", "--split", "40/30/30")
     assert done.exit_code == 0, done.output
-    assert "classes with fewer than 3 images left out: 21" in done.output and "dots" in done.stdout
+    assert "classes with fewer than 3 images left out: 21" in done.output
+    assert "dots" in done.stdout
     from smatcli.data.stores.store import Store
 
     store = Store.open(tmp_path / "data/dots.h5")
-    assert len(store) == 126 and store.image_size == 16
+    assert len(store) == 126
+    assert store.image_size == 16
 
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     done = smat("train", "recipe.yaml")
     assert done.exit_code == 0, done.output
     dumped = yaml.safe_load((tmp_path / "runs/biases/recipe.yaml").read_text())
-    assert dumped["method"] == {"name": "biases", "scale": 5.0} and dumped["adapt"]["neighbours"] == {"k": 3}
+    assert dumped["method"] == {"name": "biases", "scale": 5.0}
+    assert dumped["adapt"]["neighbours"] == {"k": 3}
     assert json.loads((tmp_path / "runs/biases/origins.json").read_text())["method.scale"].startswith("file ")
     from safetensors.torch import load_file
 
     state = load_file(tmp_path / "runs/biases/checkpoints/last/model.safetensors")
-    assert "moved" in state and bool(state["moved"].any())
+    assert "moved" in state
+    assert bool(state["moved"].any())
 
     done = smat("eval", "runs/biases")
     assert done.exit_code == 0, done.output
     assert {p.name for p in (tmp_path / "runs/biases/eval").iterdir()} == {"proto-3w2s2q-test", "neighbours-k3-3w2s2q-test"}
     done = smat("eval", "runs/biases", "--adapt", "neighbours", "adapt.neighbours.k=1")
-    assert done.exit_code == 0 and "neighbours" in done.stdout, done.output
+    assert done.exit_code == 0, done.output
+    assert "neighbours" in done.stdout, done.output
 
     done = smat("report", "runs/biases", "--out", "report")
     assert done.exit_code == 0, done.output
     assert "Biases only" in (tmp_path / "report/table-3w2s2q-3.md").read_text()
     hardest = (tmp_path / "report/hardest-3w2s2q-3.md").read_text()
-    assert "dots" in hardest and "Hardest" in (tmp_path / "report/README.md").read_text()
+    assert "dots" in hardest
+    assert "Hardest" in (tmp_path / "report/README.md").read_text()
 
     done = smat("train", "recipe.yaml", "run=runs/other", "method.scael=3")
-    assert done.exit_code == 2 and "did you mean 'scale'" in done.stderr
+    assert done.exit_code == 2
+    assert "did you mean 'scale'" in done.stderr
     done = smat("data", "prepare", "npz", "dots.npz", "--out", "data", "--least", "1")
-    assert done.exit_code == 2 and "--least" in done.stderr
+    assert done.exit_code == 2
+    assert "--least" in done.stderr
     listed = smat("data", "prepare", "--help").stdout
-    assert "npz" in listed and "folder" in listed
+    assert "npz" in listed
+    assert "folder" in listed
     assert "toys 0.1" in smat("env", "--json").stdout
 
 
@@ -126,7 +135,9 @@ def test_a_saved_method_is_restored_and_predicts(site, tmp_path):
     classifier = smatcli.load("runs/biases").adapt(images, ["dark", "dark", "light", "light"], adapt="neighbours")
     assert classifier.predict([images[0], images[3]]).labels == ["dark", "light"]
     done = smat("export", "runs/biases", "--average", "--out", "model")
-    assert done.exit_code == 2 and "plugin's" in done.stderr and not (tmp_path / "model").exists()
+    assert done.exit_code == 2
+    assert "plugin's" in done.stderr
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize(
@@ -160,8 +171,11 @@ def test_a_broken_plugin_is_named_in_one_line_and_stops_nobody_else(site, tmp_pa
     with pytest.raises(UserError) as caught:
         load_recipe("recipe.yaml", ["method={name: bad}"])
     line = str(caught.value)
-    assert line.startswith("plugin methods.bad of broken 0.9 ") and reason in line and "\n" not in line
-    assert reason in plugins.listing()["methods.bad"] and plugins.listing()["methods.biases"] == "toys 0.1"
+    assert line.startswith("plugin methods.bad of broken 0.9 ")
+    assert reason in line
+    assert "\n" not in line
+    assert reason in plugins.listing()["methods.bad"]
+    assert plugins.listing()["methods.biases"] == "toys 0.1"
     assert set(plugins.loaded("methods")) == {"biases"}
 
 
@@ -171,10 +185,14 @@ def test_a_broken_source_does_not_hide_the_others(site, caplog):
     importlib.invalidate_caches()
     plugins.refresh()
     done = smat("data", "prepare", "--help")
-    assert done.exit_code == 0 and "npz" in done.stdout and "folder" in done.stdout and "worse" not in done.stdout
+    assert done.exit_code == 0
+    assert "npz" in done.stdout
+    assert "folder" in done.stdout
+    assert "worse" not in done.stdout
     assert [r.message for r in caplog.records if "sources.worse of broken 0.9" in r.message and "left out" in r.message]
     done = smat("data", "prepare", "worse", "x", "--out", "data")
-    assert done.exit_code == 2 and "plugin sources.worse of broken 0.9" in done.output
+    assert done.exit_code == 2
+    assert "plugin sources.worse of broken 0.9" in done.output
 
 
 def test_names_of_built_in_things_and_doubles_are_refused(site):
@@ -184,7 +202,8 @@ def test_names_of_built_in_things_and_doubles_are_refused(site):
     plugins.refresh()
     found = plugins.listing({"adaptations": ["proto", "flip"]})
     assert "has the name of a built-in one" in found["adaptations.flip"]
-    assert "more than one package: " in found["adaptations.two"] and "second 2.0" in found["adaptations.two"]
+    assert "more than one package: " in found["adaptations.two"]
+    assert "second 2.0" in found["adaptations.two"]
     assert "a name that cannot be one" in found["adaptations.Not-One"]
     from smatcli.adaptation import build_adaptation, check_adaptation
 
@@ -202,7 +221,8 @@ def test_a_failing_table_is_left_out_and_named(site, tmp_path, caplog):
     (site / "bad.py").write_text("from smatcli.plugins import TablePlugin\ntable = TablePlugin(lambda group, digits: 1 / 0)\n")
     add_eval(make_run(tmp_path / "runs/smat"), "proto", draw(0, 0))
     done = smat("report", "runs/smat", "--out", "report")
-    assert done.exit_code == 0 and list((tmp_path / "report").glob("hardest-*.tex")), done.output
+    assert done.exit_code == 0, done.output
+    assert list((tmp_path / "report").glob("hardest-*.tex")), done.output
     assert any("plugin tables.fails failed" in r.message and "ZeroDivisionError" in r.message for r in caplog.records)
 
 

@@ -73,7 +73,8 @@ def test_the_generator_is_the_only_noise_and_gradients_pass() -> None:
     torch.manual_seed(2)
     assert torch.equal(one, diff_augment(before, generator(), 1.0))
     one.sum().backward()
-    assert before.grad is not None and bool(before.grad.any())
+    assert before.grad is not None
+    assert bool(before.grad.any())
     assert diff_augment(before.detach().double(), generator(), 1.0).dtype == torch.float64
 
 

@@ -138,7 +138,8 @@ def test_every_method_is_left_as_it_was(name: str, method_name: str) -> None:
     assert found.info["steps"] == 2
     found.predict(images)
     assert torch.equal(task.theta, theta)
-    assert torch.equal(support.images, images) and torch.equal(support.labels, labels)
+    assert torch.equal(support.images, images)
+    assert torch.equal(support.labels, labels)
     assert_untouched(method, before)
 
 

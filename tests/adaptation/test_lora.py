@@ -108,7 +108,9 @@ def test_separate_projections_and_other_networks() -> None:
     expected = torch.func.functional_call(net, space.unflatten(lora.merged(theta, branches)), (x,))
     torch.testing.assert_close(found, expected)
     moved = space.unflatten(lora.merged(theta, branches) - theta)
-    assert not moved["0.k_proj.weight"].any() and moved["0.q_proj.weight"].any() and moved["0.v_proj.weight"].any()
+    assert not moved["0.k_proj.weight"].any()
+    assert moved["0.q_proj.weight"].any()
+    assert moved["0.v_proj.weight"].any()
     plain = nn.Sequential(nn.Linear(4, 4))
     with pytest.raises(UserError, match=r"no attention layers.*--adapt full"):
         LoraNetwork(plain, ParameterSpace.of(plain), config())

@@ -50,7 +50,8 @@ def test_features_and_gradients_are_those_of_the_plain_network(settings: dict[st
         block.attn.fused_attn = fused
     space, images = ParameterSpace.of(net), torch.randn(5, 3, 32, 32, dtype=torch.float64)
     small = lean(net, several)
-    assert small is not None and [n for n, _ in small.named_parameters()] == list(space.names)
+    assert small is not None
+    assert [n for n, _ in small.named_parameters()] == list(space.names)
     theta = space.flatten(net)
     assert not sum(p.numel() for p in small.parameters())
     for one, other in zip(run(small, space, theta, images), run(net, space, theta, images), strict=True):

@@ -38,13 +38,16 @@ def test_a_flat_vector_carries_the_unstretched_embedding():
     (call(model, space, theta, images) * torch.arange(32.0)).sum().backward()  # a plain sum is constant behind a layer norm
     assert theta.grad is not None
     gradient = space.unflatten(theta.grad)["pos_embed"]
-    assert gradient.shape == (1, 26, 32) and (gradient != 0).any(-1).all()
+    assert gradient.shape == (1, 26, 32)
+    assert (gradient != 0).any(-1).all()
 
 
 def test_a_constant_stays_and_an_equal_grid_is_untouched():
     embedding = torch.cat([torch.full((1, 1, 4), 7.0), torch.full((1, 25, 4), 3.0)], 1)
     found = stretch(embedding, (3, 8))
-    assert found.shape == (1, 25, 4) and torch.allclose(found[:, 1:], torch.tensor(3.0)) and (found[:, 0] == 7).all()
+    assert found.shape == (1, 25, 4)
+    assert torch.allclose(found[:, 1:], torch.tensor(3.0))
+    assert (found[:, 0] == 7).all()
     assert stretch(embedding, (5, 5)) is embedding
     assert type(create_backbone(config(position_size=24))) is type(timm.create_model("vit_tiny_patch16_224", num_classes=0))
 

@@ -31,7 +31,8 @@ def test_prints_the_files_it_made(run: Path):
     done = smat("analyze", run, "--only", "masks, features", "--datasets", "c", "--index", 2, "eval.seed=3")
     assert done.exit_code == 0, done.output
     files = [run / "analysis" / f"{name}.h5" for name in ("masks", "features-proto-3w2s2q-test-seed3")]
-    assert done.stdout.split() == [str(file) for file in files] and all(file.exists() for file in files)
+    assert done.stdout.split() == [str(file) for file in files]
+    assert all(file.exists() for file in files)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,9 @@ def test_prints_the_files_it_made(run: Path):
 )
 def test_wrong_options(run: Path, arguments: list[str], message: str):
     done = smat("analyze", run, *arguments)
-    assert done.exit_code == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_needs_a_run(tmp_path: Path):
@@ -58,9 +61,12 @@ def test_formats(tmp_path: Path):
     runs = make_run(tmp_path / "runs", "pmf")
     add_eval(runs, "proto", draw(0, 0, 20), "pmf")
     done = smat("report", runs, "-o", tmp_path / "out", "--format", "html")
-    assert done.exit_code == 0 and done.stdout.split(":")[0] == str(tmp_path / "out" / "report.html") and "1 file\n" in done.stdout
+    assert done.exit_code == 0
+    assert done.stdout.split(":")[0] == str(tmp_path / "out" / "report.html")
+    assert "1 file\n" in done.stdout
     wrong = smat("report", runs, "-o", tmp_path / "out2", "--format", "htm")
-    assert wrong.exit_code == 2 and "--format htm: no such format; did you mean 'html'? (known: files, html)" in wrong.stderr
+    assert wrong.exit_code == 2
+    assert "--format htm: no such format; did you mean 'html'? (known: files, html)" in wrong.stderr
     assert not (tmp_path / "out2").exists()
 
 
@@ -86,7 +92,8 @@ def test_watch_follows_a_run_until_it_is_interrupted(tmp_path: Path):
     wide = {**os.environ, "COLUMNS": "200"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=wide, preexec_fn=listens)
     try:
-        assert process.stderr is not None and "waiting" in process.stderr.readline()
+        assert process.stderr is not None
+        assert "waiting" in process.stderr.readline()
         add_eval(run, "proto", draw(0, 0, 20), "pmf")
         deadline = time.monotonic() + 200
         while not out.exists() and time.monotonic() < deadline:

@@ -25,7 +25,8 @@ def here(tmp_path, monkeypatch):
 
 def test_doctor_without_any_data(here):
     done = smat("doctor")
-    assert done.exit_code == 0 and "18 datasets below data: 0 present, 0 wrong, 18 missing" in done.stdout
+    assert done.exit_code == 0
+    assert "18 datasets below data: 0 present, 0 wrong, 18 missing" in done.stdout
     lines = [line.split("    #")[0].strip() for line in done.stdout.splitlines()]
     assert all(known.command_for("data") in lines and any(known.origin in line for line in lines) for known in PAPER)
     assert list(here.iterdir()) == []
@@ -36,25 +37,34 @@ def test_doctor_tells_present_wrong_and_missing_apart(here):
     write_known(here / "data/paper", paper("aircraft"), [5] * 20, [0] * 20)
     write_known(here / "data/old", paper("cars"), [5] * 20, [0] * 20)
     done = smat("doctor")
-    assert done.exit_code == 0 and "1 present, 2 wrong, 15 missing" in done.stdout
+    assert done.exit_code == 0
+    assert "1 present, 2 wrong, 15 missing" in done.stdout
     rows = {line.split()[0]: line.rstrip() for line in done.stdout.splitlines() if line.strip()}
-    assert "present" in rows["dtd"] and "33/7/7" in rows["dtd"] and "5,640" in rows["dtd"] and rows["dtd"].endswith("data/paper/dtd.h5")
-    assert "wrong" in rows["aircraft"] and "missing" in rows["omniglot"]
+    assert "present" in rows["dtd"]
+    assert "33/7/7" in rows["dtd"]
+    assert "5,640" in rows["dtd"]
+    assert rows["dtd"].endswith("data/paper/dtd.h5")
+    assert "wrong" in rows["aircraft"]
+    assert "missing" in rows["omniglot"]
     wrong = (
         "data/paper/aircraft.h5: not as FGVC-Aircraft should be: classes train/valid/test 20/0/0, expected 70/15/15; images 100, expected"
     )
     assert wrong in done.stdout
     assert f"{paper('aircraft').command_for()} --replace\n" in done.stdout  # the wrong store is in the way
-    assert f"{paper('cars').command_for()}\n" in done.stdout and paper("dtd").command_for() not in done.stdout
+    assert f"{paper('cars').command_for()}\n" in done.stdout
+    assert paper("dtd").command_for() not in done.stdout
 
 
 def test_doctor_of_some_datasets_and_another_folder(here):
     write_known(here / "my stores", paper("dtd"))
     done = smat("doctor", "dtd", "VGGFlower", "vtab_dtd", "--root", "my stores")
-    assert done.exit_code == 0 and "3 datasets below my stores: 1 present, 0 wrong, 2 missing" in done.stdout
-    assert f"--out {shlex.quote('my stores/paper')}" in done.stdout and f"--out {shlex.quote('my stores/vtab')}" in done.stdout
+    assert done.exit_code == 0
+    assert "3 datasets below my stores: 1 present, 0 wrong, 2 missing" in done.stdout
+    assert f"--out {shlex.quote('my stores/paper')}" in done.stdout
+    assert f"--out {shlex.quote('my stores/vtab')}" in done.stdout
     done = smat("doctor", "omniglott")
-    assert done.exit_code == 2 and "did you mean 'omniglot'" in done.stderr
+    assert done.exit_code == 2
+    assert "did you mean 'omniglot'" in done.stderr
 
 
 @pytest.mark.parametrize(("collection", "count"), [("vtab", 19), ("fgvc", 5), ("all", 42)])
@@ -74,10 +84,12 @@ def test_verify_names_mismatches_and_keeps_its_exit_codes(here):
     counts[5] -= 1
     write_known(here / "data", paper("aircraft"), counts)
     done = smat("verify")
-    assert done.exit_code == 0 and done.stdout.count(": sound") == 2
+    assert done.exit_code == 0
+    assert done.stdout.count(": sound") == 2
     assert "data/aircraft.h5: not as FGVC-Aircraft should be: images 9,999, expected 10,000\n" in done.stdout
     rows = [line.split() for line in done.stdout.splitlines()]
-    assert ["images", "10,000", "9,999", "MISMATCH"] in rows and ["images", "5,640", "5,640"] in rows
+    assert ["images", "10,000", "9,999", "MISMATCH"] in rows
+    assert ["images", "5,640", "5,640"] in rows
     assert "data/dtd.h5: not" not in done.stdout
 
     with (here / "data/dtd.h5").open("r+b") as file:
@@ -86,10 +98,13 @@ def test_verify_names_mismatches_and_keeps_its_exit_codes(here):
         file.seek(-1000, 2)
         file.write(bytes([byte ^ 1]))
     done = smat("verify")
-    assert done.exit_code == 1 and "1 of 2 stores are damaged" in done.stderr and "MISMATCH" in done.stdout
+    assert done.exit_code == 1
+    assert "1 of 2 stores are damaged" in done.stderr
+    assert "MISMATCH" in done.stdout
 
 
 def test_verify_of_other_stores_prints_no_table(here):
     write_known(here / "data", paper("dtd"), [2, 3], [0, 2], name="mine", source="folder mine")
     done = smat("verify")
-    assert done.exit_code == 0 and done.stdout == "data/mine.h5: sound\n"
+    assert done.exit_code == 0
+    assert done.stdout == "data/mine.h5: sound\n"

@@ -44,7 +44,8 @@ def test_a_list_holds_the_samplers_episodes(root: Path, tmp_path: Path) -> None:
     sampler = EpisodeSampler({"far": Store.open(root / "far.h5")}, "test", EpisodeConfig(shots=1, queries=4), 2)
     assert [flat(found["far"].plan(i)) for i in range(7)] == [flat(sampler.plan(i)) for i in range(7)]
     assert all(made.hash[:12] in done.stdout for made in found.values())
-    assert "5w1s4q-test" in done.stdout and f"{out}: sha256 " in done.stdout
+    assert "5w1s4q-test" in done.stdout
+    assert f"{out}: sha256 " in done.stdout
     again = smat("data", "episodes", out)
     assert again.stdout.splitlines()[:3] == done.stdout.splitlines()[:3]
 
@@ -80,7 +81,8 @@ def test_the_picture_shows_the_episodes_images(root: Path) -> None:
 def test_a_specification_is_described(kind: str) -> None:
     done = smat("data", "episodes", SPECS / f"{kind}_spec.json", "-n", 50, "--split", "train")
     assert done.exit_code == 0, done.output
-    assert f"toy_{kind}" in done.stdout and "meta-dataset-train" in done.stdout
+    assert f"toy_{kind}" in done.stdout
+    assert "meta-dataset-train" in done.stdout
 
 
 def test_pmfs_validation_episodes_become_a_list(tmp_path: Path) -> None:
@@ -143,4 +145,5 @@ def test_eval_takes_a_protocol_or_a_list(tmp_path: Path, monkeypatch: pytest.Mon
     assert changed.exit_code == 0, changed.output
     assert (run / "eval" / "proto-5w1s3q-test").is_dir()
     refused = smat("eval", run, *asked, "--episode", "6w6s6", "--episodes", 2)
-    assert refused.exit_code == 2 and "no episode protocol is called '6w6s6'" in refused.stderr
+    assert refused.exit_code == 2
+    assert "no episode protocol is called '6w6s6'" in refused.stderr

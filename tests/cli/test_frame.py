@@ -59,7 +59,9 @@ def test_every_command_and_parameter_has_help():
     assert {path[0] for path in found if len(path) == 1} == set(VERBS)
     for path, command in found.items():
         text = command.get_short_help_str(200)
-        assert text and text[0].isupper() and len(text) > 10, (path, text)
+        assert text, (path, text)
+        assert text[0].isupper(), (path, text)
+        assert len(text) > 10, (path, text)
         for parameter in command.params:
             assert getattr(parameter, "help", None), (path, parameter.name)
 
@@ -86,18 +88,24 @@ def test_version():
 )
 def test_usage_errors(args, part):
     done = smat(*args)
-    assert done.returncode == 2 and part in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert part in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("verb", ["train", "pretrain", "sweep", "eval", "report"])
 def test_verbs_without_arguments_show_their_help(verb):
     done = smat(verb)
-    assert done.returncode == 2 and "Usage" in done.stdout + done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert "Usage" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def one_line(done, code):
     assert done.returncode == code, done.stderr
-    assert done.stderr.startswith("smat: ") and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.startswith("smat: "), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
     return done.stderr
 
 
@@ -122,7 +130,8 @@ def test_bad_recipes_are_one_line(recipe_file, tmp_path):
 )
 def test_errors_become_a_line_and_a_code(error, code, part):
     line, found = describe(error)
-    assert found == code and part in line
+    assert found == code
+    assert part in line
 
 
 def make_app(error):
@@ -141,16 +150,20 @@ def make_app(error):
 def test_guard(monkeypatch):
     monkeypatch.delenv("SMAT_DEBUG", raising=False)
     done = CliRunner().invoke(make_app(ZeroDivisionError("a\nb")), ["fail"])
-    assert done.exit_code == 1 and done.stderr == "smat: internal error: ZeroDivisionError: a b; run again with --debug for the traceback\n"
+    assert done.exit_code == 1
+    assert done.stderr == "smat: internal error: ZeroDivisionError: a b; run again with --debug for the traceback\n"
     monkeypatch.setenv("SMAT_DEBUG", "1")
     done = CliRunner().invoke(make_app(ZeroDivisionError("a")), ["fail"])
-    assert done.exit_code == 1 and "Traceback" in done.stderr
+    assert done.exit_code == 1
+    assert "Traceback" in done.stderr
     assert CliRunner().invoke(make_app(typer.Exit(7)), ["fail"]).exit_code == 7
 
 
 def test_debug_anywhere_shows_the_traceback(recipe_file):
     done = smat("train", str(recipe_file()), "foo=1", "--debug")
-    assert done.returncode == 2 and "Traceback" in done.stderr and "unknown key 'foo'" in done.stderr.splitlines()[-1]
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert "unknown key 'foo'" in done.stderr.splitlines()[-1]
 
 
 def test_closed_pipe_is_quiet():
@@ -176,10 +189,13 @@ def test_signals(signum, code):
     process = subprocess.Popen(
         [sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listens
     )
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
     os.kill(process.pid, signum)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == code and errors.count("\n") == 1 and errors.startswith("smat: stopped")
+    assert process.returncode == code
+    assert errors.count("\n") == 1
+    assert errors.startswith("smat: stopped")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

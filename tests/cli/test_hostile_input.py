@@ -71,9 +71,12 @@ def test_one_line_and_exit_2(here, monkeypatch, command):
     for thing in THINGS:
         done = CliRunner().invoke(app, [thing if part == PLACE else part for part in command])
         said = done.stderr.strip()
-        assert done.exit_code in (0, 2) and "internal error" not in said and "Traceback" not in said, (thing, done.exit_code, said)
+        assert done.exit_code in (0, 2), (thing, done.exit_code, said)
+        assert "internal error" not in said, (thing, done.exit_code, said)
+        assert "Traceback" not in said, (thing, done.exit_code, said)
         if done.exit_code == 2:
-            assert said and len(said.splitlines()[-1]) < 1000, (thing, said)
+            assert said, (thing, said)
+            assert len(said.splitlines()[-1]) < 1000, (thing, said)
     after = {p: p.lstat().st_mtime_ns for p in here.rglob("*") if "new" not in p.relative_to(here).parts}
     assert {p for p in after if p not in before} == set(), "something was left behind"
 
@@ -102,7 +105,8 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_poor_terminals(stores, environment):
     for args in (["data", "ls", str(stores)], ["data", "info", str(stores / "été.h5")]):
         done = smat(*args, env=environment)
-        assert done.returncode == 0 and done.stderr == "", done.stderr
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == "", done.stderr
 
 
 def test_no_home_at_all(stores):
@@ -115,11 +119,13 @@ def test_a_reader_that_leaves_early(stores, args):
     """`| head -1`, and a standard output that is closed or full."""
     command = [sys.executable, "-m", "smatcli.cli", *(a.format(store=stores / "été.h5") for a in args)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         process.stdout.close()
         said = process.stderr.read()
         process.wait(timeout=120)
-    assert "Traceback" not in said and "Exception ignored" not in said, said
+    assert "Traceback" not in said, said
+    assert "Exception ignored" not in said, said
 
 
 def test_a_full_output(stores):
@@ -127,7 +133,9 @@ def test_a_full_output(stores):
         done = subprocess.run(
             [sys.executable, "-m", "smatcli.cli", "data", "info", str(stores / "été.h5")], stdout=full, stderr=subprocess.PIPE, text=True
         )
-    assert done.returncode != 0 and "Traceback" not in done.stderr and "Exception ignored" not in done.stderr, done.stderr
+    assert done.returncode != 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    assert "Exception ignored" not in done.stderr, done.stderr
 
 
 def test_a_folder_that_cannot_be_written_or_read(tmp_path, recipe_file):
@@ -148,5 +156,7 @@ def test_a_folder_that_cannot_be_written_or_read(tmp_path, recipe_file):
         pytest.skip("another user cannot run this Python")
     for args in (["recipes", "validate", str(secret)], ["train", str(secret)], ["recipes", "cp", "quickstart/smat", "x.yaml"]):
         done = subprocess.run([*probe, *args], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode in (1, 2) and len(done.stderr.strip().splitlines()) == 1, (args, done.stderr)
-        assert "internal" not in done.stderr and "Traceback" not in done.stderr
+        assert done.returncode in (1, 2), (args, done.stderr)
+        assert len(done.stderr.strip().splitlines()) == 1, (args, done.stderr)
+        assert "internal" not in done.stderr
+        assert "Traceback" not in done.stderr

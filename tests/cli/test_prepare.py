@@ -33,7 +33,8 @@ def opened(monkeypatch):
 
 def test_every_kind_has_a_command():
     assert {kind for kind in SOURCES if smat(kind, "--help").exit_code == 0} == set(SOURCES)
-    assert "--encoding" in smat("vtab", "--help").stdout and smat("floder").exit_code == 2
+    assert "--encoding" in smat("vtab", "--help").stdout
+    assert smat("floder").exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,9 @@ def test_every_kind_has_a_command():
 def test_what_reaches_the_source(tmp_path, monkeypatch, opened, words, expected):
     monkeypatch.chdir(tmp_path)
     done = smat(*words, "--out", tmp_path / "out")
-    assert done.exit_code == 2 and opened == expected and not (tmp_path / "out").exists()
+    assert done.exit_code == 2
+    assert opened == expected
+    assert not (tmp_path / "out").exists()
     assert done.stderr.splitlines()[-1].startswith("smat: not here")
 
 
@@ -75,7 +78,8 @@ def test_domains_that_are_there(tmp_path, opened):
     smat("domainnet", tmp_path, "--out", tmp_path / "out")
     assert [call[2] for call in opened] == [{"domain": "clipart"}, {"domain": "sketch"}]
     done = smat("domainnet", tmp_path / "other", "--out", tmp_path / "out")
-    assert done.exit_code == 2 and "holds no DomainNet domain" in done.stderr
+    assert done.exit_code == 2
+    assert "holds no DomainNet domain" in done.stderr
 
 
 @pytest.mark.skipif(not FIXTURE.is_dir(), reason=f"no {FIXTURE}")
@@ -85,6 +89,8 @@ def test_the_two_layouts_of_meta_dataset_give_the_same_classes(tmp_path):
         assert done.exit_code == 0, done.output
     stores = [Store.open(tmp_path / kind / "toy_shapes.h5") for kind in ("meta-dataset", "pmf-h5")]
     for store, kind in zip(stores, ("meta-dataset", "pmf-h5"), strict=True):
-        assert store.class_names == ["disc", "square", "triangle"] and store.counts.tolist() == [12] * 3
-        assert store.class_split.tolist() == [0, 0, 2] and (store.image_size, store.encoding) == (32, "jpeg")
+        assert store.class_names == ["disc", "square", "triangle"]
+        assert store.counts.tolist() == [12] * 3
+        assert store.class_split.tolist() == [0, 0, 2]
+        assert (store.image_size, store.encoding) == (32, "jpeg")
         assert (store.source, store.facts["fit"], store.licence) == (f"{kind} toy_shapes", "squash", "CC0")

@@ -26,9 +26,12 @@ def test_all_of_torchvision_at_once(tmp_path, monkeypatch):
         store = Store.open(tmp_path / "out" / f"{name}.h5")
         assert list(store.class_names) == list(classes)
         assert store.counts.tolist() == [len(images) for images in classes.values()]
-        assert store.class_split.tolist() == [2] * len(classes) and store.image_split is None and store.source.startswith("torchvision ")
+        assert store.class_split.tolist() == [2] * len(classes)
+        assert store.image_split is None
+        assert store.source.startswith("torchvision ")
     again = smat("prepare", "torchvision", "CIFAR-10", "dtd", *options)
-    assert again.exit_code == 0 and again.stderr.count("already prepared") == 2
+    assert again.exit_code == 0
+    assert again.stderr.count("already prepared") == 2
 
 
 @pytest.mark.parametrize("name, side", [("CIFAR100", 32), ("MNIST", 28), ("SVHN", 32), ("Omniglot", 105)])
@@ -44,7 +47,8 @@ def test_missing_data_is_one_line_and_exit_code_2(tmp_path):
     done = smat("prepare", "torchvision", "DTD", "--root", tmp_path / "raw", "--out", tmp_path / "out")
     assert done.exit_code == 2
     last = done.stderr.splitlines()[-1]
-    assert "raw/dtd/dtd/labels is missing; unpack https://" in last and last.endswith("or give --download")
+    assert "raw/dtd/dtd/labels is missing; unpack https://" in last
+    assert last.endswith("or give --download")
     assert not list(tmp_path.rglob("*.h5"))
 
 
@@ -56,12 +60,14 @@ def test_every_vtab_task_of_a_folder(encoding, tmp_path):
     assert done.exit_code == 0, done.output
     for task in ("cifar", "dtd"):
         store = Store.open(tmp_path / "out" / f"vtab_{task}.h5")
-        assert list(store.class_names) == ["0", "1", "2"] and store.counts.tolist() == [4, 4, 5]
+        assert list(store.class_names) == ["0", "1", "2"]
+        assert store.counts.tolist() == [4, 4, 5]
         assert {split: store.image_rows(split).tolist() for split in ("train", "valid", "test")} == {
             "train": [0, 1, 4, 5, 8, 9], "valid": [2, 6, 10], "test": [3, 7, 11, 12],
         }  # fmt: skip
     told = smat("info", "vtab_dtd", "--root", tmp_path / "out").stdout
-    assert "train      6 images" in told and "split by image: 0 (4), 1 (4), 2 (5)" in told
+    assert "train      6 images" in told
+    assert "split by image: 0 (4), 1 (4), 2 (5)" in told
 
 
 def test_fgvc_and_its_errors(tmp_path):
@@ -73,5 +79,6 @@ def test_fgvc_and_its_errors(tmp_path):
     assert {split: len(store.image_rows(split)) for split in ("train", "valid", "test")} == {"train": 6, "valid": 6, "test": 6}
     (birds / "val.json").write_text('{"001.bird_1/train_0.jpg": 1}')
     done = smat(*command)
-    assert done.exit_code == 2 and "val.json: images/001.bird_1/train_0.jpg is listed a second time" in done.stderr.splitlines()[-1]
+    assert done.exit_code == 2
+    assert "val.json: images/001.bird_1/train_0.jpg is listed a second time" in done.stderr.splitlines()[-1]
     assert len(Store.open(store.path)) == 18

@@ -14,7 +14,8 @@ runner = CliRunner()
 def test_ls_names_every_recipe_with_what_it_is():
     done = runner.invoke(app, ["recipes", "ls"])
     lines = {line.split()[0]: line.split(maxsplit=1)[1] for line in done.stdout.splitlines() if line.strip()}
-    assert done.exit_code == 0 and set(lines) == set(packaged_recipes())
+    assert done.exit_code == 0
+    assert set(lines) == set(packaged_recipes())
     assert all(len(text) > 15 and not text.startswith("smat ") for text in lines.values())
 
 
@@ -28,31 +29,40 @@ def test_cp_copies_and_never_overwrites(tmp_path):
     assert copy.read_text() == packaged_recipes()["quickstart/smat"].read_text()
     copy.write_text("mine")
     done = runner.invoke(app, ["recipes", "cp", "quickstart/smat", str(copy)])
-    assert done.exit_code == 2 and "exists" in done.stderr and copy.read_text() == "mine"
+    assert done.exit_code == 2
+    assert "exists" in done.stderr
+    assert copy.read_text() == "mine"
     done = runner.invoke(app, ["recipes", "cp", "quickstart/smat", str(tmp_path / "no" / "x.yaml")])
-    assert done.exit_code == 2 and "no such folder" in done.stderr
+    assert done.exit_code == 2
+    assert "no such folder" in done.stderr
 
 
 def test_validate_prints_values_with_their_origin(recipe_file):
     path = recipe_file()
     done = runner.invoke(app, ["recipes", "validate", str(path), "seed=7"])
     rows = {line.split()[0]: line.split(maxsplit=1)[1].strip() for line in done.stdout.splitlines() if line.startswith("  ")}
-    assert done.exit_code == 0 and f"{path}: valid train recipe" in done.stdout
-    assert rows["seed"].split() == ["7", "command", "line"] and rows["train.steps"].split() == ["10", "file"]
+    assert done.exit_code == 0
+    assert f"{path}: valid train recipe" in done.stdout
+    assert rows["seed"].split() == ["7", "command", "line"]
+    assert rows["train.steps"].split() == ["10", "file"]
     assert rows["method.router.temperature"].endswith("default")
 
 
 def test_validate_all_and_quiet(recipe_file):
     done = runner.invoke(app, ["recipes", "validate"])
-    assert done.exit_code == 0 and len(done.stdout.splitlines()) == len(packaged_recipes())
+    assert done.exit_code == 0
+    assert len(done.stdout.splitlines()) == len(packaged_recipes())
     assert len(runner.invoke(app, ["recipes", "validate", "-q", str(recipe_file())]).stdout.splitlines()) == 1
 
 
 def test_validate_reports_every_bad_recipe(recipe_file):
     good, bad, worse = recipe_file(), recipe_file("run:", "rnu:", name="bad.yaml"), recipe_file(text="", name="worse.yaml")
     done = runner.invoke(app, ["recipes", "validate", str(bad), str(good), str(worse)])
-    assert done.exit_code == 2 and f"{good}: valid" in done.stdout
-    assert len(done.stderr.splitlines()) == 2 and "unknown key 'rnu'" in done.stderr and "is empty" in done.stderr
+    assert done.exit_code == 2
+    assert f"{good}: valid" in done.stdout
+    assert len(done.stderr.splitlines()) == 2
+    assert "unknown key 'rnu'" in done.stderr
+    assert "is empty" in done.stderr
 
 
 @pytest.mark.parametrize("words", [["seed=1"], ["recipes/none.yaml"]])
@@ -62,9 +72,8 @@ def test_validate_bad_arguments(words):
 
 def test_env():
     done = runner.invoke(app, ["env"])
-    assert done.exit_code == 0 and all(
-        word in done.stdout for word in ("torch", "timm", "cpu capability", "threads", "recipes", "working folder")
-    )
+    assert done.exit_code == 0
+    assert all(word in done.stdout for word in ("torch", "timm", "cpu capability", "threads", "recipes", "working folder"))
     found = json.loads(runner.invoke(app, ["env", "--json"]).stdout)
     import torch
 

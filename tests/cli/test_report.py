@@ -45,7 +45,8 @@ def test_makes_everything_and_the_same_again(study: Path, tmp_path: Path):
     assert f"{tmp_path / 'one' / 'README.md'}: {len(files)} files" in done.stdout
     assert "base: skipped, a pre-training run" in done.stderr
     index = (tmp_path / "one" / "README.md").read_text()
-    assert index.startswith("# A_study\n") and all(file.split("/")[-1] in index for file in files - {"README.md"})
+    assert index.startswith("# A_study\n")
+    assert all(file.split("/")[-1] in index for file in files - {"README.md"})
     for _ in range(2):
         assert smat(study, "--out", tmp_path / "two", "--title", "A_study", "--digits", 2).exit_code == 0
     for file in files:
@@ -55,7 +56,8 @@ def test_makes_everything_and_the_same_again(study: Path, tmp_path: Path):
 def test_names_and_baselines(study: Path, tmp_path: Path):
     done = smat(study, "-o", tmp_path, "--baseline", "pmf", "--baseline", "Base", "--names", "pretrained=Base", "--names", "smat=A = B_c")
     assert done.exit_code == 0, done.output
-    assert (tmp_path / "gains-5w5s10q-40-over-PMF.csv").exists() and (tmp_path / "gains-5w5s10q-40-over-Base.csv").exists()
+    assert (tmp_path / "gains-5w5s10q-40-over-PMF.csv").exists()
+    assert (tmp_path / "gains-5w5s10q-40-over-Base.csv").exists()
     assert "Dataset,block,Base," in (tmp_path / "table-5w5s10q-40.csv").read_text()
     assert r"A = B\_c + flip" in (tmp_path / "table-5w5s10q-40.tex").read_text()
 
@@ -71,17 +73,22 @@ def test_names_and_baselines(study: Path, tmp_path: Path):
 )
 def test_wrong_options(study: Path, tmp_path: Path, arguments: list[str], message: str):
     done = smat(study, "--out", tmp_path / "out", *arguments)
-    assert done.exit_code == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
 def test_nothing_to_report_and_no_place_for_it(study: Path, tmp_path: Path):
     run = make_run(tmp_path / "run")
     done = smat(run, "--out", tmp_path / "out")
-    assert done.exit_code == 2 and "smat eval" in done.stderr and not (tmp_path / "out").exists()
+    assert done.exit_code == 2
+    assert "smat eval" in done.stderr
+    assert not (tmp_path / "out").exists()
     assert smat(tmp_path / "nowhere").exit_code == 2
     into_run = smat(study, "--out", run)
-    assert into_run.exit_code == 2 and "give the report a folder of its own" in into_run.stderr
+    assert into_run.exit_code == 2
+    assert "give the report a folder of its own" in into_run.stderr
     (tmp_path / "file").write_text("")
     assert smat(study, "--out", tmp_path / "file").exit_code == 2
     assert smat().exit_code != 0

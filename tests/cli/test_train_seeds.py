@@ -29,7 +29,8 @@ def test_one_run_a_seed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     assert done.exit_code == 0, done.output
     assert made == [(f"{run}-seed{seed}", seed, 3, True) for seed in (0, 7, 2)]
     made.clear()
-    assert smat(f"run={run}", "seed=4").exit_code == 0 and made[0][:2] == (run, 4)
+    assert smat(f"run={run}", "seed=4").exit_code == 0
+    assert made[0][:2] == (run, 4)
 
 
 @pytest.mark.parametrize(
@@ -43,4 +44,6 @@ def test_one_run_a_seed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 )
 def test_wrong_seeds(arguments: list[str], message: str):
     done = smat(*arguments)
-    assert done.exit_code == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1

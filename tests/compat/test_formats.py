@@ -44,8 +44,10 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("number", RUNS)
 def test_a_checkpoint_loads(number: int) -> None:
     found = load_checkpoint(HERE / f"run-format{number}" / "checkpoints" / "last")
-    assert found.state["step"] == 3 and found.state["best"]["step"] >= -1
-    assert found.model["theta_delta"].shape == (2480,) and found.model["log_alpha"].shape == (2, 2480)
+    assert found.state["step"] == 3
+    assert found.state["best"]["step"] >= -1
+    assert found.model["theta_delta"].shape == (2480,)
+    assert found.model["log_alpha"].shape == (2, 2480)
     same = load_checkpoint(HERE / "run-format1" / "checkpoints" / "last")
     assert all(torch.equal(found.model[k], v) for k, v in same.model.items())
     assert all(torch.equal(found.optim[k], v) for k, v in same.optim.items())
@@ -77,7 +79,9 @@ def test_results_load_and_go_on(world: Path, number: int) -> None:
 def test_stores_load(name: str) -> None:
     store = Store.open(HERE / f"{name}.h5")
     assert verify_store(store.path) is None
-    assert store.class_names == ["ant", "été", "鳥"] and store.counts.tolist() == [3, 2, 4] and store.class_split.tolist() == [0, 2, 1]
+    assert store.class_names == ["ant", "été", "鳥"]
+    assert store.counts.tolist() == [3, 2, 4]
+    assert store.class_split.tolist() == [0, 2, 1]
     expected = [np.full((8, 8, 3), (10 * i, 255 - 10 * i, i * i), np.uint8) for i in range(9)]
     images = store.images
     assert np.array_equal(np.stack([np.asarray(images[i]) for i in range(9)]), np.stack(expected))

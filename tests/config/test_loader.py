@@ -16,9 +16,12 @@ def test_values_and_origins(recipe_file):
     path = recipe_file()
     loaded = load_recipe(path, ["method.sparsity.tau=0.5", "train.groups.theta_delta.lr=2e-4", "backbone.args.depth=3"])
     recipe = loaded.recipe
-    assert isinstance(recipe, TrainRecipe) and isinstance(recipe.method, SmatConfig)
-    assert recipe.train.steps == 10 and type(recipe.train.steps) is int
-    assert recipe.method.sparsity.tau == 0.5 and recipe.train.groups["theta_delta"].lr == 2e-4
+    assert isinstance(recipe, TrainRecipe)
+    assert isinstance(recipe.method, SmatConfig)
+    assert recipe.train.steps == 10
+    assert type(recipe.train.steps) is int
+    assert recipe.method.sparsity.tau == 0.5
+    assert recipe.train.groups["theta_delta"].lr == 2e-4
     assert recipe.backbone.args == {"embed_dim": 32, "depth": 3}
     assert loaded.origins["method.sparsity.tau"] == "command line"
     assert loaded.origins["backbone.args.depth"] == "command line"
@@ -55,19 +58,23 @@ def test_every_value_has_an_origin(recipe_file):
 )
 def test_override_values(text, key, value):
     found = split_override(text)
-    assert found == (key, value) and type(found[1]) is type(value)
+    assert found == (key, value)
+    assert type(found[1]) is type(value)
 
 
 def test_lists_are_tuples_and_items_can_be_set(recipe_file):
     recipe = load_recipe(recipe_file(), ["train.augment.crop_scale=[0.5, 1]", "data.train.1=z", "episode.ways=[5, 10]"]).recipe
     assert isinstance(recipe, TrainRecipe)
-    assert recipe.train.augment.crop_scale == (0.5, 1.0) and recipe.data.train == ["a", "z"] and recipe.episode.ways == (5, 10)
+    assert recipe.train.augment.crop_scale == (0.5, 1.0)
+    assert recipe.data.train == ["a", "z"]
+    assert recipe.episode.ways == (5, 10)
 
 
 def test_a_mapping_can_be_replaced_whole(recipe_file):
     loaded = load_recipe(recipe_file(), ["method={name: pmf}"])
     assert loaded.recipe.method.name == "pmf"  # type: ignore[union-attr]
-    assert loaded.origins["method.name"] == "command line" and loaded.origins["method.scale"] == "default"
+    assert loaded.origins["method.name"] == "command line"
+    assert loaded.origins["method.scale"] == "default"
 
 
 def test_dump_loads_again_to_the_equal_recipe(recipe_file, tmp_path):

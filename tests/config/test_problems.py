@@ -10,7 +10,8 @@ def message(*args, **kwargs) -> str:
     with pytest.raises(UserError) as caught:
         load_recipe(*args, **kwargs)
     text = str(caught.value)
-    assert "\n" not in text and caught.value.exit_code == 2
+    assert "\n" not in text
+    assert caught.value.exit_code == 2
     return text
 
 
@@ -57,7 +58,8 @@ def test_overrides(recipe_file, override, parts):
 def test_problem_of_the_file_names_the_file(recipe_file):
     path = recipe_file("train:\n", "trian:\n")
     text = message(path)
-    assert text.startswith(f"{path}: unknown key 'trian'; did you mean 'train'?") and "(and 1 more: train)" in text
+    assert text.startswith(f"{path}: unknown key 'trian'; did you mean 'train'?")
+    assert "(and 1 more: train)" in text
 
 
 def test_value_left_over_from_another_method(recipe_file):
@@ -68,7 +70,10 @@ def test_value_left_over_from_another_method(recipe_file):
 
 def test_several_problems_are_counted(recipe_file):
     text = message(recipe_file(), ["seed=-1", "train.steps=x", "foo=1"])
-    assert "unknown key 'foo'" in text and "(and 2 more: " in text and "seed" in text and "train.steps" in text
+    assert "unknown key 'foo'" in text
+    assert "(and 2 more: " in text
+    assert "seed" in text
+    assert "train.steps" in text
 
 
 def test_override_given_twice(recipe_file):
@@ -103,7 +108,8 @@ def test_rule_across_keys(recipe_file):
 def test_files(recipe_file, content, part):
     path = recipe_file(text=content)
     text = message(path)
-    assert part in text and str(path) in text
+    assert part in text
+    assert str(path) in text
 
 
 def test_large_file(tmp_path):

@@ -152,7 +152,9 @@ def test_a_plain_colour_survives_crop_and_rotation():
 def test_the_generator_decides_everything():
     images = pictures(8)
     one = A.augment(images, EVERYTHING, keyed(1), 20)
-    assert one.shape == (8, 3, 20, 20) and one.dtype == torch.float32 and one.isfinite().all()
+    assert one.shape == (8, 3, 20, 20)
+    assert one.dtype == torch.float32
+    assert one.isfinite().all()
     torch.manual_seed(99)
     assert torch.equal(one, A.augment(images, EVERYTHING, keyed(1), 20))
     torch.testing.assert_close(one, A.augment(images.permute(0, 3, 1, 2), EVERYTHING, keyed(1), 20))
@@ -164,7 +166,8 @@ def test_the_generator_decides_everything():
 def test_values_stay_those_of_an_image():
     out = A.augment(pictures(32), EVERYTHING, keyed(), 20)
     low, high = A.normalise(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 1, 3))
-    assert (out >= low - 1e-4).all() and (out <= high + 1e-4).all()
+    assert (out >= low - 1e-4).all()
+    assert (out <= high + 1e-4).all()
 
 
 def test_mixup_mixes_images_and_targets_alike():
@@ -183,13 +186,15 @@ def test_mixup_weights_are_beta():
     _, targets = A.mixup(torch.zeros(count, 1), torch.arange(count), count, alpha, keyed())
     own = targets.diagonal()[targets.gt(0).sum(1) == 2].double()
     assert len(own) > 0.99 * count
-    assert abs(own.mean() - 0.5) < 0.03 and abs(own.var() - 1 / (4 * (2 * alpha + 1))) < 0.01
+    assert abs(own.mean() - 0.5) < 0.03
+    assert abs(own.var() - 1 / (4 * (2 * alpha + 1))) < 0.01
 
 
 def test_no_mixup_keeps_images():
     images, labels = torch.rand(4, 3, 2, 2), torch.tensor([0, 2, 1, 1])
     mixed, targets = A.mixup(images, labels, 3, 0.0, keyed())
-    assert mixed is images and torch.equal(targets, F.one_hot(labels, 3).float())
+    assert mixed is images
+    assert torch.equal(targets, F.one_hot(labels, 3).float())
     soft = torch.full((4, 3), 1 / 3)
     torch.testing.assert_close(A.mixup(images, soft, 3, 0.5, keyed())[1], soft)
 

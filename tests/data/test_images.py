@@ -69,7 +69,8 @@ def test_sixteen_bits_are_divided_by_257():
     values = np.array([[0, 257], [32896, 65535]], np.uint16)
     for kind in ("PNG", "TIFF"):
         found = decode_image(encoded(Image.fromarray(values), kind), 2)
-        assert found[..., 0].tolist() == [[0, 1], [128, 255]] and (found == found[..., :1]).all()
+        assert found[..., 0].tolist() == [[0, 1], [128, 255]]
+        assert (found == found[..., :1]).all()
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,8 @@ def test_squash_keeps_everything():
     picture = np.zeros((8, 24, 3), np.uint8)
     picture[:, 12:] = 240
     found = decode_image(encoded(Image.fromarray(picture)), 8, "squash")
-    assert (found[:, :2] < 10).all() and (found[:, -2:] > 230).all()
+    assert (found[:, :2] < 10).all()
+    assert (found[:, -2:] > 230).all()
 
 
 @pytest.mark.parametrize("fit", ["crop", "squash"])

@@ -44,10 +44,13 @@ def spectrum(images: np.ndarray) -> np.ndarray:
 
 
 def test_domains_are_as_many_as_promised() -> None:
-    assert len(TRAINING) >= 6 and len(UNSEEN) >= 4 and len(TRAINING) + len(UNSEEN) == len(DOMAINS)
+    assert len(TRAINING) >= 6
+    assert len(UNSEEN) >= 4
+    assert len(TRAINING) + len(UNSEEN) == len(DOMAINS)
     for name, domain in DOMAINS.items():
         classes = [c for c, _ in catalogue(name)]
-        assert domain.description and len(classes) >= 40
+        assert domain.description
+        assert len(classes) >= 40
         assert len(set(classes)) == len(classes)
 
 
@@ -79,8 +82,11 @@ def test_stores(tmp_path: Path) -> None:
     shapes, numbers = (Store.open(p) for p in paths)
     assert {Store.open(p).content_hash for p in again} == {shapes.content_hash, numbers.content_hash}
     assert np.bincount(shapes.class_split).tolist() == [10, 5, 5]  # a part has five classes or more
-    assert len(numbers.classes("test")) == 20 and len(numbers.classes("train")) == 0
-    assert numbers.licence == LICENCE and "seed 0" in numbers.source and numbers.image_size == 32
+    assert len(numbers.classes("test")) == 20
+    assert len(numbers.classes("train")) == 0
+    assert numbers.licence == LICENCE
+    assert "seed 0" in numbers.source
+    assert numbers.image_size == 32
     np.testing.assert_array_equal(np.asarray(shapes.images[:4]), draw_class("shapes", 0, per_class=4))
     assert [verify_store(path) for path in paths] == [None, None]
 
@@ -123,7 +129,8 @@ def test_all_default_stores_take_less_than_20_seconds(tmp_path: Path) -> None:
     start = time.process_time()  # two busy cores are shared with other tests: the clock on the wall says little
     paths = make_synthetic(tmp_path)
     assert time.process_time() - start < 20
-    assert len(paths) == len(DOMAINS) and all(Store.open(p).counts.min() >= 20 for p in paths)
+    assert len(paths) == len(DOMAINS)
+    assert all(Store.open(p).counts.min() >= 20 for p in paths)
 
 
 def test_every_letter_is_a_glyph_of_its_fonts() -> None:

@@ -64,7 +64,8 @@ def test_stretched_position_embeddings_are_settled(tmp_path: Path, method: dict[
     run = make_run(tmp_path, method, position_size=32)
     model = smatcli.load(run)
     task = model.method.task(model.support([np.zeros((SIZE, SIZE, 3), np.uint8)] * 2, [0, 1], 2))
-    assert task.merge is not None and task.alpha is not None
+    assert task.merge is not None
+    assert task.alpha is not None
     wanted = model.method.embed(IMAGES, task.merge(torch.ones_like(task.alpha)))
     close(plain_timm(export(run, tmp_path / "model", average=True) / "model.safetensors")(IMAGES), wanted)
 

@@ -62,7 +62,8 @@ def test_a_run_comes_back_as_it_went(tmp_path: Path, hub: FakeHub) -> None:
     for text in ("| birds | ID | proto | 5w5s10q-test | 54.3 ± 1.2 | 600 |", "vit_tiny_patch16_224", "experts: 3", "trained from scratch"):
         assert text in card
     info = json.loads((back.path / "run.json").read_text())
-    assert "pid" not in info and "command" not in info
+    assert "pid" not in info
+    assert "command" not in info
     assert not (back.path / ".cache").exists()
     with pytest.raises(UserError, match="exists"):
         pull("me/birds", tmp_path / "back")

@@ -114,7 +114,8 @@ def run_all(root: Path, out: Path, processes: int) -> None:
                 with signalled(1, STOP_AT):
                     train(loaded, SilentReporter())
             except Interrupted as error:
-                assert error.exit_code == 143 and f"step {STOP_AT + 1} of" in str(error)
+                assert error.exit_code == 143
+                assert f"step {STOP_AT + 1} of" in str(error)
             else:
                 raise AssertionError("it was not stopped")
             train(loaded, SilentReporter(), resume=True)

@@ -86,7 +86,8 @@ def test_parameters_and_optimizer_states_are_those_of_one_process(both, name):
 @pytest.mark.parametrize("name", LEARNED)
 def test_losses_and_validations_are_those_of_one_process(both, name):
     one, two = (without_time(folder / name) for folder in both)
-    assert len(one) == len(two) and [r["step"] for r in one] == [r["step"] for r in two]
+    assert len(one) == len(two)
+    assert [r["step"] for r in one] == [r["step"] for r in two]
     for a, b in zip(one, two, strict=True):
         assert close(a, b), (a, b)
 
@@ -107,7 +108,8 @@ def test_a_loss_that_is_not_a_number_in_one_process_leaves_the_update_out_in_all
 def test_split_optimizer_states_change_nothing(both):
     for part in ("model", "optim"):
         split, whole = weights(both[1] / "sharded", part), weights(both[1] / "whole", part)
-        assert split.keys() == whole.keys() and all(torch.equal(split[key], whole[key]) for key in split)
+        assert split.keys() == whole.keys()
+        assert all(torch.equal(split[key], whole[key]) for key in split)
 
 
 def test_stopped_by_a_signal_to_one_of_them_and_resumed_bit_for_bit(both):
@@ -119,7 +121,8 @@ def test_stopped_by_a_signal_to_one_of_them_and_resumed_bit_for_bit(both):
 
 def test_results_are_those_of_one_process(both):
     folders = [sorted(p.parent for p in (folder / "smat/eval").glob("*/results.h5")) for folder in both]
-    assert [p.name for p in folders[0]] == [p.name for p in folders[1]] and len(folders[0]) == 3
+    assert [p.name for p in folders[0]] == [p.name for p in folders[1]]
+    assert len(folders[0]) == 3
     for one, two in zip(*folders, strict=True):
         a, b = read_records(one / "results.h5"), read_records(two / "results.h5")
         assert a.keys() == b.keys()
@@ -168,7 +171,8 @@ def test_a_process_that_dies_ends_the_job_and_an_elastic_restart_resumes_it(both
     # The survivor's line, unless torchrun has ended it before it noticed.
     told = "smat: process 0 of 2: another process of this run has ended" in done.stderr
     assert not told or "start it again with --resume" in done.stderr
-    assert "continuing" in done.stderr and done.stderr.count("method smat") == 2, "the first process alone speaks, in both attempts"
+    assert "continuing" in done.stderr, "the first process alone speaks, in both attempts"
+    assert done.stderr.count("method smat") == 2, "the first process alone speaks, in both attempts"
     straight = weights(both[1] / "smat")
     assert all(torch.equal(value, straight[key]) for key, value in weights(tmp_path / "again").items())
     assert without_time(tmp_path / "again") == without_time(both[1] / "smat")
@@ -179,4 +183,6 @@ def test_shares_cover_everything_once():
         for count in (0, 1, 5, 8, 29):
             assert [k for rank in range(size) for k in World(rank, size).share(count)] == list(range(count))
             assert sorted(i for rank in range(size) for i in range(count) if World(rank, size).deals(i)) == list(range(count))
-    assert ALONE.first and ALONE.gather([1.5]) == [[1.5]] and ALONE.joined(2, range(2), [[1.0], [2.0]]) == [[1.0], [2.0]]
+    assert ALONE.first
+    assert ALONE.gather([1.5]) == [[1.5]]
+    assert ALONE.joined(2, range(2), [[1.0], [2.0]]) == [[1.0], [2.0]]

@@ -76,7 +76,10 @@ def test_commands_exist_with_their_options(page):
 
 def test_the_commands_are_found():
     counts = {name(page): len(list(commands(page))) for page in OWN}
-    assert counts["README.md"] > 15 and counts["docs/reproduce.md"] > 20 and counts["docs/tutorial.md"] > 10 and counts["docs/faq.md"] > 10
+    assert counts["README.md"] > 15
+    assert counts["docs/reproduce.md"] > 20
+    assert counts["docs/tutorial.md"] > 10
+    assert counts["docs/faq.md"] > 10
 
 
 @pytest.mark.parametrize(
@@ -115,4 +118,5 @@ def test_the_site_builds_without_a_warning(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     page = (tmp_path / "site/tutorial.html").read_text()
-    assert "figures/quickstart-gains.png" in page and "fonts.googleapis" not in page
+    assert "figures/quickstart-gains.png" in page
+    assert "fonts.googleapis" not in page

@@ -80,5 +80,6 @@ def load_router(router: Router, data: Parity, prefix: str) -> nn.Module:
     """`router` in double precision with the state under `prefix`."""
     router.double()
     missing, unexpected = router.load_state_dict(router_state(data, prefix), strict=False)
-    assert missing == ["temperature"] and not unexpected
+    assert missing == ["temperature"]
+    assert not unexpected
     return router

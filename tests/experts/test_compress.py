@@ -24,7 +24,8 @@ def test_round_trip_is_exact(log_alpha: torch.Tensor) -> None:
     experts = CompressedExperts.of_log_alpha(log_alpha, SHAPE)
     assert all(torch.equal(experts.mask(m), z[m]) for m in range(M))
     assert experts.nonzeros == (z > 0).sum(1).tolist()
-    assert experts.experts[0].positions is not None and experts.experts[0].positions.dtype == torch.int32
+    assert experts.experts[0].positions is not None
+    assert experts.experts[0].positions.dtype == torch.int32
     assert experts.experts[3].positions is None
 
 
@@ -77,7 +78,8 @@ def test_file_round_trip(log_alpha: torch.Tensor, tmp_path: Path, dtype: torch.d
     experts = CompressedExperts.of_log_alpha(log_alpha, SHAPE, dtype=dtype)
     experts.save(tmp_path / "experts.safetensors")
     loaded = CompressedExperts.load(tmp_path / "experts.safetensors")
-    assert loaded.size == P and loaded.nbytes == experts.nbytes
+    assert loaded.size == P
+    assert loaded.nbytes == experts.nbytes
     assert all(torch.equal(loaded.mask(m), experts.mask(m)) for m in range(M))
     assert [path.name for path in tmp_path.iterdir()] == ["experts.safetensors"]
 

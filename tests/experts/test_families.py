@@ -57,7 +57,8 @@ def test_group_sizes_of_a_layer(space: ParameterSpace) -> None:
     """fc1 of width 8 -> 32: an output switches its 8 weights and its bias, an input 32 weights."""
     start = sum(space.sizes[: space.names.index("blocks.0.mlp.fc1.weight")])
     outputs, inputs = Groups.of(space, "output"), Groups.of(space, "input")
-    assert outputs.expand(outputs.members)[start] == 9 and inputs.expand(inputs.members)[start] == 32
+    assert outputs.expand(outputs.members)[start] == 9
+    assert inputs.expand(inputs.members)[start] == 32
 
 
 def inputs(space: ParameterSpace, own: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,7 +93,8 @@ def test_learned_masks_are_the_definition(space: ParameterSpace, group: Any, own
     leaves = (delta, log_alpha, alpha)
     loss, expected = (found.theta * weight).sum(), (theta * weight).sum()
     if training:
-        assert torch.allclose(found.expected_l0, l0) and torch.allclose(masks.expected_l0(log_alpha), l0)
+        assert torch.allclose(found.expected_l0, l0)
+        assert torch.allclose(masks.expected_l0(log_alpha), l0)
         loss, expected = loss + (found.expected_l0 * push).sum(), expected + (l0 * push).sum()
     for ours, theirs in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, leaves), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
@@ -123,7 +125,8 @@ def test_fixed_masks_have_the_sparsity_and_differ(space: ParameterSpace, kind: A
     theta = torch.randn(space.size)
     masks = Masks(MaskConfig(kind=kind), space)
     z = masks.draw(M, theta, 0.9)
-    assert z is not None and z.dtype == torch.bool
+    assert z is not None
+    assert z.dtype == torch.bool
     assert z.sum(1).tolist() == [round(0.1 * space.size)] * M
     assert not torch.equal(z[0], z[1])
     kept, all_ = theta.abs()[z[0]].mean(), theta.abs().mean()
@@ -131,7 +134,8 @@ def test_fixed_masks_have_the_sparsity_and_differ(space: ParameterSpace, kind: A
     pre, delta, alpha = inputs(space, False)
     found = masks.merge(pre, delta, z, alpha, training=True)
     assert torch.allclose(found.theta, pre + delta * (alpha @ z.double()), rtol=1e-12)
-    assert torch.allclose(found.nonzeros, z.sum(1).double()) and not found.expected_l0.any()
+    assert torch.allclose(found.nonzeros, z.sum(1).double())
+    assert not found.expected_l0.any()
     assert torch.allclose(masks.counted(z, "inference"), 1 - z.float().mean(1))
 
 
@@ -139,7 +143,8 @@ def test_magnitude_masks_of_one_expert_are_the_largest_weights(space: ParameterS
     theta = torch.randn(space.size, generator=torch.Generator().manual_seed(1))
     z = Masks(MaskConfig(kind="magnitude"), space).draw(1, theta, 0.75)
     largest = theta.abs().topk(round(0.25 * space.size)).indices
-    assert z is not None and set(z[0].nonzero().squeeze(1).tolist()) == set(largest.tolist())
+    assert z is not None
+    assert set(z[0].nonzero().squeeze(1).tolist()) == set(largest.tolist())
 
 
 def test_magnitude_masks_of_several_experts_are_drawn_in_proportion() -> None:
@@ -156,7 +161,8 @@ def test_fixed_structured_masks_keep_whole_groups(space: ParameterSpace) -> None
     torch.manual_seed(0)
     masks = Masks(MaskConfig(kind="random", group="output"), space)
     z = masks.draw(M, torch.randn(space.size), 0.8)
-    assert z is not None and z.shape == (M, masks.entries)
+    assert z is not None
+    assert z.shape == (M, masks.entries)
     kept = z[:, index_by_hand(space, "output")].float().mean(1)
     largest = float(Groups.of(space, "output").members.max()) / space.size
     assert all(0.2 <= share < 0.2 + largest for share in kept.tolist())
@@ -172,7 +178,8 @@ def test_mlp_parts_cover_the_layers_and_join_again(space: ParameterSpace) -> Non
     parts = MlpParts.of(space)
     vector = torch.arange(space.size, dtype=torch.float64)
     mlp, rest = parts.take(vector)
-    assert parts.size == len(mlp) == 2 * (8 * 32 + 32 + 32 * 8 + 8) and len(mlp) + len(rest) == space.size
+    assert parts.size == len(mlp) == 2 * (8 * 32 + 32 + 32 * 8 + 8)
+    assert len(mlp) + len(rest) == space.size
     assert torch.equal(torch.cat([vector[space.where((n,))] for n in parts.names]), mlp)
     assert torch.equal(parts.join(mlp, rest), vector)
     assert parts.names[:4] == tuple(f"blocks.0.mlp.{n}" for n in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"))

@@ -76,7 +76,8 @@ def test_sampled_masks_have_the_closed_forms_mass(shape: HardConcrete) -> None:
 def test_thresholds_of_the_noise_free_gates() -> None:
     for training, gate in ((True, SHAPE.train_gate), (False, SHAPE.eval_gate)):
         edge = torch.tensor(SHAPE.zero_below(training))
-        assert gate(edge - 1e-3) == 0 and gate(edge + 1e-3) > 0
+        assert gate(edge - 1e-3) == 0
+        assert gate(edge + 1e-3) > 0
     assert SHAPE.zero_below(True) == pytest.approx(-1.5986, abs=1e-4)
     assert SHAPE.zero_below(False) == pytest.approx(-2.3979, abs=1e-4)
 
@@ -84,5 +85,6 @@ def test_thresholds_of_the_noise_free_gates() -> None:
 def test_initial_values_have_the_asked_moments() -> None:
     torch.manual_seed(0)
     log_alpha = initial_log_alpha(4, 20_000, MaskConfig(init_mean=1.0, init_std=0.5))
-    assert log_alpha.mean() == pytest.approx(1.0, abs=0.01) and log_alpha.std() == pytest.approx(0.5, abs=0.01)
+    assert log_alpha.mean() == pytest.approx(1.0, abs=0.01)
+    assert log_alpha.std() == pytest.approx(0.5, abs=0.01)
     assert initial_log_alpha(2, 10, MaskConfig(init_mean=9.0)).max() == pytest.approx(MaskConfig().clamp)

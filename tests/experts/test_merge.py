@@ -124,7 +124,8 @@ def test_a_seed_gives_the_same_noise_forward_and_backward(keep: int, monkeypatch
     theta, *_ = merge(pre, delta, log_alpha, alpha, SHAPE, training=True, noise=7)
     again, *_ = merge(pre, delta, log_alpha, alpha, SHAPE, training=True, noise=7)
     other, *_ = merge(pre, delta, log_alpha, alpha, SHAPE, training=True, noise=8)
-    assert torch.equal(theta, again) and not torch.equal(theta, other)
+    assert torch.equal(theta, again)
+    assert not torch.equal(theta, other)
     (grad,) = torch.autograd.grad(theta.sum(), delta)
     assert torch.allclose(grad, (theta.detach() - pre) / delta.detach(), atol=1e-9)
 

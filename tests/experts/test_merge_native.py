@@ -89,7 +89,8 @@ def test_several_scores_may_share_one_noise() -> None:
     grads = torch.autograd.grad((found.theta * weight).sum(), leaves)
     unweighted = [*tensors[:5], torch.zeros(3, 4)]
     expected = by_definition(unweighted, [9, 9, 9], None, ())
-    assert torch.allclose(found.theta.double(), expected[0], atol=1e-5) and torch.equal(found.nonzeros.double(), expected[1][0])
+    assert torch.allclose(found.theta.double(), expected[0], atol=1e-5)
+    assert torch.equal(found.nonzeros.double(), expected[1][0])
     for ours, theirs in zip(grads, expected[3:], strict=True):
         assert float((ours.double() - theirs).norm()) <= 1e-5 * float(theirs.norm())
 
@@ -115,11 +116,14 @@ def test_extremes_are_finite_and_nan_stays_nan() -> None:
     found = merge(pre, delta, log_alpha, alphas[0], SHAPE, training=True, noise=1)
     grads = torch.autograd.grad(found.theta.sum() + found.expected_l0.sum(), leaves)
     assert all(bool(torch.isfinite(t).all()) for t in (found.theta, found.expected_l0, *grads))
-    assert found.nonzeros[0] == 600 and found.nonzeros[1] == 0 and found.expected_l0[0] == 1
+    assert found.nonzeros[0] == 600
+    assert found.nonzeros[1] == 0
+    assert found.expected_l0[0] == 1
     with torch.no_grad():
         log_alpha[1, 17] = float("nan")
     theta = merge(pre, delta, log_alpha, alphas[0], SHAPE, training=True, noise=1).theta
-    assert theta[17].isnan() and theta.isnan().sum() == 1
+    assert theta[17].isnan()
+    assert theta.isnan().sum() == 1
 
 
 @compiled
@@ -131,10 +135,13 @@ def test_what_it_cannot_do_is_left_to_eager_torch() -> None:
         named = {"theta_pre": pre, "theta_delta": delta, "log_alpha": log_alpha, "alphas": alphas} | changed
         return merge_kernels.fused_kernel(**named, gates=[gate]) is not None
 
-    assert has_kernel() and has_kernel(Gate(SHAPE, True, 5, None))
-    assert not has_kernel(Gate(HardConcrete(beta=0.5), True, None, None)) and not has_kernel(Gate(SHAPE, False, None, None))
+    assert has_kernel()
+    assert has_kernel(Gate(SHAPE, True, 5, None))
+    assert not has_kernel(Gate(HardConcrete(beta=0.5), True, None, None))
+    assert not has_kernel(Gate(SHAPE, False, None, None))
     assert not has_kernel(Gate(SHAPE, True, torch.rand(3, 40), None))
-    assert not has_kernel(log_alpha=log_alpha.double()) and not has_kernel(log_alpha=torch.randn(40, 3).T)
+    assert not has_kernel(log_alpha=log_alpha.double())
+    assert not has_kernel(log_alpha=torch.randn(40, 3).T)
 
 
 def test_without_a_compiler_one_line_says_so_and_the_numbers_are_the_same(
@@ -176,7 +183,8 @@ def test_it_is_compiled_once_into_a_folder_of_the_users_own(monkeypatch: pytest.
     assert not isinstance(merge_native.library(), str)
     (made,) = (tmp_path / "smat" / "native").iterdir()
     stamp = made.stat().st_mtime_ns
-    assert not isinstance(merge_native.library(), str) and made.stat().st_mtime_ns == stamp
+    assert not isinstance(merge_native.library(), str)
+    assert made.stat().st_mtime_ns == stamp
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "smat" / "native").chmod(0o777)  # others could have put something there
     assert merge_native._folder() != tmp_path / "smat" / "native"

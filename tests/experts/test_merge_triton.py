@@ -70,9 +70,12 @@ def test_it_compiles_without_spilling_registers(
 ) -> None:
     ptx, resources = compiled(tmp_path, kernel, capability, tasks, gates, noisy, dense)
     ((registers, stack, local),) = re.findall(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", resources)
-    assert (stack, local) == ("0", "0") and int(registers) <= 192  # so that an SM of 65,536 registers holds ten programs or more
-    assert "bar.sync" not in ptx and "ld.global.v4" in ptx
-    assert "shr.s32" not in ptx and ("shr.u32" in ptx) >= noisy  # the noise's shifts are logical ones
+    assert (stack, local) == ("0", "0")
+    assert int(registers) <= 192  # so that an SM of 65,536 registers holds ten programs or more
+    assert "bar.sync" not in ptx
+    assert "ld.global.v4" in ptx
+    assert "shr.s32" not in ptx
+    assert ("shr.u32" in ptx) >= noisy  # the noise's shifts are logical ones
 
 
 def test_where_it_cannot_be_used_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,13 +38,17 @@ def test_it_is_the_hash_of_the_column(dtype: torch.dtype) -> None:
 def test_keys_are_words_and_differ() -> None:
     """The second of a pair is odd, so that a column's product with it tells all columns apart."""
     pairs = [pair for seed in range(100) for pair in keys_of(seed, 16)]
-    assert len(set(pairs)) == 1600 and all(0 <= k0 < 2**32 and 0 < k1 < 2**32 and k1 % 2 for k0, k1 in pairs)
-    assert keys_of(2**62 - 1, 2) != keys_of(2**62 - 2, 2) and keys_of(3, 2) == keys_of(3, 16)[:2]
+    assert len(set(pairs)) == 1600
+    assert all(0 <= k0 < 2**32 and 0 < k1 < 2**32 and k1 % 2 for k0, k1 in pairs)
+    assert keys_of(2**62 - 1, 2) != keys_of(2**62 - 2, 2)
+    assert keys_of(3, 2) == keys_of(3, 16)[:2]
 
 
 def test_it_is_uniform() -> None:
     u = drawn(1)
-    assert u.shape == (4, 50_001) and u.min() > 0 and u.max() < 1
+    assert u.shape == (4, 50_001)
+    assert u.min() > 0
+    assert u.max() < 1
     assert stats.kstest(u.flatten().numpy(), "uniform").pvalue > 1e-3
     pairs = torch.stack([u[:, :-1].flatten(), u[:, 1:].flatten()])
     counts = torch.histogramdd(pairs.T.contiguous(), [16, 16], [0, 1, 0, 1]).hist

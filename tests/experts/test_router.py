@@ -89,7 +89,8 @@ def test_everything_is_registered_and_trained() -> None:
 
 def test_options() -> None:
     plain = Router(RouterConfig(heads=2, spectral_norm=False, skill_tokens=0, sampling="none"), 16, 5)
-    assert "skills" not in dict(plain.named_parameters()) and not isinstance(plain.qkv, SpectralLinear)
+    assert "skills" not in dict(plain.named_parameters())
+    assert not isinstance(plain.qkv, SpectralLinear)
     logits = plain(torch.randn(4, 16))
     assert torch.equal(plain.scores(logits, torch.Generator()), plain.scores(logits))
     with pytest.raises(UserError, match="heads"):

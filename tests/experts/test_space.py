@@ -37,7 +37,8 @@ def test_unflatten_is_one_split(vit: VisionTransformer) -> None:
     space = ParameterSpace.of(vit)
     vector = space.flatten(vit).requires_grad_()
     parents = {view.grad_fn.next_functions[0][0] for view in space.unflatten(vector).values()}  # type: ignore[union-attr]
-    assert {type(parent).__name__ for parent in parents} == {"SplitWithSizesBackward0"} and len(parents) == 1
+    assert {type(parent).__name__ for parent in parents} == {"SplitWithSizesBackward0"}
+    assert len(parents) == 1
 
 
 def test_call_gives_the_modules_features_and_gradients(vit: VisionTransformer) -> None:
@@ -59,7 +60,9 @@ def test_features_are_fp32_under_autocast(vit: VisionTransformer) -> None:
 def test_segments_cover_the_vector_and_split_qkv(vit: VisionTransformer) -> None:
     space = ParameterSpace.of(vit)
     edges = [(s.slice.start, s.slice.stop) for s in space.segments]
-    assert edges[0][0] == 0 and edges[-1][1] == space.size and all(a[1] == b[0] for a, b in pairwise(edges))
+    assert edges[0][0] == 0
+    assert edges[-1][1] == space.size
+    assert all(a[1] == b[0] for a, b in pairwise(edges))
     vector, tensors = space.flatten(vit), dict(vit.named_parameters())
     for name in ("blocks.1.attn.qkv.weight", "blocks.1.attn.qkv.bias"):
         parts = {s.layer: vector[s.slice] for s in space.segments if s.name == name}
@@ -110,4 +113,5 @@ def test_errors_name_the_parameter(vit: VisionTransformer) -> None:
 
 def test_where_marks_prefixes(vit: VisionTransformer) -> None:
     space = ParameterSpace.of(vit)
-    assert int(space.where(("norm.",)).sum()) == 32 and int(space.where(("nothing",)).sum()) == 0
+    assert int(space.where(("norm.",)).sum()) == 32
+    assert int(space.where(("nothing",)).sum()) == 0

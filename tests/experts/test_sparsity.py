@@ -25,8 +25,10 @@ def test_multipliers_follow_the_release() -> None:
             assert close(ascent, data["lagrangian"][step, task], 1e-4)
             assert close(penalty, data["sparsity_loss"][step, task], 1e-4)
             ((penalty + ascent) / 4).backward()
-            assert l0.grad is not None and close(4 * l0.grad, data["dsparsity_loss_dexpected_l0"][step, task], 1e-5)
-        assert controller.multipliers.grad is not None and close(controller.multipliers.grad, data["multiplier_grad"][step], 1e-5)
+            assert l0.grad is not None
+            assert close(4 * l0.grad, data["dsparsity_loss_dexpected_l0"][step, task], 1e-5)
+        assert controller.multipliers.grad is not None
+        assert close(controller.multipliers.grad, data["multiplier_grad"][step], 1e-5)
         optimizer.step()
         assert close(controller.multipliers, data["multiplier_after_step"][step], 1e-5)
 
@@ -51,7 +53,8 @@ def test_penalty_pushes_only_the_masks() -> None:
     controller.multipliers.data.copy_(torch.tensor([2.0, 3.0]))
     l0 = torch.tensor([0.5, 0.5], requires_grad=True)
     penalty, ascent = controller.terms(l0, torch.tensor([0.5, 0.5]), torch.ones(2))
-    assert penalty.item() == pytest.approx(5 * 0.3) and ascent.item() == pytest.approx(-5 * 0.3)
+    assert penalty.item() == pytest.approx(5 * 0.3)
+    assert ascent.item() == pytest.approx(-5 * 0.3)
     assert torch.equal(torch.autograd.grad(penalty, l0)[0], torch.tensor([2.0, 3.0]))
     assert not penalty.requires_grad or torch.autograd.grad(ascent, l0, allow_unused=True)[0] is None
 
@@ -75,4 +78,5 @@ def test_multipliers_reach_a_target_that_a_mask_can_meet() -> None:
             p -= 0.1 * grads[0]
             controller.multipliers.sub_(0.2 * grads[1])
         controller.project()
-    assert p.item() == pytest.approx(0.2, abs=1e-3) and controller.multipliers.item() == pytest.approx(1.6, abs=1e-2)
+    assert p.item() == pytest.approx(0.2, abs=1e-3)
+    assert controller.multipliers.item() == pytest.approx(1.6, abs=1e-2)

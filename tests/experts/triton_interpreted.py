@@ -72,12 +72,14 @@ def check(tasks: int, gates: int, experts: int, size: int, case: str) -> None:
         made = [[uniform(np.arange(size), int(k0), int(k1)) for k0, k1 in gate] for gate in keys.tolist()]
         u = torch.from_numpy(np.array(made))
     thetas, nonzeros, l0 = merge_triton.forward(pre, delta, log_alpha, alphas, keys, dense, SHAPE)
-    assert len(thetas) == tasks and all(theta.is_contiguous() for theta in thetas)
+    assert len(thetas) == tasks
+    assert all(theta.is_contiguous() for theta in thetas)
     found_back = merge_triton.backward(grads, delta, log_alpha, alphas, keys, dense, SHAPE, shared)
     found = [torch.stack(thetas), nonzeros, l0, *found_back]
     wanted = reference([pre, delta, log_alpha, alphas], u, dense, grads, shared)
     for i, (ours, theirs) in enumerate(zip(found, wanted, strict=True)):
-        assert ours.shape == theirs.shape and ours.dtype == torch.float32, (i, ours.shape, theirs.shape)
+        assert ours.shape == theirs.shape, (i, ours.shape, theirs.shape)
+        assert ours.dtype == torch.float32, (i, ours.shape, theirs.shape)
         # By the norm: a gate within a rounding of the clamp's edge has one of two gradients.
         difference = float((ours.double() - theirs).norm())
         bound = 0 if i == 1 else 3e-6 * float(theirs.double().norm()) + 1e-12
@@ -91,7 +93,8 @@ def noise_is_the_same_everywhere() -> None:
         _uniforms[(1,)](out, torch.tensor([k0, k1]), start, BLOCK=128)
         wanted = uniform(np.arange(start, start + 128), k0, k1)
         assert np.array_equal(out.double().numpy(), wanted), (start, k0, k1)
-        assert wanted.min() > 0 and wanted.max() < 1
+        assert wanted.min() > 0
+        assert wanted.max() < 1
 
 
 def extremes_are_finite_and_nan_stays_nan() -> None:
@@ -102,10 +105,12 @@ def extremes_are_finite_and_nan_stays_nan() -> None:
     (theta,), nonzeros, l0 = merge_triton.forward(pre, delta, log_alpha, alphas, keys, None, SHAPE)
     grads = merge_triton.backward([grad], delta, log_alpha, alphas, keys, None, SHAPE, torch.ones(1, 3))
     assert all(bool(torch.isfinite(t).all()) for t in (theta, *grads))
-    assert nonzeros.tolist() == [[size, 0, 0]] and torch.allclose(l0, torch.tensor([float(size), 0, 0]))
+    assert nonzeros.tolist() == [[size, 0, 0]]
+    assert torch.allclose(l0, torch.tensor([float(size), 0, 0]))
     log_alpha[1, 17] = torch.nan
     (theta,), _, _ = merge_triton.forward(pre, delta, log_alpha, alphas, keys, None, SHAPE)
-    assert theta[17].isnan() and theta.isnan().sum() == 1
+    assert theta[17].isnan()
+    assert theta.isnan().sum() == 1
 
 
 def main() -> None:

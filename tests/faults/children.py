@@ -66,7 +66,8 @@ class Children:
 def one_clear_line(answer: dict[str, Any], codes: tuple[int, ...] = (1, 2)) -> str:
     """The error line of a child that failed as it should: its last line, no traceback."""
     assert answer["status"] in codes, answer
-    assert "Traceback" not in answer["stderr"] and "internal error" not in answer["stderr"], answer["stderr"]
+    assert "Traceback" not in answer["stderr"], answer["stderr"]
+    assert "internal error" not in answer["stderr"], answer["stderr"]
     lines = [line for line in answer["stderr"].splitlines() if line.startswith("smat:")]
     assert len(lines) == 1, answer["stderr"]
     return lines[0]
@@ -106,7 +107,8 @@ def trained(run: Path) -> tuple[dict[str, torch.Tensor], Any, list[Any]]:
 def assert_same_training(a: Path, b: Path) -> None:
     """Bit for bit: parameters, buffers, optimizer states, counters, metrics without gap or double line."""
     (one, state, lines), (two, other_state, other_lines) = trained(a), trained(b)
-    assert one.keys() == two.keys() and len(one) > 3
+    assert one.keys() == two.keys()
+    assert len(one) > 3
     assert [k for k in one if not torch.equal(one[k], two[k])] == []
     assert state == other_state
     assert lines == other_lines

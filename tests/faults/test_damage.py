@@ -25,7 +25,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, children: Children) -> Path:
         if last_step(root / "half") >= 2:
             break
         assert children.smat(root, *TRAIN, "run=half", die_at=34)["status"] == -9
-    assert last_step(root / "half") == 2 and (root / "half" / "checkpoints" / "last.old").is_dir()
+    assert last_step(root / "half") == 2
+    assert (root / "half" / "checkpoints" / "last.old").is_dir()
     return root
 
 
@@ -65,7 +66,8 @@ def test_every_checkpoint_damaged_is_one_clear_error(world: Path, children: Chil
     for file in (run / "checkpoints").glob("last*/model.safetensors"):
         file.write_bytes(file.read_bytes()[:-1])
     answer = children.smat(world, *TRAIN, "run=lost")
-    assert not refused_or(answer) and "is damaged" in answer["stderr"]
+    assert not refused_or(answer)
+    assert "is damaged" in answer["stderr"]
 
 
 def test_a_damaged_checkpoint_is_never_evaluated_as_another(world: Path, children: Children) -> None:

@@ -40,7 +40,8 @@ def refused(read: Callable[[], object]) -> bool:
             read()
     except SmatError as error:
         line = str(error)
-        assert line.strip() and "\n" not in line.strip(), line
+        assert line.strip(), line
+        assert "\n" not in line.strip(), line
         assert len(line) < 2000, line
         return True
     return False

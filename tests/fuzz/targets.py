@@ -194,7 +194,8 @@ def _read_results(folder: Path) -> object:
 
     frame = read([folder])
     for evaluation in frame.evaluations:
-        assert isinstance(evaluation.accuracies, dict) and isinstance(evaluation.extra("seconds", "alpha"), dict)
+        assert isinstance(evaluation.accuracies, dict)
+        assert isinstance(evaluation.extra("seconds", "alpha"), dict)
         assert evaluation.settings is not None
     for run in frame.runs:
         assert run.sparsity is None or run.sparsity == run.sparsity

@@ -23,7 +23,8 @@ def refused(tmp_path: Path, source: Path | str, message: str, *overrides: str, r
     before = sorted(p.name for p in tmp_path.iterdir())
     with pytest.raises(UserError, match=message) as error:
         import_checkpoint(str(source), tmp_path / "x", [*OVERRIDES, *overrides], route)
-    assert "\n" not in str(error.value) and len(str(error.value)) < 420 + 2 * len(str(tmp_path))
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 420 + 2 * len(str(tmp_path))
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
@@ -216,12 +217,17 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path / "a.pt", smat_release())
     cli = CliRunner()
     wrong = cli.invoke(app, ["import", "a.pt", "--out", "runs/x", "--route", "best"])
-    assert wrong.exit_code == 2 and "--route best: use learned or uniform" in wrong.output and not (tmp_path / "runs").exists()
+    assert wrong.exit_code == 2
+    assert "--route best: use learned or uniform" in wrong.output
+    assert not (tmp_path / "runs").exists()
     data = ["data.root=.", "data.id=[a]", "data.ood=[c]", "eval.episodes=2"]
     made = cli.invoke(app, ["import", "a.pt", "--out", "runs/x", *OVERRIDES, *data])
-    assert made.exit_code == 0 and "runs/x: meta-test it with" in made.output and "SMAT release (transformers names)" in made.output
+    assert made.exit_code == 0
+    assert "runs/x: meta-test it with" in made.output
+    assert "SMAT release (transformers names)" in made.output
     assert RunDir.open("runs/x").finished
     options = ["--episode", "fixed", "--ways", "3", "--shots", "2", "--queries", "2"]
     done = cli.invoke(app, ["eval", "runs/x", "--adapt", "proto", "--adapt", "flip", *options])
     assert done.exit_code == 0, done.output
-    assert "OOD average" in done.output and "flip" in done.output
+    assert "OOD average" in done.output
+    assert "flip" in done.output

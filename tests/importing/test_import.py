@@ -35,7 +35,8 @@ def test_predictions_are_those_of_the_release(tmp_path: Path, names: str, name: 
     method = imported(tmp_path, smat_release(names), name)
     support = Support(data["x_s"].float(), data["y_s"], 4)
     task = method.task(support)
-    assert task.alpha is not None and close(task.alpha, data["eval.alpha"], 1e-4)
+    assert task.alpha is not None
+    assert close(task.alpha, data["eval.alpha"], 1e-4)
     centres = prototypes(task.embed(support.images, task.theta), support.labels, 4)
     logits = cosine_logits(task.embed(data["x_q"].float(), task.theta), centres, task.scale)
     assert close(logits, data["eval.query_logits"], 1e-4)
@@ -55,7 +56,8 @@ def test_everything_else_of_the_release_is_in_the_run(tmp_path: Path) -> None:
     size = method.space.size
     zeros = 1 - ((1 - counted) * size + 3 * 16) / (size + 16)
     assert close(zeros, data["eval.expert_sparsity"], 1e-5)
-    assert found.finished and found.info["imported"]["tasks"] == 6000
+    assert found.finished
+    assert found.info["imported"]["tasks"] == 6000
     assert json.loads((found.path / "origins.json").read_text())["method.experts"].endswith("a.pt")
 
 
@@ -65,9 +67,12 @@ def test_scores_need_the_routers_keys_or_are_equal(tmp_path: Path) -> None:
     run = import_checkpoint(path, tmp_path / "x", OVERRIDES, "uniform", reporter)
     method = load_method(run.path)[0]
     task = method.task(Support(data["x_s"].float(), data["y_s"], 4))
-    assert task.alpha is not None and close(task.alpha, torch.full((3,), 1 / 3, dtype=torch.float64), 1e-6)
-    assert any("same score" in line for line in reporter.lines) and run.info["imported"]["router"] == "uniform"
-    assert isinstance(method, SmatMethod) and not method.sparsity.multipliers.any()
+    assert task.alpha is not None
+    assert close(task.alpha, torch.full((3,), 1 / 3, dtype=torch.float64), 1e-6)
+    assert any("same score" in line for line in reporter.lines)
+    assert run.info["imported"]["router"] == "uniform"
+    assert isinstance(method, SmatMethod)
+    assert not method.sparsity.multipliers.any()
 
 
 def test_a_transformers_vit_gives_the_features_of_transformers(tmp_path: Path) -> None:

@@ -78,14 +78,16 @@ def test_a_sweep_is_sent_fails_in_part_and_is_retried(cluster, tmp_path):
     assert (good.state, good.step, bad.state, bad.attempt) == ("done", 2, "failed", 1)
     assert any("absent" in line for line in bad.lines), bad.lines
     again = sweep(recipe, axes, SilentReporter(), extra, out, launcher="slurm", slurm=CPU)
-    assert not again.sent and len(again.rows) == 1, "done points are not sent again, failed ones only with --retry"
+    assert not again.sent, "done points are not sent again, failed ones only with --retry"
+    assert len(again.rows) == 1, "done points are not sent again, failed ones only with --retry"
     shutil.copy(tmp_path / "c.h5", tmp_path / "absent.h5")
     retried = sweep(recipe, axes, SilentReporter(), extra, out, launcher="slurm", slurm=CPU, retry=True)
     assert list(retried.sent) == [bad.name]
     until(lambda: status(out)[1].state not in ("queued", "running"))
     assert status(out)[1].attempt == 2
     table = gather(out)
-    assert table is not None and len(table.read_text().splitlines()) == 3, "the table is there without waiting for the jobs"
+    assert table is not None, "the table is there without waiting for the jobs"
+    assert len(table.read_text().splitlines()) == 3, "the table is there without waiting for the jobs"
 
 
 @pytest.mark.slow
@@ -94,7 +96,8 @@ def test_a_job_is_requeued_on_the_signal_and_goes_on(cluster, tmp_path):
     loaded = load(tmp_path, "train.steps=60", "train.valid_every=60", "train.checkpoint_every=1000")
     (sent,) = send([loaded], False, {**CPU, "tasks": tasks})
     (script,) = (tmp_path / ".launch/slurm").glob("*_submission.sh")
-    assert "--signal=USR1@90" in script.read_text() and "--requeue" in script.read_text()
+    assert "--signal=USR1@90" in script.read_text()
+    assert "--requeue" in script.read_text()
     until(lambda: sum(1 for _ in records(sent.run)) > 3)
     with pytest.raises(UserError, match=f"job {sent.job} of run .* is still in Slurm's queue"):
         send([loaded], True, CPU)
@@ -102,7 +105,9 @@ def test_a_job_is_requeued_on_the_signal_and_goes_on(cluster, tmp_path):
     until(lambda: job_field(sent.job, "JobState") == "PENDING" or facts(sent.run).state == "finished")
     assert job_field(sent.job, "Restarts") == "1", "it was requeued"
     stopped = facts(sent.run)
-    assert stopped.state == "interrupted" and stopped.step is not None and stopped.step < 60
+    assert stopped.state == "interrupted"
+    assert stopped.step is not None
+    assert stopped.step < 60
     slurm("scontrol", "update", f"JobId={sent.job}", "StartTime=now")  # Slurm waits two minutes by default
     until(lambda: facts(sent.run).state == "finished")
     assert [r["step"] for r in records(sent.run) if r["kind"] == "train"] == list(range(1, 61)), "no step is missing or done twice"
@@ -120,9 +125,11 @@ def test_a_cancelled_job_keeps_its_checkpoint_and_is_not_requeued(cluster, tmp_p
     slurm("scancel", *result.sent.values())
     until(lambda: status(out)[0].state != "running")
     (found,) = status(out)
-    assert found.state == "failed" and "the job was cancelled" in found.lines[-1]
+    assert found.state == "failed"
+    assert "the job was cancelled" in found.lines[-1]
     run = facts(out / "seed=0")
-    assert run.state == "interrupted" and (run.path / "checkpoints/last").is_dir()
+    assert run.state == "interrupted"
+    assert (run.path / "checkpoints/last").is_dir()
 
 
 def test_refused_options_are_one_line_and_nothing_is_sent(cluster, tmp_path):
@@ -132,7 +139,8 @@ def test_refused_options_are_one_line_and_nothing_is_sent(cluster, tmp_path):
     with pytest.raises(UserError, match=r"Slurm refuses the job: .*colour"):
         send([load(tmp_path)], False, {"colour": "red"})
     assert not list((tmp_path / ".launch/slurm").iterdir())
-    assert not (tmp_path / "run").exists() and "smat-" not in slurm("squeue", "-h")
+    assert not (tmp_path / "run").exists()
+    assert "smat-" not in slurm("squeue", "-h")
 
 
 @pytest.mark.parametrize(
@@ -150,9 +158,10 @@ def test_bad_times(text):
 
 def test_parameters():
     made = parameters({"gpus": "2", "mem": "16G", "partition": "gpu", "mem-bind": "local", "setup": "module load a; echo b", "nodes": "2"})
-    assert (
-        made["gpus_per_node"] == 2 and made["partition"] == "gpu" and made["nodes"] == 2 and made["srun_args"] == ["--kill-on-bad-exit=1"]
-    )
+    assert made["gpus_per_node"] == 2
+    assert made["partition"] == "gpu"
+    assert made["nodes"] == 2
+    assert made["srun_args"] == ["--kill-on-bad-exit=1"]
     assert made["additional_parameters"] == {"requeue": True, "mem": "16G", "mem-bind": "local"}
     assert made["setup"] == ["export SUBMITIT_PREEMPT_SIGNAL=USR1", "module load a", "echo b"]
     with pytest.raises(UserError, match="give a whole number"):

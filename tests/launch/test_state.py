@@ -54,14 +54,17 @@ def test_a_crashing_point_is_survived_shown_and_retried(monkeypatch, recipe, fol
     )
     stand_in(monkeypatch, body)
     result = launch(recipe)
-    assert list(result.failed) == ["tau=0.5"] and "killed by signal 11" in result.failed["tau=0.5"]
+    assert list(result.failed) == ["tau=0.5"]
+    assert "killed by signal 11" in result.failed["tau=0.5"]
     bad, good = status(folder)
     assert (bad.state, bad.attempt, good.state) == ("failed", 1, "done")
-    assert bad.lines[0] == "working on train 0.5" and "killed by signal 11" in bad.lines[-1]
+    assert bad.lines[0] == "working on train 0.5"
+    assert "killed by signal 11" in bad.lines[-1]
     shown = CliRunner().invoke(app, ["sweep", str(folder), "--status"])
-    assert (
-        shown.exit_code == 0 and "working on train 0.5" in shown.stdout and "1 failed, 1 done" in shown.stdout and "--retry" in shown.stdout
-    )
+    assert shown.exit_code == 0
+    assert "working on train 0.5" in shown.stdout
+    assert "1 failed, 1 done" in shown.stdout
+    assert "--retry" in shown.stdout
     mark.touch()
     assert not launch(recipe, retry=True).failed
     assert [(one.state, one.attempt) for one in status(folder)] == [("done", 2), ("done", 1)]
@@ -74,7 +77,8 @@ def test_the_folder_knows_its_sweep(monkeypatch, recipe, folder, tmp_path):
     stand_in(monkeypatch, "pass")
     launch(recipe, overrides=["train.steps=7"])
     found, axes, overrides = known_sweep(folder)
-    assert Path(found) == recipe.resolve() and overrides == ["train.steps=7"]
+    assert Path(found) == recipe.resolve()
+    assert overrides == ["train.steps=7"]
     assert [(a.key, a.values) for a in axes] == [("method.sparsity.tau", ("0.5", "0.7"))]
     with pytest.raises(UserError, match="is not the folder of a sweep"):
         status(tmp_path)
@@ -90,7 +94,8 @@ def test_states_of_local_points(monkeypatch, recipe, folder):
     (folder / "tau=0.7").mkdir(exist_ok=True)
     (folder / "tau=0.7/metrics.jsonl").write_text('{"step": 3, "kind": "train"}\n{"ste')
     first, second = status(folder)
-    assert first.state == "failed" and "ended without a word" in first.lines[-1]
+    assert first.state == "failed"
+    assert "ended without a word" in first.lines[-1]
     assert (second.state, second.step, second.steps) == ("running", 3, 10)
 
 
@@ -106,7 +111,8 @@ def test_states_of_local_points(monkeypatch, recipe, folder):
 )  # fmt: skip
 def test_what_slurm_says(said, queue, expected):
     state, why = _on_slurm(said, "", queue)
-    assert state == expected and bool(why) == (expected == "failed" and said != "failed")
+    assert state == expected
+    assert bool(why) == (expected == "failed" and said != "failed")
 
 
 def test_a_job_does_what_it_was_told_when_it_was_sent(recipe, tmp_path):
@@ -117,7 +123,9 @@ def test_a_job_does_what_it_was_told_when_it_was_sent(recipe, tmp_path):
     files.write_spec(loaded, evaluate=True)
     recipe.write_text("changed: later\n")
     again, evaluated = files.read_spec()
-    assert again.recipe == loaded.recipe and again.origins == loaded.origins and evaluated
+    assert again.recipe == loaded.recipe
+    assert again.origins == loaded.origins
+    assert evaluated
     run = RunDir.create(tmp_path / "r", again.recipe, again.origins)
     assert json.loads((run.path / "origins.json").read_text())["train.steps"] == "command line"
 
@@ -136,4 +144,5 @@ def test_a_job_does_what_it_was_told_when_it_was_sent(recipe, tmp_path):
 )
 def test_bad_words(recipe, words, part):
     done = CliRunner().invoke(app, ["sweep", "tau", str(recipe), "--values", "0.5", *words])
-    assert done.exit_code == 2 and part in done.stderr, done.output
+    assert done.exit_code == 2, done.output
+    assert part in done.stderr, done.output

@@ -34,7 +34,8 @@ def test_means_are_means_of_group_means_and_only_where_complete():
     del values["vtab_dmlab"]
     assert means(values, "vtab") == {"Natural": 1.0, "Specialized": 0.5}
     five = {task.name: i / 10 for i, task in enumerate(FGVC)}
-    assert means(five, "fgvc") == {"Mean": pytest.approx(0.2)} and means({"fgvc_nabirds": 1.0}, "fgvc") == {}
+    assert means(five, "fgvc") == {"Mean": pytest.approx(0.2)}
+    assert means({"fgvc_nabirds": 1.0}, "fgvc") == {}
     assert means({"a": 0.0, "b": 1.0}) == {"Mean": 0.5}
 
 
@@ -49,7 +50,8 @@ def root(tmp_path):
 
 def test_known_names_are_found(root):
     found, missing = stores_of("vtab", store_files(root))
-    assert list(found) == ["vtab_svhn", "vtab_retinopathy"] and len(missing) == 17
+    assert list(found) == ["vtab_svhn", "vtab_retinopathy"]
+    assert len(missing) == 17
 
 
 def test_a_suite_names_what_is_missing_and_goes_on_where_it_was(root: Path):
@@ -57,7 +59,8 @@ def test_a_suite_names_what_is_missing_and_goes_on_where_it_was(root: Path):
     done = smat(recipe, "--suite", "vtab", "--seeds", "0,1", *QUICK)
     assert done.exit_code == 0, done.output
     assert "missing: vtab_cifar (CIFAR-100); smat data prepare vtab VTAB/cifar" in done.stderr
-    assert done.stderr.count("missing: ") == 17 and "4 runs in" in done.stderr
+    assert done.stderr.count("missing: ") == 17
+    assert "4 runs in" in done.stderr
     names = {p.name for p in (root / "run-vtab").iterdir() if not p.name.startswith(".")}
     assert names == {f"run-vtab_{task}-seed{seed}" for task in ("svhn", "retinopathy") for seed in (0, 1)} | {"suite.csv"}
     with (root / "run-vtab" / "suite.csv").open() as file:
@@ -66,8 +69,11 @@ def test_a_suite_names_what_is_missing_and_goes_on_where_it_was(root: Path):
     assert [float(row["score"]) for row in rows] == scores
     shutil.rmtree(root / "run-vtab" / "run-vtab_svhn-seed1")
     again = smat(recipe, "--suite", "vtab", "--seeds", "0,1", *QUICK)
-    assert again.exit_code == 0 and "3 of them are finished already" in again.stderr and "[1/1] run-vtab_svhn-seed1" in again.stderr
-    assert "vtab_svhn" in again.stdout and (root / "run-vtab" / "run-vtab_svhn-seed1" / "tune.json").exists()
+    assert again.exit_code == 0
+    assert "3 of them are finished already" in again.stderr
+    assert "[1/1] run-vtab_svhn-seed1" in again.stderr
+    assert "vtab_svhn" in again.stdout
+    assert (root / "run-vtab" / "run-vtab_svhn-seed1" / "tune.json").exists()
 
 
 def test_recipes_of_a_folder_side_by_side_and_their_report(root: Path):
@@ -80,12 +86,14 @@ def test_recipes_of_a_folder_side_by_side_and_their_report(root: Path):
     assert smat(str(folder / "lora.yaml"), *shared).exit_code == 0
     done = smat(str(folder), *shared, "--jobs", "2")
     assert done.exit_code == 0, done.output + done.stderr
-    assert "2 of them are finished already" in done.stderr and "mlae-a-seed0: done" in done.stderr
+    assert "2 of them are finished already" in done.stderr
+    assert "mlae-a-seed0: done" in done.stderr
     assert len(list((root / "many").glob("*/tune.json"))) == 4
     made = CliRunner().invoke(app, ["report", str(root / "many"), "--out", str(root / "report")])
     assert made.exit_code == 0, made.output + made.stderr
     page = (root / "report" / "tuning-datasets-accuracy.md").read_text()
-    assert "mlae p=0.5 rank 4" in page and "lora rank 4" in page
+    assert "mlae p=0.5 rank 4" in page
+    assert "lora rank 4" in page
     found = {row[0]: row[1:] for row in csv.reader((root / "report" / "tuning-datasets-accuracy.csv").read_text().splitlines())}
     scores = [json.loads((root / "many" / f"lora-{d}-seed0" / "tune.json").read_text())["score"] for d in "ab"]
     assert any(f"{100 * scores[0]:.1f}" in str(cells) and f"{50 * sum(scores):.1f}" in str(cells) for cells in found.values())
@@ -96,19 +104,23 @@ def test_the_report_shows_published_means_beside_ours(root: Path):
     made = CliRunner().invoke(app, ["report", str(root / "run-vtab"), "--out", str(root / "report"), "--published", "mlae"])
     assert made.exit_code == 0, made.output + made.stderr
     page = (root / "report" / "tuning-vtab-accuracy.md").read_text()
-    assert "SVHN" in page and "Retinopathy" in page and "Without a result: Caltech-101" in page
+    assert "SVHN" in page
+    assert "Retinopathy" in page
+    assert "Without a result: Caltech-101" in page
     assert "published, not measured here" in page
 
 
 def test_seeds_without_a_suite(root: Path):
     done = smat(str(root / "recipe.yaml"), "--seeds", "3,4", *QUICK)
-    assert done.exit_code == 0 and {p.name for p in (root / "run-seeds").glob("run*")} == {"run-a-seed3", "run-a-seed4"}
+    assert done.exit_code == 0
+    assert {p.name for p in (root / "run-seeds").glob("run*")} == {"run-a-seed3", "run-a-seed4"}
 
 
 def test_a_failed_run_does_not_stop_the_others(root: Path):
     (root / "broken.h5").write_bytes((root / "b.h5").read_bytes()[:2000])
     done = smat(str(root / "recipe.yaml"), "--suite", "broken,a", *QUICK)
-    assert done.exit_code == 1 and "1 of 2 runs failed: run-broken-seed0" in done.stderr
+    assert done.exit_code == 1
+    assert "1 of 2 runs failed: run-broken-seed0" in done.stderr
     assert (root / "run-suite" / "run-a-seed0" / "tune.json").exists()
 
 
@@ -134,7 +146,9 @@ def test_a_failed_run_does_not_stop_the_others(root: Path):
 def test_bad_input_is_one_line_and_nothing_is_made(root: Path, arguments: list[str], message: str):
     before = sorted(root.iterdir())
     done = smat(str(root / "recipe.yaml"), *arguments)
-    assert done.exit_code == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.exit_code == 2, done.stderr
+    assert message in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
     assert sorted(root.iterdir()) == before
 
 
@@ -149,6 +163,7 @@ def test_lists_that_name_missing_images_are_refused(tmp_path):
     prepare = ["data", "prepare", "vtab", str(task), "--size", "16", "--out", str(tmp_path / "stores")]
     done = CliRunner().invoke(app, prepare, env={"NO_COLOR": "1", "COLUMNS": "200"})
     last = done.stderr.splitlines()[-1]
-    assert done.exit_code == 2 and "1 unreadable (--no-strict leaves them out): images/train800/000002.jpg: vanished" in last
+    assert done.exit_code == 2
+    assert "1 unreadable (--no-strict leaves them out): images/train800/000002.jpg: vanished" in last
     assert not list((tmp_path / "stores").glob("*.h5"))
     assert CliRunner().invoke(app, [*prepare, "--no-strict"]).exit_code == 0

@@ -90,13 +90,17 @@ def test_trains_evaluates_and_tabulates(world):
         ("train", 0.7, False, "auto"),
         ("eval", 0.7, 4, ("proto",)),
     ]
-    assert result.folder == world.folder and sorted(p.name for p in world.folder.glob("[!.]*")) == ["sweep.csv", "tau=0.5", "tau=0.7"]
+    assert result.folder == world.folder
+    assert sorted(p.name for p in world.folder.glob("[!.]*")) == ["sweep.csv", "tau=0.5", "tau=0.7"]
     rows = read(world.folder / "sweep.csv")
-    assert [r["method.sparsity.tau"] for r in rows] == ["0.5", "0.7"] and not result.failed
+    assert [r["method.sparsity.tau"] for r in rows] == ["0.5", "0.7"]
+    assert not result.failed
     last = rows[1]
     assert (last["id_mean"], last["ood_mean"], last["ood_half_width"]) == ("0.7", "0.35", "0.01")
     assert float(last["sparsity"]) == pytest.approx(0.71), "of the best checkpoint, not of the last validation"
-    assert last["run"] == str(world.folder / "tau=0.7") and last["protocol"] == "5w5s10q" and last["episodes"] == "4"
+    assert last["run"] == str(world.folder / "tau=0.7")
+    assert last["protocol"] == "5w5s10q"
+    assert last["episodes"] == "4"
 
 
 def test_means_over_datasets(world, tmp_path):
@@ -111,7 +115,8 @@ def test_means_over_datasets(world, tmp_path):
     from smatcli.launch.table import read_rows
 
     (row,) = read_rows(point)
-    assert float(row["id_mean"]) == pytest.approx(0.5) and float(row["id_half_width"]) == pytest.approx(math.hypot(0.03, 0.04) / 2)
+    assert float(row["id_mean"]) == pytest.approx(0.5)
+    assert float(row["id_half_width"]) == pytest.approx(math.hypot(0.03, 0.04) / 2)
     assert row["ood_mean"] == "", "z is not a dataset of the recipe, and there is no out-of-domain one"
 
 
@@ -138,9 +143,11 @@ def test_failed_point_is_named_and_the_others_go_on(world, error):
     world.fail[0.5] = error
     done = CliRunner().invoke(app, ["sweep", "tau", str(world.recipe), "--values", "0.5,0.7"])
     assert done.exit_code == 1
-    assert "1 of 2 points failed: tau=0.5" in done.stderr.splitlines()[-1] and str(error) in done.stderr.splitlines()[-1]
+    assert "1 of 2 points failed: tau=0.5" in done.stderr.splitlines()[-1]
+    assert str(error) in done.stderr.splitlines()[-1]
     assert [r["point"] for r in read(world.folder / "sweep.csv")] == ["tau=0.7"]
-    assert "tau=0.7" in done.stdout and "35.0 ± 1.0" in done.stdout
+    assert "tau=0.7" in done.stdout
+    assert "35.0 ± 1.0" in done.stdout
 
 
 def test_interrupt_stops_the_sweep(world):
@@ -201,7 +208,9 @@ def test_folder_names_of_awkward_values(world):
 def test_bad_grids_are_refused_before_anything_is_made(world, axes, overrides, part):
     with pytest.raises(UserError) as caught:
         sweep(world.recipe, [parse_grid(a) for a in axes], SilentReporter(), overrides)
-    assert part in str(caught.value) and not world.calls and not world.folder.exists()
+    assert part in str(caught.value)
+    assert not world.calls
+    assert not world.folder.exists()
 
 
 @pytest.mark.parametrize(
@@ -223,7 +232,8 @@ def test_bad_words(words, values, grid, part):
 
 def test_both_forms_parse():
     recipe, axes, overrides = parse(["tau", "quickstart/smat", "seed=1"], "0.5,0.9", ["method.experts=2,4"])
-    assert recipe == "quickstart/smat" and overrides == ["seed=1"]
+    assert recipe == "quickstart/smat"
+    assert overrides == ["seed=1"]
     assert [(a.key, a.values) for a in axes] == [("method.sparsity.tau", ("0.5", "0.9")), ("method.experts", ("2", "4"))]
     assert parse(["quickstart/smat", "seed=1"], None, ["tau=0.5"])[1][0].key == "method.sparsity.tau"
 
@@ -238,7 +248,8 @@ def test_a_run_is_no_folder_for_a_sweep(world, tmp_path):
 def test_slots():
     assert slots_of([], None) == [None]
     assert slots_of(["cuda:0", "cuda:1"], None) == ["cuda:0", "cuda:1"]
-    assert slots_of(["cuda:0", "cuda:1"], 3) == ["cuda:0", "cuda:1", "cuda:0"] and slots_of(["cuda:0", "cuda:1"], 1) == ["cuda:0"]
+    assert slots_of(["cuda:0", "cuda:1"], 3) == ["cuda:0", "cuda:1", "cuda:0"]
+    assert slots_of(["cuda:0", "cuda:1"], 1) == ["cuda:0"]
     with pytest.raises(UserError, match="at least one point"):
         slots_of([], 0)
 
@@ -259,7 +270,8 @@ def stand_in(world, monkeypatch, body):
 
     def commands(point, recipe, device, side_by_side):
         made = real(point, recipe, device, side_by_side)
-        assert [c[3] for c in made] == ["train", "eval"] and f"device={device}" in made[0]
+        assert [c[3] for c in made] == ["train", "eval"]
+        assert f"device={device}" in made[0]
         tau = point.values["method.sparsity.tau"]
         return [[sys.executable, "-c", body, c[3], tau] for c in made]
 
@@ -271,7 +283,8 @@ def test_side_by_side(world, monkeypatch):
     for tau in (0.5, 0.9):
         write_results(world.folder / f"tau={tau}", tau)
     result = sweep(world.recipe, [parse_axis("tau", "0.5,0.7,0.9")], SilentReporter(), devices=["cpu", "cpu"])
-    assert list(result.failed) == ["tau=0.7"] and "the loss is nan (log: " in result.failed["tau=0.7"]
+    assert list(result.failed) == ["tau=0.7"]
+    assert "the loss is nan (log: " in result.failed["tau=0.7"]
     assert [r["point"] for r in read(result.table)] == ["tau=0.5", "tau=0.9"]
     assert (world.folder / "tau=0.5.log").read_text().count("loss") == 2
 
@@ -303,8 +316,12 @@ def test_commands_parse_as_recipes(world):
 
     recipe = load_recipe(train[4], train[5:-1]).recipe
     assert isinstance(recipe, TrainRecipe)
-    assert recipe.device == "cuda:1" and recipe.threads is not None and recipe.run == str(point.run) and train[-1] == "--resume"
-    assert evaluate[3:5] == ["eval", str(point.run)] and evaluate[-2:] == ["--device", "cuda:1"]
+    assert recipe.device == "cuda:1"
+    assert recipe.threads is not None
+    assert recipe.run == str(point.run)
+    assert train[-1] == "--resume"
+    assert evaluate[3:5] == ["eval", str(point.run)]
+    assert evaluate[-2:] == ["--device", "cuda:1"]
     assert load_recipe(world.recipe, eval_overrides(recipe)).recipe.eval == recipe.eval  # type: ignore[union-attr]
 
 

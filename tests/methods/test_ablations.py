@@ -121,8 +121,10 @@ def test_the_default_smat_has_not_changed(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("kind", ["random", "magnitude"])
 def test_fixed_masks_written_out(kind: Any) -> None:
     method, task = build(SmatConfig(experts=M, router=ROUTER, masks=MaskConfig(kind=kind))), double()
-    assert isinstance(method, SmatMethod) and method.fixed is not None
-    assert set(method.groups()) == {"delta", "router"} and method.feasible()
+    assert isinstance(method, SmatMethod)
+    assert method.fixed is not None
+    assert set(method.groups()) == {"delta", "router"}
+    assert method.feasible()
     z = method.fixed.double()
     assert z.mean().item() == pytest.approx(0.1, abs=1e-4)
     theta = method.theta_pre + method.theta_delta * (scores(method, task, NOISE)[:, None] * z).sum(0)
@@ -136,12 +138,14 @@ def test_fixed_masks_written_out(kind: Any) -> None:
 def test_own_dense_experts_written_out() -> None:
     config = SmatConfig(experts=M, router=ROUTER, interpolated=False, masks=MaskConfig(kind="dense"), sparsity=SparsityConfig(tau=0))
     method, task = build(config), double()
-    assert isinstance(method, SmatMethod) and method.theta_delta.shape == (M, method.space.size)
+    assert isinstance(method, SmatMethod)
+    assert method.theta_delta.shape == (M, method.space.size)
     alpha = scores(method, task, NOISE)
     theta = method.theta_pre + alpha[0] * method.theta_delta[0] + alpha[1] * method.theta_delta[1] + alpha[2] * method.theta_delta[2]
     agree(method, task, Injected(None, NOISE), written_out(method, theta, task, True))
     found = method.task(task.support)
-    assert found.alpha is not None and torch.allclose(found.theta, method.theta_pre + found.alpha @ method.theta_delta.detach(), rtol=1e-9)
+    assert found.alpha is not None
+    assert torch.allclose(found.theta, method.theta_pre + found.alpha @ method.theta_delta.detach(), rtol=1e-9)
 
 
 @pytest.mark.parametrize("group", ["element", "output"])
@@ -163,7 +167,8 @@ def test_own_sparse_experts_written_out(group: Any) -> None:
     zeros = (1.2 * torch.sigmoid(method.log_alpha.detach()) - 0.1).clamp(0, 1)
     z = zeros if method.masks.groups is None else zeros[:, index]
     found = method.task(task.support)
-    assert found.alpha is not None and found.delta is None
+    assert found.alpha is not None
+    assert found.delta is None
     assert torch.allclose(found.theta, method.theta_pre + (found.alpha[:, None] * z * method.theta_delta.detach()).sum(0), rtol=1e-9)
 
 
@@ -233,7 +238,8 @@ def test_mlp_experts_written_out(name: str) -> None:
     assert (statistics["parameters_expert"], statistics["parameters_trained"]) == (per_expert, trained)
     found = method.task(task.support)
     outside = torch.tensor([".mlp." not in n for n, size in zip(method.space.names, method.space.sizes, strict=True) for _ in range(size)])
-    assert torch.equal(found.theta[outside], method.theta_pre[outside]) and not torch.equal(found.theta, method.theta_pre)
+    assert torch.equal(found.theta[outside], method.theta_pre[outside])
+    assert not torch.equal(found.theta, method.theta_pre)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,8 @@ def test_every_registered_method_is_in_the_battery() -> None:
 def test_a_task_of_experts_merges_scores_of_any_scale(name: str) -> None:
     method = trained(name)
     task = method.task(episode().support)
-    assert task.alpha is not None and task.merge is not None
+    assert task.alpha is not None
+    assert task.merge is not None
     assert task.alpha.sum() == pytest.approx(1, abs=1e-6)
     assert torch.allclose(task.merge(3 * task.alpha), task.theta, atol=1e-6)
     on = torch.ones_like(task.alpha)
@@ -85,7 +86,8 @@ def test_a_task_of_experts_merges_scores_of_any_scale(name: str) -> None:
         assert not torch.equal(task.merge(on), task.theta)
     off = task.merge(torch.zeros_like(on))
     assert torch.equal(off, method.theta_pre) or name == "softmerge"  # whose other parameters are tuned too
-    assert not task.theta.requires_grad and not off.requires_grad
+    assert not task.theta.requires_grad
+    assert not off.requires_grad
     if task.delta is not None:
         assert torch.equal(task.delta(task.alpha, on, task.theta), task.merge(on))
 

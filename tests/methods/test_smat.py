@@ -60,7 +60,8 @@ def test_state_gives_the_same_task_in_another_method() -> None:
     other.eval().task(support)
     other.load_state_dict({name: tensor.clone() for name, tensor in method.state_dict().items()})
     ours, theirs = method.eval().task(support), other.task(support)
-    assert torch.equal(ours.theta, theirs.theta) and torch.equal(ours.alpha, theirs.alpha)  # type: ignore[arg-type]
+    assert torch.equal(ours.theta, theirs.theta)
+    assert torch.equal(ours.alpha, theirs.alpha)  # type: ignore[arg-type]
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(ours.embed(images, ours.theta), theirs.embed(images, theirs.theta))
 
@@ -73,14 +74,17 @@ def test_untrained_task_is_the_pre_trained_model() -> None:
 def test_task_merges_scores_of_any_scale_and_all_off() -> None:
     method = build().eval()
     task = method.task(episode().support)
-    assert task.merge is not None and task.delta is not None and task.alpha is not None
+    assert task.merge is not None
+    assert task.delta is not None
+    assert task.alpha is not None
     assert torch.equal(task.merge(torch.zeros(M)), method.theta_pre)
     dense, *_ = method.merge(task.alpha, training=False)
     assert torch.allclose(task.theta, dense, atol=1e-6)
     on = torch.tensor([1.0, 0, 1, 0])
     assert torch.equal(task.merge(on), task.merge(on / 2))
     assert torch.equal(task.delta(task.alpha, on / 2, task.theta), task.merge(on))
-    assert not task.theta.requires_grad and not task.merge(on).requires_grad
+    assert not task.theta.requires_grad
+    assert not task.merge(on).requires_grad
 
 
 def test_a_task_keeps_its_parameters_when_the_method_is_trained_on() -> None:
@@ -166,13 +170,15 @@ def test_more_teacher_steps_lower_the_query_loss(prototype_rule: Any) -> None:
     for steps in (1, 2, 4):
         config = TeacherConfig(steps=steps, lr=0.01, prototypes=prototype_rule)
         losses.append(F.cross_entropy(teacher_logits(student, task, config, method.embed, 10.0), task.query_labels).item())
-    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0]
 
 
 def test_teacher_can_be_left_out() -> None:
     method = build(PAPER.model_copy(update={"teacher": TeacherConfig(steps=0)}))
     losses = method.loss(episode(), generator())
-    assert "kd" not in losses.terms and losses.total.item() == pytest.approx(sum(losses.terms.values()), rel=1e-5)
+    assert "kd" not in losses.terms
+    assert losses.total.item() == pytest.approx(sum(losses.terms.values()), rel=1e-5)
 
 
 @pytest.mark.parametrize(("config", "rate"), [(PAPER, 0.5), (RELEASE, 0.5 * M)], ids=["paper", "release"])
@@ -210,7 +216,8 @@ def test_statistics_are_those_of_the_masks() -> None:
     z = method.shape.eval_gate(method.log_alpha.detach())
     assert statistics["sparsity_inference"] == pytest.approx((z == 0).float().mean().item(), abs=1e-6)
     assert statistics["sparsity_min"] <= statistics["sparsity_expected"] <= statistics["sparsity_max"]
-    assert statistics["multiplier_mean"] == pytest.approx(0.3) and statistics["temperature"] == 5.0
+    assert statistics["multiplier_mean"] == pytest.approx(0.3)
+    assert statistics["temperature"] == 5.0
 
 
 def test_stochastic_masks_have_the_expected_sparsity() -> None:
@@ -229,6 +236,8 @@ def test_precision_of_the_backbone_is_the_callers() -> None:
     exact = method.loss(task, generator()).total
     method.precision = Half()
     half = method.loss(task, generator()).total
-    assert half.dtype == torch.float32 and half.item() != exact.item() and half.item() == pytest.approx(exact.item(), rel=0.05)
+    assert half.dtype == torch.float32
+    assert half.item() != exact.item()
+    assert half.item() == pytest.approx(exact.item(), rel=0.05)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert method.loss(task, generator()).total.item() == half.item()

@@ -77,7 +77,8 @@ def injected(data: Parity) -> Injected:
 def test_inference_agrees_with_the_release(data: Parity, method: Released, episode: Episode) -> None:
     task = method.eval().task(episode.support)
     centres = prototypes(task.embed(episode.support.images, task.theta), episode.support.labels, 4)
-    assert task.alpha is not None and close(task.alpha, data["eval.alpha"], TOLERANCE)
+    assert task.alpha is not None
+    assert close(task.alpha, data["eval.alpha"], TOLERANCE)
     assert close(cosine_logits(task.embed(episode.query_images, task.theta), centres, task.scale), data["eval.query_logits"], TOLERANCE)
     counted = method.measured_sparsity(torch.tensor(method.compressed().nonzeros))
     assert close(counted, data["eval.expert_sparsity"], 1e-6)
@@ -87,7 +88,8 @@ def test_forward_agrees_with_the_release(data: Parity, method: Released, episode
     method.train()
     router_logits, frozen = method._frozen(episode)
     assert close(router_logits, data["train.router_logits"], TOLERANCE)
-    assert frozen is not None and close(frozen, data["train.pretrained_query_logits"], TOLERANCE)
+    assert frozen is not None
+    assert close(frozen, data["train.pretrained_query_logits"], TOLERANCE)
     assert close(method.embed(episode.support.images, method.theta_pre), data["train.pretrained_support_features"], TOLERANCE)
     alpha = normalise(method.router.scores(router_logits, u=injected.router))
     assert close(alpha, data["train.alpha"], TOLERANCE)
@@ -153,13 +155,15 @@ def test_distillation_agrees_with_the_release() -> None:
     data = Parity("kd")
     student, temperature, weight = data["student_logits"].requires_grad_(), float(data["T"]), float(data["lam"])
     parts = [distillation(student, data[f"{name}_logits"], temperature, "reverse") / 2 for name in ("teacher", "pretrained")]
-    assert close(parts[0], data["kd_teacher"], 1e-5) and close(parts[1], data["kd_pretrained"], 1e-5)
+    assert close(parts[0], data["kd_teacher"], 1e-5)
+    assert close(parts[1], data["kd_pretrained"], 1e-5)
     ce = F.cross_entropy(student, data["labels"])
     assert close(ce, data["cross_entropy"], 1e-5)
     kd = parts[0] + parts[1]
     (grad,) = torch.autograd.grad(kd, student, retain_graph=True)
     assert close(grad, data["dkd_dstudent"], 1e-5)
-    assert close((1 - weight) * ce, data["query_ce_weighted"], 1e-5) and close(weight * kd, data["query_kd_weighted"], 1e-5)
+    assert close((1 - weight) * ce, data["query_ce_weighted"], 1e-5)
+    assert close(weight * kd, data["query_kd_weighted"], 1e-5)
     (grad,) = torch.autograd.grad((1 - weight) * ce + weight * kd, student)
     assert close(grad, data["dtotal_dstudent"], 1e-5)
 
@@ -171,8 +175,11 @@ def test_prototype_head_agrees_with_the_release() -> None:
     logits = cosine_logits(query, centres, float(data["scale"]))
     ce = F.cross_entropy(logits, labels)
     grads = torch.autograd.grad(ce, (query, centres))
-    assert close(centres, data["prototypes"], 1e-5) and close(logits, data["logits"], 1e-5) and close(ce, data["cross_entropy"], 1e-5)
+    assert close(centres, data["prototypes"], 1e-5)
+    assert close(logits, data["logits"], 1e-5)
+    assert close(ce, data["cross_entropy"], 1e-5)
     # Row 0 is all zeros: its gradient is 1 / eps times that of a unit vector, in the release too.
-    assert close(grads[0][1:], data["query_features_grad"][1:], 1e-5) and close(grads[0][:1], data["query_features_grad"][:1], 1e-4)
+    assert close(grads[0][1:], data["query_features_grad"][1:], 1e-5)
+    assert close(grads[0][:1], data["query_features_grad"][:1], 1e-4)
     assert close(grads[1], data["prototypes_grad"], 1e-5)
     assert float((logits.argmax(1) == labels).double().mean()) == float(data["accuracy"])

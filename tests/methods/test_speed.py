@@ -32,7 +32,8 @@ def poisoned() -> Iterator[None]:
     """Fresh memory holds NaN, so that what is never written shows."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()  # type: ignore[attr-defined]
+    assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(before)
 
@@ -143,7 +144,8 @@ def test_compiled_blocks_of_padded_episodes() -> None:
     method = build(FULL, torch.float64)
     method.execution = Execution(method.backbone, compile=True, recompute=True, chunk=11, backend=aot_eager)
     found, expected = fast(method, episodes), plain(FULL, episodes, torch.float64, "cpu")
-    assert found[0] == pytest.approx(expected[0], rel=1e-9) and worst(found[1], expected[1]) < 1e-9
+    assert found[0] == pytest.approx(expected[0], rel=1e-9)
+    assert worst(found[1], expected[1]) < 1e-9
     assert method.execution.compiled is not None
     assert set(method.execution.compiled.shapes) == {8, 12}  # 11 and 4 images
 
@@ -166,7 +168,8 @@ def test_compiled_by_inductor(device: str) -> None:
 
 def test_recompilations_are_bounded_by_buckets() -> None:
     sizes = {bucket(n) for n in range(1, 1025)}
-    assert len(sizes) == 29 and all(bucket(n) >= n and bucket(n) <= max(8, 1.25 * n) for n in range(1, 1025))
+    assert len(sizes) == 29
+    assert all(bucket(n) >= n and bucket(n) <= max(8, 1.25 * n) for n in range(1, 1025))
     compiled = []
 
     def counting(graph: Any, inputs: Any) -> Any:
@@ -180,7 +183,8 @@ def test_recompilations_are_bounded_by_buckets() -> None:
         for count in (3, 5, 8, 9, 10, 33, 40):
             images = torch.randn(count, 3, 16, 16)
             assert torch.allclose(execution(tensors, images), net(images), atol=1e-5)
-    assert execution.compiled is not None and len(compiled) == len(execution.compiled.shapes) == 3  # 8, 10 and 40; all blocks are one
+    assert execution.compiled is not None
+    assert len(compiled) == len(execution.compiled.shapes) == 3  # 8, 10 and 40; all blocks are one
     assert "3 graphs" in str(execution.compiled)
 
 

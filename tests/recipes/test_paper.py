@@ -99,4 +99,6 @@ def test_results_of_before_the_switches_stay_comparable() -> None:
     assert set(facts) == old
     assert set(facts["masks"]) == {"noise", "beta", "gamma", "zeta", "eval_beta", "init_mean", "init_std", "clamp"}
     used = method_facts(recipe("paper/table2/no_interpolation").method)
-    assert used["interpolated"] is False and used["masks"]["kind"] == "dense" and "query_split" not in used
+    assert used["interpolated"] is False
+    assert used["masks"]["kind"] == "dense"
+    assert "query_split" not in used

@@ -22,7 +22,9 @@ def test_makes_it_again_only_when_something_changed(tmp_path: Path):
         next(script)()
 
     watch(lambda: made.append(len(made)), [tmp_path], 5.0, said.append, pause, times=5)
-    assert made == [0, 1, 2] and pauses == [5.0] * 4 and said == []
+    assert made == [0, 1, 2]
+    assert pauses == [5.0] * 4
+    assert said == []
 
 
 def test_waits_for_the_first_results_and_survives_what_comes_later(tmp_path: Path):
@@ -41,7 +43,8 @@ def test_waits_for_the_first_results_and_survives_what_comes_later(tmp_path: Pat
         os.utime(path, ns=(1, path.stat().st_mtime_ns + 1_000_000))
 
     watch(make, [tmp_path], 1.0, said.append, change, times=4)
-    assert len(calls) == 4 and said == ["no results below a; run it; waiting", "x is damaged; waiting"]
+    assert len(calls) == 4
+    assert said == ["no results below a; run it; waiting", "x is damaged; waiting"]
 
 
 def test_a_wrong_option_ends_it(tmp_path: Path):

@@ -34,9 +34,12 @@ def test_pairs_that_meet_often_come_before_those_that_met_once():
     label = np.array([0, 0, 1, 1, 2, 3, 0, 0, 1, 1])
     predicted = np.array([1, 0, 0, 1, 3, 3, 1, 0, 0, 1])
     first, second = confused_pairs(episode, label, predicted, 5)
-    assert (first.first, first.second, first.count, first.asked) == (0, 1, 4, 8) and first.rate == 0.5
-    assert (second.first, second.second, second.count, second.asked) == (2, 3, 1, 2) and second.sure < first.sure
-    assert confused_pairs(episode, label, label, 5) == [] and len(confused_pairs(episode, label, predicted, 1)) == 1
+    assert (first.first, first.second, first.count, first.asked) == (0, 1, 4, 8)
+    assert first.rate == 0.5
+    assert (second.first, second.second, second.count, second.asked) == (2, 3, 1, 2)
+    assert second.sure < first.sure
+    assert confused_pairs(episode, label, label, 5) == []
+    assert len(confused_pairs(episode, label, predicted, 1)) == 1
 
 
 def test_lower_end_of_the_interval():

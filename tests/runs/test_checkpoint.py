@@ -72,7 +72,8 @@ def test_damage_is_found_and_the_one_before_is_used(last, damage):
     save(last.parent / "last.old", 0)
     reporter = SilentReporter()
     assert load_checkpoint(last, reporter).state == {"step": 0}
-    assert "damaged" in reporter.lines[0] and "using the one before it" in reporter.lines[0]
+    assert "damaged" in reporter.lines[0]
+    assert "using the one before it" in reporter.lines[0]
 
 
 def test_a_crash_between_the_renames_loses_nothing(last):
@@ -170,7 +171,8 @@ def test_others_stand_in_where_both_are_damaged(last):
         _flip(last.parent / name) if name == "last.old" else (last / "state.json").unlink()
     reporter = SilentReporter()
     assert load_checkpoint(last, reporter, others=[last.parent / "step-1"]).state == {"step": 1}
-    assert reporter.lines[0].count("is damaged") == 2 and reporter.lines[0].endswith("step-1)")
+    assert reporter.lines[0].count("is damaged") == 2
+    assert reporter.lines[0].endswith("step-1)")
     with pytest.raises(UserError, match="last is damaged"):
         load_checkpoint(last)
 

@@ -55,7 +55,9 @@ def test_a_torn_line_and_a_damaged_recipe_are_no_reason_to_fail(tmp_path):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "ki')
     found = facts(run)
-    assert found.step == 8 and found.method == "?" and found.steps is None
+    assert found.step == 8
+    assert found.method == "?"
+    assert found.steps is None
 
 
 def test_states_of_running_ones(tmp_path):
@@ -85,12 +87,16 @@ def test_ls(tmp_path):
     made(tmp_path, "one", rows=ROWS)
     made(tmp_path, "two", "failed", message="SmatError: the loss is nan")
     out = run_cli("ls", tmp_path).stdout
-    assert "8/10" in out and "50.00" in out and "1:15" in out and "failed" in out
+    assert "8/10" in out
+    assert "50.00" in out
+    assert "1:15" in out
+    assert "failed" in out
     assert "one" not in run_cli("ls", tmp_path, "--state", "failed").stdout
     rows = [json.loads(line) for line in run_cli("ls", tmp_path, "--json").stdout.splitlines()]
     assert [(r["state"], r["best"]) for r in rows] == [("finished", 0.5), ("failed", None)]
     bad = run_cli("ls", "--state", "finishd", tmp_path)
-    assert bad.exit_code == 2 and "did you mean 'finished'" in bad.stderr
+    assert bad.exit_code == 2
+    assert "did you mean 'finished'" in bad.stderr
     assert run_cli("ls", tmp_path / "none").exit_code == 2
 
 
@@ -107,7 +113,10 @@ def test_compare(tmp_path):
     made(tmp_path, "two", rows=ROWS[:2], recipe="run: elsewhere\nmethod: {name: smat, experts: 8}\ntrain: {steps: 10}\n")
     assert differing_keys([facts(p) for p in find_runs([tmp_path])]) == {"method.experts": [4, 8]}
     out = run_cli("compare", tmp_path / "one", tmp_path / "two").stdout
-    assert "method.experts" in out and "8/10" in out and "5/10" in out and "train.steps" not in out
+    assert "method.experts" in out
+    assert "8/10" in out
+    assert "5/10" in out
+    assert "train.steps" not in out
     assert run_cli("compare", tmp_path / "one").exit_code == 2
 
 

@@ -66,7 +66,9 @@ def test_rich_shows_brackets_as_they_are_and_ends_twice():
     rich.finish()
     text = stream.getvalue()
     assert "data [split] a" in text
-    assert "loss 0.25" in text and "[red]x" in text and "4/10" in text
+    assert "loss 0.25" in text
+    assert "[red]x" in text
+    assert "4/10" in text
 
 
 def test_auto_is_plain_without_a_terminal(monkeypatch):

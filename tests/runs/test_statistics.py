@@ -25,7 +25,8 @@ def test_interval_is_mean_and_standard_error(values):
 def test_interval_of_few_and_missing_values():
     assert interval(np.array([])) is UNKNOWN
     one = interval(np.array([0.5, math.nan]))
-    assert one.mean == 0.5 and math.isnan(one.half_width)
+    assert one.mean == 0.5
+    assert math.isnan(one.half_width)
     assert interval(np.array([0.2, 0.4, math.nan])) == interval(np.array([0.2, 0.4]))
 
 
@@ -34,14 +35,17 @@ def test_pairing_removes_what_episodes_share():
     shared, own = rng.normal(0.6, 0.1, 400), rng.normal(0.01, 0.02, 400)
     first, second = shared + own, shared
     paired = paired_difference(first, second)
-    assert paired.mean == pytest.approx(own.mean()) and paired.half_width == pytest.approx(1.96 * stats.sem(own))
+    assert paired.mean == pytest.approx(own.mean())
+    assert paired.half_width == pytest.approx(1.96 * stats.sem(own))
     low, high = stats.ttest_rel(first, second).confidence_interval()
     assert paired.half_width == pytest.approx((high - low) / 2, rel=0.01)
     unpaired = unpaired_difference(interval(first), interval(second))
     assert unpaired.mean == pytest.approx(paired.mean)
     assert unpaired.half_width == pytest.approx(1.96 * math.sqrt(stats.sem(first) ** 2 + stats.sem(second) ** 2))
     assert unpaired.half_width > 5 * paired.half_width
-    assert paired.above_zero and not paired.below_zero and not unpaired.above_zero
+    assert paired.above_zero
+    assert not paired.below_zero
+    assert not unpaired.above_zero
 
 
 def test_average_has_the_coverage_it_promises():
@@ -59,4 +63,5 @@ def test_average_needs_every_part():
     found = average(parts)
     assert (found.mean, found.half_width) == pytest.approx((0.4, 0.025))
     assert results.average([(0.2, 0.03), (0.6, 0.04)]) == pytest.approx((0.4, 0.025))
-    assert not average([*parts, UNKNOWN]).known and not average([]).known
+    assert not average([*parts, UNKNOWN]).known
+    assert not average([]).known

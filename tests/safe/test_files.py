@@ -14,7 +14,8 @@ def test_success_replaces_the_old_file_and_leaves_nothing_else(tmp_path):
     target = tmp_path / "new" / "a.txt"
     atomic_write_text(target, "one\n")
     atomic_write_text(target, "zwei ä\n")
-    assert target.read_bytes() == "zwei ä\n".encode() and os.listdir(target.parent) == ["a.txt"]
+    assert target.read_bytes() == "zwei ä\n".encode()
+    assert os.listdir(target.parent) == ["a.txt"]
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt()])
@@ -22,10 +23,13 @@ def test_failure_keeps_the_old_file(tmp_path, error):
     target = tmp_path / "a.png"
     target.write_text("old")
     with pytest.raises(type(error)), atomic_path(target) as draft:
-        assert draft.parent == tmp_path and draft.suffix == ".png" and draft.name.startswith(".")
+        assert draft.parent == tmp_path
+        assert draft.suffix == ".png"
+        assert draft.name.startswith(".")
         draft.write_text("half")
         raise error
-    assert os.listdir(tmp_path) == ["a.png"] and target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.png"]
+    assert target.read_text() == "old"
 
 
 @pytest.mark.parametrize(("code", "said"), [(errno.ENOSPC, "no space left"), (errno.EDQUOT, "quota")])
@@ -35,8 +39,10 @@ def test_full_disk_is_one_line_and_keeps_the_old_file(tmp_path, code, said):
     with pytest.raises(SmatError, match=said) as caught, atomic_path(target) as draft:
         draft.write_text("half")
         raise OSError(code, os.strerror(code))
-    assert caught.value.exit_code == 1 and str(target) in str(caught.value)
-    assert os.listdir(tmp_path) == ["a.txt"] and target.read_text() == "old"
+    assert caught.value.exit_code == 1
+    assert str(target) in str(caught.value)
+    assert os.listdir(tmp_path) == ["a.txt"]
+    assert target.read_text() == "old"
 
 
 def test_the_flush_to_disk_counts_too(tmp_path, monkeypatch):

@@ -90,7 +90,8 @@ def test_reports(tmp_path, place, kind):
     done = CliRunner().invoke(app, ["report", str(runs), "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     new = [p for p in set(tmp_path.rglob("*")) - before if p != tmp_path / "out"]
-    assert new and all((tmp_path / "out") in p.parents for p in new)
+    assert new
+    assert all((tmp_path / "out") in p.parents for p in new)
     assert all(len(p.name.encode()) < 200 and p.name.isprintable() and not set(p.name) & set("<>:\"|?*'\\") for p in new)
     for path in new:
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
@@ -101,12 +102,16 @@ def test_reports(tmp_path, place, kind):
             assert not any(str(a.get(key)).startswith("javascript") for _, a in page.tags for key in ("href", "src"))
             assert "alert(1)</script>" not in text
         elif path.suffix == ".tex":
-            assert r"\input{x}" not in text and r"\write18" not in text and r"\immediate" not in text
+            assert r"\input{x}" not in text
+            assert r"\write18" not in text
+            assert r"\immediate" not in text
         elif path.suffix == ".csv":
             with path.open(newline="", encoding="utf-8") as file:
                 assert not [c for row in csv.reader(file) for c in row if c[:1] in ("=", "@", "\t", "\r")]
         elif path.suffix == ".md":
-            assert "<script" not in text and "<img" not in text and not re.search(r"(?<!\\)\]\(javascript", text)
+            assert "<script" not in text
+            assert "<img" not in text
+            assert not re.search(r"(?<!\\)\]\(javascript", text)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +153,9 @@ def test_prepare_writes_below_out(tmp_path, name):
         done = CliRunner().invoke(
             app, ["data", "prepare", "meta-dataset", str(tmp_path / "src" / "toy"), "--out", str(tmp_path / "out"), *more]
         )
-        assert done.exit_code == 2 and "internal" not in done.output and "Traceback" not in done.output, done.output
+        assert done.exit_code == 2, done.output
+        assert "internal" not in done.output, done.output
+        assert "Traceback" not in done.output, done.output
     assert all((tmp_path / "out") in (p, *p.parents) for p in set(tmp_path.rglob("*")) - before)
 
 
@@ -182,7 +189,9 @@ def test_a_class_may_be_called_anything_but_is_only_text(tmp_path):
     assert Store.open(path).class_names == names
     for args in (["data", "info", str(path)], ["data", "ls", str(tmp_path)], ["data", "show", str(path), "--out", str(tmp_path / "s.png")]):
         done = CliRunner().invoke(app, args)
-        assert done.exit_code == 0 and "\x1b" not in done.output and "\x07" not in done.output, done.output
+        assert done.exit_code == 0, done.output
+        assert "\x1b" not in done.output, done.output
+        assert "\x07" not in done.output, done.output
 
 
 def test_a_run_is_made_where_the_recipe_says_and_nothing_is_replaced(tmp_path, recipe_file):
@@ -198,7 +207,8 @@ def test_a_run_is_made_where_the_recipe_says_and_nothing_is_replaced(tmp_path, r
         recipe = load_recipe(recipe_file("run: runs/small", f"run: {tmp_path / target}")).recipe
         with pytest.raises(UserError, match="exists"):
             RunDir.create(recipe.run, recipe)
-    assert (tmp_path / "mine" / "thesis.tex").read_text() == "words" and not (tmp_path / "nowhere").exists()
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "words"
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_points_of_a_sweep_stay_in_its_folder(tmp_path, recipe_file):
@@ -206,4 +216,7 @@ def test_points_of_a_sweep_stay_in_its_folder(tmp_path, recipe_file):
 
     for value in ("../../x", "/etc/passwd", "a\nb", "a b<c>", "x" * 500):
         text = file_text(value)
-        assert "/" not in text and "\n" not in text and text not in ("", ".", "..") and len(text) < 200
+        assert "/" not in text
+        assert "\n" not in text
+        assert text not in ("", ".", "..")
+        assert len(text) < 200

@@ -103,9 +103,11 @@ def test_ade20k_counts_from_one_and_ignores_zero(tmp_path):
             mask(tmp_path / f"ADEChallengeData2016/annotations/{part}/ADE_{i}.png", values)
     found = opened(SegmentData(layout="ade20k", root=str(tmp_path)), size=12)
     assert sorted(np.unique(found.mask_at(0, True))) == [0, 149, 255]
-    assert found.data.number == 150 and found.pixels.nonzero()[0].tolist() == [0, 149]
+    assert found.data.number == 150
+    assert found.pixels.nonzero()[0].tolist() == [0, 149]
     (split,) = splits(found, 0, 0)
-    assert len(split.test) == 2 and len(split.train) + len(split.valid) == 3, "tested on the published validation images"
+    assert len(split.test) == 2, "tested on the published validation images"
+    assert len(split.train) + len(split.valid) == 3, "tested on the published validation images"
 
 
 @pytest.mark.parametrize("breakage, said", [
@@ -124,7 +126,8 @@ def test_what_is_wrong_is_named(tmp_path, breakage, said):
     breakage(tmp_path)
     with pytest.raises(UserError) as error:
         opened(data)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_suffix(tmp_path):
@@ -201,7 +204,8 @@ def test_what_is_larger_than_memory_is_read_again(tmp_path, monkeypatch):
     rows = np.array([2, 0])
     for a, b in zip(kept.read(rows), read.read(rows), strict=True):
         assert (a == b).all()
-    assert (kept.image_at(1, 8) == read.image_at(1, 8)).all() and (kept.mask_at(1, True) == read.mask_at(1, True)).all()
+    assert (kept.image_at(1, 8) == read.image_at(1, 8)).all()
+    assert (kept.mask_at(1, True) == read.mask_at(1, True)).all()
 
 
 def test_confusion_is_the_plain_loop():
@@ -222,11 +226,14 @@ def test_confusion_is_the_plain_loop():
 
 def test_measures_in_closed_form():
     perfect = measures(torch.diag(torch.tensor([5, 3, 0])))
-    assert (perfect.miou, perfect.accuracy, perfect.dice) == (1, 1, 1) and np.isnan(perfect.ious[2])
+    assert (perfect.miou, perfect.accuracy, perfect.dice) == (1, 1, 1)
+    assert np.isnan(perfect.ious[2])
     half = measures(torch.tensor([[0, 0], [5, 5]]))  # half of the only class is found
-    assert half.ious == [0, 0.5] and half.accuracy == 0.5
+    assert half.ious == [0, 0.5]
+    assert half.accuracy == 0.5
     shifted = measures(torch.tensor([[80, 5], [5, 5]]))  # two squares of 10 pixels that share 5
-    assert shifted.ious[1] == pytest.approx(1 / 3) and shifted.dice == pytest.approx((160 / 170 + 0.5) / 2)
+    assert shifted.ious[1] == pytest.approx(1 / 3)
+    assert shifted.dice == pytest.approx((160 / 170 + 0.5) / 2)
     assert np.isnan(measures(torch.zeros(2, 2)).miou)
 
 
@@ -235,10 +242,12 @@ def test_image_and_mask_move_together():
     masks[:, :, 0] = 255
     images = (masks == 1).to(torch.uint8).mul(255).unsqueeze(-1).expand(-1, -1, -1, 3)
     pixels, classes = augmented(images, masks, 1.0, (1.0, 1.0), torch.Generator().manual_seed(0))
-    assert (classes == masks.flip(-1)).all() and ((pixels[:, 0] > 0) == (classes == 1)).all()
+    assert (classes == masks.flip(-1)).all()
+    assert ((pixels[:, 0] > 0) == (classes == 1)).all()
     pixels, classes = augmented(images, masks, 0.0, (0.4, 0.5), torch.Generator().manual_seed(0))
     assert set(classes.unique().tolist()) == {0, 1, 255}
     outside = (pixels == 0).all(1)
-    assert outside.float().mean() > 0.5 and (classes[outside] == 255).all()
+    assert outside.float().mean() > 0.5
+    assert (classes[outside] == 255).all()
     again = augmented(images, masks, 0.5, (0.5, 2.0), torch.Generator().manual_seed(7))
     assert (again[0] == augmented(images, masks, 0.5, (0.5, 2.0), torch.Generator().manual_seed(7))[0]).all()

@@ -99,7 +99,8 @@ def test_merging_leaves_the_tuner_alone(row):
     before = copy.deepcopy(tuner.state_dict())
     tuner.merge()
     after = tuner.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) for k in before)
 
 
 def test_saved_and_loaded_is_the_same(row, tmp_path):

@@ -75,14 +75,17 @@ def test_a_left_out_expert_learns_nothing():
     made(X).sum().backward()
     off = made.b.grad.abs().sum(0) == 0
     assert 0 < int(off.sum()) < 4
-    assert torch.equal(off, made.a.grad.abs().sum(1) == 0) and torch.equal(off, made.coefficients.grad == 0)
+    assert torch.equal(off, made.a.grad.abs().sum(1) == 0)
+    assert torch.equal(off, made.coefficients.grad == 0)
 
 
 def test_starting_values():
     made = mlae(rank=8, init=0.25)
     for part in made.parts().values():
-        assert torch.equal(part.coefficients, torch.full((8,), 0.25)) and not part.b.any()
-        assert part.a.abs().max() <= 1 / 4 and part.a.std() > 0.9 / 4 / 3**0.5  # Kaiming uniform of 16 inputs: 1 / sqrt(16)
+        assert torch.equal(part.coefficients, torch.full((8,), 0.25))
+        assert not part.b.any()
+        assert part.a.abs().max() <= 1 / 4
+        assert part.a.std() > 0.9 / 4 / 3**0.5  # Kaiming uniform of 16 inputs: 1 / sqrt(16)
 
 
 def test_the_papers_patterns():
@@ -92,8 +95,10 @@ def test_the_papers_patterns():
     assert counts("uniform", 8, 12) == [8] * 12
     around, within = counts("hourglass", 8, 12), counts("protruding", 8, 12)
     assert sorted(around) == sorted(within) == rising
-    assert around.index(min(around)) in (5, 6) and within.index(max(within)) in (5, 6)
-    assert around[:7] == sorted(around[:7], reverse=True) and around[7:] == sorted(around[7:])
+    assert around.index(min(around)) in (5, 6)
+    assert within.index(max(within)) in (5, 6)
+    assert around[:7] == sorted(around[:7], reverse=True)
+    assert around[7:] == sorted(around[7:])
 
 
 @pytest.mark.parametrize("pattern", ["incremental", "decremental", "hourglass", "protruding", "random"])
@@ -101,7 +106,9 @@ def test_the_papers_patterns():
 @pytest.mark.parametrize("mean", [1, 2, 8])
 def test_every_pattern_has_its_mean(pattern, depth, mean):
     found = counts(pattern, mean, depth)
-    assert len(found) == depth and sum(found) == mean * depth and min(found) >= 0
+    assert len(found) == depth
+    assert sum(found) == mean * depth
+    assert min(found) >= 0
 
 
 def test_random_patterns_follow_their_seed():
@@ -112,11 +119,13 @@ def test_rates():
     assert rates_of(mlae_config(mask="fixed"), 12) == [0.0] * 12
     assert rates_of(mlae_config(p=0.3), 12) == [0.3] * 12
     rising = rates_of(mlae_config(p=0.5, pattern="incremental"), 12)
-    assert rising[0] == pytest.approx(1 - 0.5 * 2 / 8) and rising[-1] == pytest.approx(1 - 0.5 * 14 / 8)
+    assert rising[0] == pytest.approx(1 - 0.5 * 2 / 8)
+    assert rising[-1] == pytest.approx(1 - 0.5 * 14 / 8)
     assert sum(rising) / 12 == pytest.approx(0.5)
     assert rates_of(mlae_config(p=[0.1, 0.2]), 2) == [0.1, 0.2]
     mixed = mlae_config(mask="mixed", p=0.1, pattern=[1, 2, 3, 4])
-    assert rates_of(mixed, 4) == [0.1] * 4 and experts_of(mixed, 4) == [1, 2, 3, 4]
+    assert rates_of(mixed, 4) == [0.1] * 4
+    assert experts_of(mixed, 4) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

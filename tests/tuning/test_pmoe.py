@@ -38,7 +38,8 @@ def test_one_expert_is_vpt_deep(layers):
 def test_one_gated_expert_with_shallow_prompts_is_gapt():
     ours = pmoe(vit(0), layers=1, gated=True)
     theirs = build_tuner(GaptConfig(prompts=2), [vit(0)], 4).eval()
-    assert isinstance(theirs, Prompted) and theirs.gates is not None
+    assert isinstance(theirs, Prompted)
+    assert theirs.gates is not None
     with torch.no_grad():
         theirs.prompts.copy_(ours.experts.prompts[:, 0])
         theirs.gates.copy_(ours.experts.gates[:, 0])
@@ -73,7 +74,8 @@ def test_groups_hold_every_trained_parameter_once_and_only_they_move():
     made = pmoe(vit(0), vit(1, dim=12), gated=True, dispatcher=DispatcherConfig(kind="moe")).train()
     groups = made.trainable()
     listed = [p for params in groups.values() for p in params]
-    assert len({id(p) for p in listed}) == len(listed) and {id(p) for p in listed} == {id(p) for p in made.parameters() if p.requires_grad}
+    assert len({id(p) for p in listed}) == len(listed)
+    assert {id(p) for p in listed} == {id(p) for p in made.parameters() if p.requires_grad}
     before = {n: p.clone() for n, p in made.state_dict().items()}
     optimizer = torch.optim.AdamW(listed, lr=0.1)
     torch.nn.functional.cross_entropy(made(IMAGES), torch.tensor([0, 1, 2])).backward()

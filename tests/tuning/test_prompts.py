@@ -59,13 +59,16 @@ def test_open_gates_are_shallow_and_closed_gates_repeat_the_prompts():
 
 def test_the_gates_start_as_set():
     gates = prompted(name="gapt", gate=2.0).gates
-    assert gates is not None and torch.equal(gates, torch.full((DEPTH - 1,), 2.0))
+    assert gates is not None
+    assert torch.equal(gates, torch.full((DEPTH - 1,), 2.0))
 
 
 def test_prompts_start_in_the_range_of_the_patch_embedding():
     prompts = prompted(name="vpt-deep", prompts=50).prompts.detach()
     bound = (6 / (3 * 8 * 8 + 16)) ** 0.5
-    assert prompts.abs().max() <= bound and prompts.abs().max() > 0.97 * bound and abs(float(prompts.mean())) < 0.01
+    assert prompts.abs().max() <= bound
+    assert prompts.abs().max() > 0.97 * bound
+    assert abs(float(prompts.mean())) < 0.01
 
 
 def test_more_prompt_layers_than_blocks():

@@ -25,9 +25,12 @@ def opened(path):
 @pytest.mark.parametrize("name", ["omniglot", "aircraft", "dtd", "vgg_flower", "traffic_sign", "cifar10", "cars"])
 def test_a_store_as_it_should_be(tmp_path, name):
     store, comparison = opened(write_known(tmp_path, paper(name)))
-    assert comparison.known.name == name and comparison.mismatches == [] and comparison.remarks == ()
+    assert comparison.known.name == name
+    assert comparison.mismatches == []
+    assert comparison.remarks == ()
     items = {item.what: item.found for item in comparison.items}
-    assert items["images"] == f"{len(store):,}" and ("ontology" in items) == (name == "omniglot")
+    assert items["images"] == f"{len(store):,}"
+    assert ("ontology" in items) == (name == "omniglot")
 
 
 def test_every_mismatch_is_named(tmp_path):
@@ -62,7 +65,8 @@ def test_other_splits_are_a_mismatch(tmp_path):
 
 def test_a_known_other_version_is_a_remark(tmp_path):
     _, comparison = opened(write_known(tmp_path, paper("cifar10"), [1000] * 10))
-    assert comparison.mismatches == [] and comparison.remarks == ("10,000 images: its test images alone",)
+    assert comparison.mismatches == []
+    assert comparison.remarks == ("10,000 images: its test images alone",)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +91,8 @@ def test_stores_are_known_by_their_name_or_their_origin(tmp_path, name, source, 
 
 def test_tuning_tasks_are_compared_by_image(tmp_path):
     good = write_task(tmp_path / "a", DTD_TASK, (800, 200, 1880), 47, "vtab /VTAB/dtd")
-    assert opened(good)[1].known is DTD_TASK and opened(good)[1].mismatches == []
+    assert opened(good)[1].known is DTD_TASK
+    assert opened(good)[1].mismatches == []
     bad = write_task(tmp_path / "b", DTD_TASK, (800, 200, 1879), 46, "vtab /VTAB/dtd")
     assert opened(bad)[1].mismatches == ["classes 46, expected 47", "images train/valid/test 800/200/1,879, expected 800/200/1,880"]
     renamed = write_task(tmp_path / "c", dataclasses.replace(DTD_TASK, name="textures"), (800, 200, 1880), 47, "vtab /VTAB/dtd")
@@ -103,8 +108,10 @@ def test_diagnose_prefers_the_right_store(tmp_path):
     findings = {finding.known.name: finding for finding in diagnose(tmp_path, PAPER)}
     assert [known.name for known in PAPER] == list(findings)
     assert (findings["dtd"].state, findings["dtd"].path) == ("present", right)
-    assert findings["aircraft"].state == "wrong" and len(findings["aircraft"].problems) == 3
-    assert findings["cars"].state == "wrong" and "not an HDF5 file" in findings["cars"].problems[0]
+    assert findings["aircraft"].state == "wrong"
+    assert len(findings["aircraft"].problems) == 3
+    assert findings["cars"].state == "wrong"
+    assert "not an HDF5 file" in findings["cars"].problems[0]
     assert sum(finding.state == "missing" for finding in findings.values()) == 15
 
 

@@ -51,7 +51,8 @@ def test_the_paper_has_eighteen_and_the_benchmarks_nineteen_and_five():
 def test_classes_of_meta_dataset_are_the_published_ones():
     assert {known.name: known.classes for known in TEN} == META_DATASET
     sums = [sum(by_split(known)[part] for known in TEN) for part in range(3)]
-    assert sums == [3144, 598, 1192] and sum(sums) == 4934  # the totals that its README gives
+    assert sums == [3144, 598, 1192]
+    assert sum(sums) == 4934  # the totals that its README gives
 
 
 @pytest.mark.parametrize(
@@ -86,17 +87,26 @@ def test_vpt_splits_the_official_training_images(name, train):
 def test_vtab_has_a_thousand_training_images_and_the_known_test_sets():
     assert all(by_split(known)[:2] == (800, 200) for known in VTAB)
     tests = {known.name.removeprefix("vtab_"): by_split(known)[2] for known in VTAB}
-    assert tests["eurosat"] == 27_000 // 5 and tests["resisc45"] == 31_500 // 5 and tests["dsprites_loc"] == 737_280 // 10
-    assert tests["patch_camelyon"] == 2**15 and tests["smallnorb_azi"] == 24_300 // 2 and tests["dtd"] == 47 * 40
+    assert tests["eurosat"] == 27_000 // 5
+    assert tests["resisc45"] == 31_500 // 5
+    assert tests["dsprites_loc"] == 737_280 // 10
+    assert tests["patch_camelyon"] == 2**15
+    assert tests["smallnorb_azi"] == 24_300 // 2
+    assert tests["dtd"] == 47 * 40
 
 
 @pytest.mark.parametrize("known", EVERY, ids=lambda known: known.name)
 def test_numbers_are_consistent(known):
-    assert known.title and known.licence and known.download and known.origin.startswith("http")
+    assert known.title
+    assert known.licence
+    assert known.download
+    assert known.origin.startswith("http")
     if known.images_by_split:
-        assert isinstance(known.classes, int) and known.images is None
+        assert isinstance(known.classes, int)
+        assert known.images is None
         return
-    assert isinstance(known.classes, tuple) and len(known.classes) == 3
+    assert isinstance(known.classes, tuple)
+    assert len(known.classes) == 3
     if known.images_a_class:
         low, high = known.images_a_class
         assert low * known.number_of_classes <= known.images <= high * known.number_of_classes
@@ -124,8 +134,10 @@ def test_commands_are_of_the_command_line(known):
     for raw in (False, True) if known.raw else (False,):
         kind, context = parsed(known.command_for("a folder", raw=raw))
         given = context.params
-        assert kind in SOURCES and str(given["out"]) == f"a folder/{known.collection}"
-        assert given["size"] == known.size and given["fit"] == "squash"
+        assert kind in SOURCES
+        assert str(given["out"]) == f"a folder/{known.collection}"
+        assert given["size"] == known.size
+        assert given["fit"] == "squash"
         assert given["name"] in (None, known.name)
         if kind == "torchvision":
             from smatcli.data.sources.torchvision_sets import dataset_name
@@ -146,7 +158,8 @@ def test_every_dataset_is_on_the_page():
     text = render()
     for known in EVERY:
         assert all(word in text for word in (known.title, known.origin, known.licence, known.download, f"    {known.command_for()}\n"))
-    assert "| 1,280,764 |" in text and "63.0 GB at 128 px" in text  # 1,280,764 x 128 x 128 x 3 bytes
+    assert "| 1,280,764 |" in text
+    assert "63.0 GB at 128 px" in text  # 1,280,764 x 128 x 128 x 3 bytes
 
 
 def test_update_keeps_what_is_outside_the_marks(tmp_path):
@@ -155,4 +168,7 @@ def test_update_keeps_what_is_outside_the_marks(tmp_path):
     update(page)
     once = page.read_text(encoding="utf-8")
     update(page)
-    assert once.startswith("# Mine\n\n") and once.endswith("\n\nend\n") and "STALE" not in once and page.read_text(encoding="utf-8") == once
+    assert once.startswith("# Mine\n\n")
+    assert once.endswith("\n\nend\n")
+    assert "STALE" not in once
+    assert page.read_text(encoding="utf-8") == once

@@ -64,18 +64,23 @@ def test_every_episode_keeps_the_protocol(store, index, balanced, ignore):
     plan, told = made.plan(index), made.describe(index)
     assert_sound(plan, store)
     ways, shots, queries = len(plan.classes), np.bincount(plan.support_labels), np.bincount(plan.query_labels)
-    assert np.array_equal(plan.classes, told.classes) and np.array_equal(shots, told.shots) and set(queries.tolist()) == {told.queries}
+    assert np.array_equal(plan.classes, told.classes)
+    assert np.array_equal(shots, told.shots)
+    assert set(queries.tolist()) == {told.queries}
     pool = made.pools["toy"]
     assert set(plan.classes.tolist()) <= set(pool.classes.tolist())
     counts = store.counts[plan.classes]
     assert 5 <= ways <= min(50, len(pool.classes))
-    assert 1 <= told.queries <= 10 and (shots >= 1).all() and (shots + told.queries <= counts).all()
+    assert 1 <= told.queries <= 10
+    assert (shots >= 1).all()
+    assert (shots + told.queries <= counts).all()
     if balanced is None:
         assert told.queries <= counts.min() // 2
         assert shots.sum() <= 500
     else:
         low, high = (balanced, balanced) if isinstance(balanced, int) else balanced
-        assert low <= shots[0] <= high and len(set(shots.tolist())) == 1
+        assert low <= shots[0] <= high
+        assert len(set(shots.tolist())) == 1
         assert told.queries == min(10, counts.min() - high)
     if ignore == 1 or getattr(store, "ontology", None) is None:
         assert told.group is None
@@ -94,7 +99,8 @@ def test_nodes_are_drawn_uniformly_even_with_equal_leaves():
     names = [g.name for g in made.pools["toy"].groups]
     drawn = [made.describe(i).group for i in range(9000)]
     counts = np.array([drawn.count(name) for name in names])
-    assert len(names) == 18 and ((counts - 500) ** 2 / 500).sum() < 53
+    assert len(names) == 18
+    assert ((counts - 500) ** 2 / 500).sum() < 53
 
 
 def test_spans_above_392_and_below_the_ways_are_not_eligible():

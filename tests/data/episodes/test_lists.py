@@ -74,8 +74,10 @@ def test_a_loader_gives_the_same_images_from_the_list(sampler):
     made = draw_list(sampler, 4)["cars"]
     drawn = EpisodeSampler({"cars": store}, "all", sampler.config, 4)
     for one, other in zip(EpisodeLoader(ListSampler(store, made), range(4)), EpisodeLoader(drawn, range(4)), strict=True):
-        assert torch.equal(one.support.images, other.support.images) and torch.equal(one.query_images, other.query_images)
-        assert torch.equal(one.support.labels, other.support.labels) and torch.equal(one.query_labels, other.query_labels)
+        assert torch.equal(one.support.images, other.support.images)
+        assert torch.equal(one.query_images, other.query_images)
+        assert torch.equal(one.support.labels, other.support.labels)
+        assert torch.equal(one.query_labels, other.query_labels)
         assert (one.dataset, one.index, one.seed) == (other.dataset, other.index, other.seed)
 
 
@@ -138,7 +140,8 @@ def test_changed_lists_are_refused(sampler, tmp_path, change, message):
     rewrite(path, change)
     with pytest.raises(UserError, match=message) as error:
         read_list(path)
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_files_that_are_no_lists_are_refused(sampler, tmp_path):
@@ -173,4 +176,5 @@ def test_no_pickle_is_read(sampler, tmp_path):
 
 def test_an_empty_list_is_a_list():
     made = EpisodeList.of([], "birds", "test", "5w5s10q", 0, "abc")
-    assert len(made) == 0 and len(made.hash) == 64
+    assert len(made) == 0
+    assert len(made.hash) == 64

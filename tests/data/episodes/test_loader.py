@@ -145,7 +145,8 @@ def test_an_error_of_a_worker_names_the_episode(error, kind):
             seen.append(episode.index)
     assert seen == [10, 11, 12]
     assert type(raised.value) is kind
-    assert str(raised.value).startswith("toy episode 13 (seed 0): ") and str(error) in str(raised.value)
+    assert str(raised.value).startswith("toy episode 13 (seed 0): ")
+    assert str(error) in str(raised.value)
     assert no_threads_left()
 
 
@@ -190,13 +191,15 @@ def test_an_epoch_holds_every_image_at_most_once_with_its_label():
     assert all(seen.count(one) <= known.count(one) for one in seen)
     assert [(len(i), i.dtype, y.dtype) for i, y in loader.epoch()] == [(8, torch.uint8, torch.int64)] * 3
     everything = batches(shuffle=False)
-    assert len(everything) == 4 and listed(everything) == known
+    assert len(everything) == 4
+    assert listed(everything) == known
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
     loader = batches()
     assert listed(loader, 1) == listed(batches(workers=3, prefetch=7), 1) == listed(batches(prefetch=0), 1)
-    assert listed(loader, 0) != listed(loader, 1) and listed(loader, 0) != listed(batches(seed=6), 0)
+    assert listed(loader, 0) != listed(loader, 1)
+    assert listed(loader, 0) != listed(batches(seed=6), 0)
     assert listed(loader, 1, start=2) == listed(loader, 1)[16:]
 
 

@@ -55,7 +55,8 @@ def test_fixed_episodes_hold_what_was_asked_or_are_refused(counts, ways, shots, 
     assert_sound(plan, store)
     assert low[0] <= len(plan.classes) <= low[1]
     per_class = np.bincount(plan.support_labels)
-    assert len(set(per_class.tolist())) == 1 and high[0] <= per_class[0] <= high[1]
+    assert len(set(per_class.tolist())) == 1
+    assert high[0] <= per_class[0] <= high[1]
     given_queries = np.bincount(plan.query_labels)
     assert set(given_queries.tolist()) == {made.pools["toy"].queries}
     assert given_queries[0] == queries or (given_queries[0] < queries and any("queries a class" in note for note in made.notes))
@@ -73,7 +74,8 @@ def test_variable_episodes_are_sound(counts, index):
     assert 5 <= len(plan.classes) <= min(50, enough)
     assert len(plan.support) <= max(500, len(plan.classes))
     queries = np.bincount(plan.query_labels)
-    assert len(set(queries.tolist())) == 1 and queries[0] == min(10, int(store.counts[plan.classes].min() // 2))
+    assert len(set(queries.tolist())) == 1
+    assert queries[0] == min(10, int(store.counts[plan.classes].min() // 2))
 
 
 def test_a_plan_depends_on_its_name_alone():
@@ -119,7 +121,8 @@ def test_split_of_overrides_the_split_of_one_dataset():
     splits = {"test": [0, 1, 2, 3, 4], "all": range(10)}
     stores = {name: FakeStore([20] * 10, splits, images=False) for name in ("id", "ood")}
     made = EpisodeSampler(stores, "test", EpisodeConfig(), 0, split_of={"ood": "all"})
-    assert len(made.pools["id"].classes) == 5 and len(made.pools["ood"].classes) == 10
+    assert len(made.pools["id"].classes) == 5
+    assert len(made.pools["ood"].classes) == 10
 
 
 def test_images_and_classes_are_uniform():
@@ -154,7 +157,9 @@ def test_every_impossible_dataset_is_named():
     stores = {"one": FakeStore([3] * 9, images=False), "fine": FakeStore([20] * 9, images=False), "two": FakeStore([20] * 2, images=False)}
     with pytest.raises(UserError) as error:
         EpisodeSampler(stores, "all", EpisodeConfig(), 0)
-    assert "one:" in str(error.value) and "two:" in str(error.value) and "fine" not in str(error.value)
+    assert "one:" in str(error.value)
+    assert "two:" in str(error.value)
+    assert "fine" not in str(error.value)
 
 
 def test_an_empty_split_or_no_dataset_is_refused():
@@ -180,21 +185,25 @@ def test_empty_ranges_are_refused(wrong):
 def test_small_classes_are_left_out_and_noted():
     made = sampler([14] * 3 + [15] * 7)
     assert made.notes == ["toy: 3 of 10 classes of split 'all' left out: fewer than 15 images"]
-    assert made.pools["toy"].classes.tolist() == list(range(3, 10)) and made.pools["toy"].queries == 10
+    assert made.pools["toy"].classes.tolist() == list(range(3, 10))
+    assert made.pools["toy"].queries == 10
 
 
 def test_queries_are_lowered_only_where_a_dataset_is_too_small_and_never_silently():
     stores = {"pets": FakeStore([10] * 37, images=False), "big": FakeStore([100] * 10, images=False)}
     made = EpisodeSampler(stores, "all", EpisodeConfig(), 0)
     assert made.notes == ["pets: 5 queries a class (asked 10: its classes have 10 images)"]
-    assert made.pools["pets"].queries == 5 and made.pools["big"].queries == 10
+    assert made.pools["pets"].queries == 5
+    assert made.pools["big"].queries == 10
 
 
 def test_lowered_queries_keep_half_of_the_usable_classes():
     """100 classes of 8, one of 6, none of 15: 3 queries; the class of 6 goes rather than 2 queries of every episode."""
     made = sampler([8] * 100 + [6, 5])
-    assert made.pools["toy"].queries == 3 and len(made.pools["toy"].classes) == 100
-    assert "only 0 of the 102 classes of split 'all' have 15 images" in made.notes[0] and "2 of 102 classes" in made.notes[1]
+    assert made.pools["toy"].queries == 3
+    assert len(made.pools["toy"].classes) == 100
+    assert "only 0 of the 102 classes of split 'all' have 15 images" in made.notes[0]
+    assert "2 of 102 classes" in made.notes[1]
 
 
 def test_settings_that_the_kind_does_not_read_are_noted():

@@ -26,29 +26,29 @@ def test_flat():
     spec = parse_spec(flat((2, 1, 1), [5, 6, 7, 8]), "spec")
     assert (spec.name, spec.kind, spec.ontology) == ("toy", "flat", None)
     assert spec.classes == tuple(SpecClass(f"class {i}", s, 5 + i) for i, s in enumerate(["train", "train", "valid", "test"]))
-    assert spec.file(3) == "3.tfrecords" and spec.file(3, ".h5") == "3.h5"
+    assert spec.file(3) == "3.tfrecords"
+    assert spec.file(3, ".h5") == "3.h5"
 
 
 def test_bilevel():
     spec = parse_spec(bilevel((2, 0, 1), [2, 3, 1], 4), "spec")
-    assert [c.split for c in spec.classes] == ["train"] * 5 + ["test"] and {c.images for c in spec.classes} == {4}
-    assert (
-        spec.ontology
-        and spec.ontology.kind == "bilevel"
-        and spec.ontology.nodes
-        == {
-            "train": (Node("group 0", "group 0", (0, 1)), Node("group 1", "group 1", (2, 3, 4))),
-            "valid": (),
-            "test": (Node("group 2", "group 2", (5,)),),
-        }
-    )
+    assert [c.split for c in spec.classes] == ["train"] * 5 + ["test"]
+    assert {c.images for c in spec.classes} == {4}
+    assert spec.ontology
+    assert spec.ontology.kind == "bilevel"
+    assert spec.ontology.nodes == {
+        "train": (Node("group 0", "group 0", (0, 1)), Node("group 1", "group 1", (2, 3, 4))),
+        "valid": (),
+        "test": (Node("group 2", "group 2", (5,)),),
+    }
 
 
 def test_dag():
     """Inner nodes in the order of wn_id; their leaves once each, as class ids, in the order of the leaves' wn_id."""
     spec = parse_spec(dag(GRAPHS, LEAVES, 3), "spec")
     assert [(c.name, c.split, c.images) for c in spec.classes] == [(n, "train" if n in "zbk" else "test", 3) for n in LEAVES]
-    assert spec.ontology and {s: [(n.name, n.words, n.leaves) for n in nodes] for s, nodes in spec.ontology.nodes.items()} == {
+    assert spec.ontology
+    assert {s: [(n.name, n.words, n.leaves) for n in nodes] for s, nodes in spec.ontology.nodes.items()} == {
         "train": [("left", "words of left", (1, 0)), ("right", "words of right", (1, 2)), ("root", "words of root", (1, 2, 0))],
         "valid": [],
         "test": [("low", "words of low", (4, 3)), ("top", "words of top", (4, 3))],
@@ -60,7 +60,8 @@ def test_reference_specs(kind):
     """Against the offsets and counts that the reference sampler reported for these files."""
     path = SHARED / f"{kind}_spec.json"
     spec, raw = read_spec(path), json.loads(path.read_text())
-    assert spec.kind == kind and (spec.ontology is not None) == (kind == "bilevel")
+    assert spec.kind == kind
+    assert (spec.ontology is not None) == (kind == "bilevel")
     assert [c.images for c in spec.classes] == [raw["images_per_class"][str(i)] for i in range(len(spec.classes))]
     assert [c.name for c in spec.classes] == [raw["class_names"][str(i)] for i in range(len(spec.classes))]
     if spec.ontology:
@@ -72,13 +73,16 @@ def test_reference_dag():
     """The number of images of an inner node is that of the distinct leaves below it: the file says so itself."""
     path = SHARED / "dag_spec.json"
     spec, raw = read_spec(path), json.loads(path.read_text())
-    assert spec.ontology and spec.kind == spec.ontology.kind == "dag"
+    assert spec.ontology
+    assert spec.kind == spec.ontology.kind == "dag"
     for split, nodes in spec.ontology.nodes.items():
         listed = raw["images_per_class"][split.upper()]
-        assert nodes and [n.name for n in nodes] == sorted(n.name for n in nodes)
+        assert nodes
+        assert [n.name for n in nodes] == sorted(n.name for n in nodes)
         for node in nodes:
             names = [spec.classes[i].name for i in node.leaves]
-            assert names == sorted(names) and {spec.classes[i].split for i in node.leaves} == {split}
+            assert names == sorted(names)
+            assert {spec.classes[i].split for i in node.leaves} == {split}
             assert sum(spec.classes[i].images for i in node.leaves) == listed[node.name]
 
 
@@ -207,7 +211,8 @@ def test_damaged_specifications_raise_nothing_else(which, draw):
     try:
         assert isinstance(parse_spec(raw, "the.json"), Spec)
     except UserError as error:
-        assert str(error).startswith("the.json: ") and "\n" not in str(error)
+        assert str(error).startswith("the.json: ")
+        assert "\n" not in str(error)
 
 
 def test_a_deep_graph(tmp_path):
@@ -216,4 +221,6 @@ def test_a_deep_graph(tmp_path):
     raw = dag({"TRAIN": {}, "VALID": {}, "TEST": {}}, ["n20000"], images_per_class={"TRAIN": {"n20000": 2}, "VALID": {}, "TEST": {}})
     raw["split_subgraphs"]["TRAIN"] = [{"wn_id": n, "words": "", "children_ids": c} for n, c in chain.items()]
     spec = read_spec(write_spec(tmp_path, raw))
-    assert spec.ontology and len(spec.ontology.nodes["train"]) == 20_000 and spec.ontology.nodes["train"][0].leaves == (0,)
+    assert spec.ontology
+    assert len(spec.ontology.nodes["train"]) == 20_000
+    assert spec.ontology.nodes["train"][0].leaves == (0,)

@@ -61,11 +61,15 @@ def test_offsets_and_fields_of_the_fixture():
     """Written by another program: offsets as PMF's `id` has them, see test_pmf_h5."""
     file = TFRecordFile(FIXTURE / "tfrecord" / "toy_shapes" / "1.tfrecords")
     offsets = list(file.offsets())
-    assert len(offsets) == 12 and offsets[:3] == [0, 1376, 2149]
+    assert len(offsets) == 12
+    assert offsets[:3] == [0, 1376, 2149]
     for offset in offsets:
         fields = file.example(offset)
         (image,) = fields["image"]
-        assert sorted(fields) == ["image", "label"] and fields["label"] == [1] and isinstance(image, bytes) and image[:2] == b"\xff\xd8"
+        assert sorted(fields) == ["image", "label"]
+        assert fields["label"] == [1]
+        assert isinstance(image, bytes)
+        assert image[:2] == b"\xff\xd8"
 
 
 def test_round_trip(file):
@@ -137,7 +141,9 @@ def test_random_files_raise_nothing_else(tmp_path_factory, data, start):
         try:
             use()
         except TFRecordError as error:
-            assert str(path) in str(error) and ", byte " in str(error) and "\n" not in str(error)
+            assert str(path) in str(error)
+            assert ", byte " in str(error)
+            assert "\n" not in str(error)
 
 
 @given(st.binary(max_size=200))
@@ -148,7 +154,8 @@ def test_random_payloads_with_right_checksums_raise_nothing_else(tmp_path_factor
     try:
         TFRecordFile(path).example(0)
     except TFRecordError as error:
-        assert f"{path}, byte 0: no tf.train.Example" in str(error) and "\n" not in str(error)
+        assert f"{path}, byte 0: no tf.train.Example" in str(error)
+        assert "\n" not in str(error)
 
 
 GOOD = example(image=b"\xff\xd8 not really", label=300, weights=[0.5, -2.0], many=[1, -1, 2**63 - 1, -(2**63)], name=[b"a", b""])

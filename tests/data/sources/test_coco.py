@@ -81,7 +81,8 @@ def test_classes_boxes_and_what_is_left_out(made):
     source = made()
     assert [(c.name, len(c.images), c.split) for c in source.classes()] == [("person", 3, None), ("dog", 2, None)]
     assert source.remarks == ["1 boxes of crowds left out", "1 classes with fewer than 2 boxes left out: 'toothbrush'"]
-    assert source.dropped == ["toothbrush"] and (source.kind, source.name) == ("coco", "mscoco")
+    assert source.dropped == ["toothbrush"]
+    assert (source.kind, source.name) == ("coco", "mscoco")
     # a class's boxes come image by image, in the order of the images
     assert [key.split("#")[0] for key in source.classes()[0].images] == [FILES[139], FILES[139], FILES[285]]
 
@@ -89,7 +90,8 @@ def test_classes_boxes_and_what_is_left_out(made):
 def test_crowds_and_few_boxes_may_stay(made):
     source = made(crowd=True, min_boxes=1)
     assert [(c.name, len(c.images)) for c in source.classes()] == [("person", 4), ("dog", 2), ("toothbrush", 1)]
-    assert source.remarks == [] and source.dropped == []
+    assert source.remarks == []
+    assert source.dropped == []
 
 
 def test_crops_worked_out_by_hand(made):
@@ -126,7 +128,8 @@ def test_windows_cover_the_enlarged_box(box, width, height, enlarge):
     for (first, last, size), start, stop in zip(ends, window[:2], window[2:], strict=True):
         assert 0 <= start < stop <= size
         slack = 1 + Fraction(1, 10**6)
-        assert start <= max(first, Fraction(0)) + slack / 2 and stop >= min(last, Fraction(size)) - slack / 2
+        assert start <= max(first, Fraction(0)) + slack / 2
+        assert stop >= min(last, Fraction(size)) - slack / 2
         assert start >= min(first - slack, size) or start == 0
         assert stop <= last + slack or stop == size
 
@@ -159,7 +162,8 @@ def test_missing_images_and_boxes_outside_are_unreadable(made):
 
 def test_keys_are_made_lazily_and_slice(made):
     keys = made().classes()[0].images
-    assert list(keys[1:]) == [keys[1], keys[2]] == list(keys)[1:] and keys[-1] == keys[2]
+    assert list(keys[1:]) == [keys[1], keys[2]] == list(keys)[1:]
+    assert keys[-1] == keys[2]
     with pytest.raises(IndexError):
         keys[3]
 

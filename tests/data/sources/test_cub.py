@@ -34,13 +34,15 @@ def test_classes_and_images_as_listed(tmp_path):
     assert [c.name for c in source.classes()] == NAMES
     assert list(source.classes()[1].images) == [path for path, label in PHOTOS if label == 2]
     assert source.read(PHOTOS[4][0]) == picture(4)
-    assert source.remarks == [] and (source.kind, source.name) == ("cub", "cu_birds")
+    assert source.remarks == []
+    assert (source.kind, source.name) == ("cub", "cu_birds")
     assert all(c.split is None for c in source.classes())
 
 
 def test_the_folder_around_it_and_extra_files(tmp_path):
     source = CubSource(write_folder(tmp_path, {**archive(), "CUB_200_2011/images/new/x.jpg": b"", "CUB_200_2011/images/.DS_Store": b""}))
-    assert len(source.classes()) == 3 and source.remarks == ["1 files that images.txt does not name left out: 'new/x.jpg'"]
+    assert len(source.classes()) == 3
+    assert source.remarks == ["1 files that images.txt does not name left out: 'new/x.jpg'"]
 
 
 def test_a_listed_image_that_is_missing_is_unreadable(tmp_path):

@@ -33,7 +33,8 @@ def test_both_lists_together_in_label_order(tmp_path):
     assert [(c.name, c.split, c.image_splits) for c in source.classes()] == [(name, None, None) for name in CLASSES]
     assert list(source.classes()[2].images) == [f"t-shirt/sketch_003_{n:06d}.jpg" for n in (1, 2, 3)]
     assert source.read("t-shirt/sketch_003_000002.jpg") == IMAGES[image_name(2, 2)]
-    assert len(source.remarks) == 1 and source.remarks[0].startswith("3 images that no list file names left out: 'The_Eiffel_Tower/")
+    assert len(source.remarks) == 1
+    assert source.remarks[0].startswith("3 images that no list file names left out: 'The_Eiffel_Tower/")
     assert (source.kind, source.name) == ("domainnet", "domainnet_sketch")
 
 
@@ -46,7 +47,8 @@ def test_other_places(tmp_path, layout):
     else:
         write_folder(root, IMAGES)
     source = DomainNetSource({"zip itself": root / "sketch.zip", "folder itself": root / "sketch"}.get(layout, root), "sketch")
-    assert [len(c.images) for c in source.classes()] == [4, 4, 4] and source.remarks == []
+    assert [len(c.images) for c in source.classes()] == [4, 4, 4]
+    assert source.remarks == []
     assert source.read(source.classes()[0].images[0]) == IMAGES[image_name(0, 1)]
     source.close()
 

@@ -33,8 +33,10 @@ def listing(source):
 
 def test_classes_and_images_are_sorted_by_name(make):
     source = make({"dog/2.png": PNG, "dog/10.png": PNG, "ant/b.png": PNG, "Zoo/a.jpg": PNG, "ant/a.png": b"other"})
-    assert list(listing(source)) == ["Zoo", "ant", "dog"] and listing(source)["dog"] == ["10.png", "2.png"]
-    assert source.read(source.classes()[1].images[0]) == b"other" and source.remarks == []
+    assert list(listing(source)) == ["Zoo", "ant", "dog"]
+    assert listing(source)["dog"] == ["10.png", "2.png"]
+    assert source.read(source.classes()[1].images[0]) == b"other"
+    assert source.remarks == []
 
 
 @pytest.mark.parametrize("top", ["", "pets/", "data/pets v2/"])
@@ -55,7 +57,8 @@ def test_one_class_is_not_descended_into(make):
 def test_litter_is_skipped(make):
     litter = ["c0/.DS_Store", "c0/Thumbs.db", "__MACOSX/c0/._000.png", ".git/config", "c1/._000.png", ".hidden/a.png"]
     source = make({**tree(2, 2), **dict.fromkeys(litter, b"x")})
-    assert listing(source) == {"c0": ["000.png", "001.png"], "c1": ["000.png", "001.png"]} and source.remarks == []
+    assert listing(source) == {"c0": ["000.png", "001.png"], "c1": ["000.png", "001.png"]}
+    assert source.remarks == []
 
 
 def test_files_deeper_than_the_class_belong_to_it(make):
@@ -73,11 +76,14 @@ def test_groups_of_classes_need_depth(make):
 def test_parts_with_the_same_classes_split_the_images(make, top):
     files = {f"{top}{part}/{c}/{i}.png": PNG for part in ("Training", "val", "test") for c in "ab" for i in "12"}
     source = make({**files, f"{top}readme.txt": b"x"})
-    assert list(listing(source)) == ["a", "b"] and source.remarks == [f"1 file outside the class folders left out: {top}readme.txt"]
+    assert list(listing(source)) == ["a", "b"]
+    assert source.remarks == [f"1 file outside the class folders left out: {top}readme.txt"]
     for c in source.classes():
-        assert c.split is None and c.image_splits is not None
+        assert c.split is None
+        assert c.image_splits is not None
         named = {image.removeprefix(top).split("/")[0]: split for image, split in zip(c.images, c.image_splits, strict=True)}
-        assert named == {"Training": "train", "val": "valid", "test": "test"} and len(c.images) == 6
+        assert named == {"Training": "train", "val": "valid", "test": "test"}
+        assert len(c.images) == 6
 
 
 def test_parts_with_classes_of_their_own_are_no_split_of_images(make):

@@ -39,7 +39,8 @@ def test_train_and_val_together_by_category(tmp_path):
     assert [c.name for c in source.classes()] == [f"{n:04d}.{name}" for n, name in CATEGORIES.items()]
     assert list(source.classes()[0].images) == ["images/2/svampe_101.JPG", "images/0/svampe_102.JPG", "images/1/svampe_7.JPG"]
     assert source.read("images/1/svampe_7.JPG") == picture(7)
-    assert source.remarks == [] and (source.kind, source.name) == ("fungi", "fungi")
+    assert source.remarks == []
+    assert (source.kind, source.name) == ("fungi", "fungi")
 
 
 def test_categories_without_images_and_files_without_annotation(tmp_path):

@@ -57,7 +57,8 @@ def test_the_benchmarks_numbers_bring_no_remark(tmp_path):
     write_folder(tmp_path, {"images/test/000000.jpg": picture()})
     (tmp_path / "train800val200.txt").write_text("".join((tmp_path / f"{name}.txt").read_text() for name in ("val200", "train800")))
     source = VtabSource(tmp_path)
-    assert source.remarks == [] and [len(c.images) for c in source.classes()] == [202] * 5
+    assert source.remarks == []
+    assert [len(c.images) for c in source.classes()] == [202] * 5
 
 
 def test_labels_are_in_the_order_of_numbers_and_paths_may_hold_spaces(tmp_path):
@@ -65,7 +66,8 @@ def test_labels_are_in_the_order_of_numbers_and_paths_may_hold_spaces(tmp_path):
         (tmp_path / f"{name}.txt").write_text(f"my images/{name}.png {[10, 9, 2][number]}\r\n\n")
     write_folder(tmp_path, {"my images/test.png": picture()})
     source = VtabSource(tmp_path)
-    assert list(listing(source)) == ["2", "9", "10"] and source.read("my images/test.png") == picture()
+    assert list(listing(source)) == ["2", "9", "10"]
+    assert source.read("my images/test.png") == picture()
     assert source.remarks[-1] == "there is no train800val200.txt to check the two shorter lists against"
 
 
@@ -95,8 +97,10 @@ def test_the_long_list_must_be_the_union_of_the_short_ones(task, change, counts)
     change(task)
     with pytest.raises(UserError, match=r"is not the union of train800.txt and val200.txt") as error:
         VtabSource(task)
-    assert f"{counts[0]} of their images" in str(error.value) and f"{counts[1]} are only in it" in str(error.value)
-    assert "\n" not in str(error.value) and ".txt, line " in str(error.value)
+    assert f"{counts[0]} of their images" in str(error.value)
+    assert f"{counts[1]} are only in it" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert ".txt, line " in str(error.value)
 
 
 def test_a_copy_with_other_bytes_is_another_image(tmp_path):
@@ -194,4 +198,5 @@ def test_damaged_fgvc_lists(tmp_path, change, message):
     change(root)
     with pytest.raises(UserError, match=message) as error:
         FgvcSource(root)
-    assert "\n" not in str(error.value) and str(root) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert str(root) in str(error.value)

@@ -40,7 +40,8 @@ def test_fixture():
         ("triangle", "test", 12),
     ]
     for images in content(source).values():
-        assert {Image.open(io.BytesIO(image)).format for image in images} == {"JPEG"} and len(set(images)) == 12
+        assert {Image.open(io.BytesIO(image)).format for image in images} == {"JPEG"}
+        assert len(set(images)) == 12
 
 
 def test_images_in_the_order_of_records(toy):
@@ -48,10 +49,11 @@ def test_images_in_the_order_of_records(toy):
     assert content(source) == {"class 0": IMAGES[0], "class 1": IMAGES[1]}
     images = source.classes()[0].images
     second = len(record(example(image=IMAGES[0][0], label=0)))
-    assert images[1] == Record(0, second) and source.describe(images[1]) == f"0.tfrecords, byte {second}"
-    assert (
-        list(images) == [images[i] for i in (0, 1, 2)] == images[:] and images[-1] == images[2] and images[::-2] == [images[2], images[0]]
-    )
+    assert images[1] == Record(0, second)
+    assert source.describe(images[1]) == f"0.tfrecords, byte {second}"
+    assert list(images) == [images[i] for i in (0, 1, 2)] == images[:]
+    assert images[-1] == images[2]
+    assert images[::-2] == [images[2], images[0]]
     with pytest.raises(IndexError):
         images[3]
 
@@ -70,9 +72,12 @@ def test_bilevel_and_dag(tmp_path):
     graphs = {"TRAIN": {"top": ["b", "a"], "a": [], "b": []}, "VALID": {}, "TEST": {"up": ["c"], "c": []}}
     graph = write_records(tmp_path / "graph", dag(graphs, ["b", "a", "c"]), {i: [picture(i), picture(i + 5)] for i in range(3)})
     first, second = MetaDatasetSource(two), MetaDatasetSource(graph)
-    assert first.ontology and second.ontology
-    assert first.ontology.kind == "bilevel" and [n.leaves for n in first.ontology.nodes["train"]] == [(0, 1)]
-    assert second.ontology.kind == "dag" and [n.leaves for n in second.ontology.nodes["train"]] == [(1, 0)]
+    assert first.ontology
+    assert second.ontology
+    assert first.ontology.kind == "bilevel"
+    assert [n.leaves for n in first.ontology.nodes["train"]] == [(0, 1)]
+    assert second.ontology.kind == "dag"
+    assert [n.leaves for n in second.ontology.nodes["train"]] == [(1, 0)]
     assert [(c.name, c.split) for c in second.classes()] == [("b", "train"), ("a", "train"), ("c", "test")]
     assert list(content(first).values()) == list(content(second).values())
 

@@ -35,7 +35,8 @@ def test_list_of_the_store_gives_the_files_episodes(tmp_path):
     store = as_store(source, tmp_path / "toy.h5")
     write_list(tmp_path / "toy.npz", {"toy": source.episodes(store)})
     episodes = read_list(tmp_path / "toy.npz")["toy"]
-    assert len(episodes) == 2 and (episodes.split, episodes.protocol) == ("valid", "pmf-validation")
+    assert len(episodes) == 2
+    assert (episodes.split, episodes.protocol) == ("valid", "pmf-validation")
     sampler = ListSampler(store, episodes)
     with h5py.File(FILE, locking=False) as file:
         for index in range(2):

@@ -43,7 +43,8 @@ def test_fixture_is_the_tfrecords_image_by_image():
         for image, record in zip(mine.images, other.images, strict=True):
             jpeg = np.asarray(Image.open(io.BytesIO(theirs.read(record))).convert("RGB"))
             pixels = ours.read(image)
-            assert pixels.shape == jpeg.shape and np.abs(pixels.astype(int) - jpeg).max() <= 3  # another libjpeg may round otherwise
+            assert pixels.shape == jpeg.shape
+            assert np.abs(pixels.astype(int) - jpeg).max() <= 3  # another libjpeg may round otherwise
             with h5py.File(TOY / f"{image.class_id}.h5", locking=False) as file:
                 assert int(np.ravel(file[f"{image.group}/id"][()])[0]) == record.offset
     assert shuffled
@@ -52,7 +53,8 @@ def test_fixture_is_the_tfrecords_image_by_image():
 def test_images_in_the_order_of_records(toy):
     source = PmfH5Source(toy)
     images = source.classes()[0].images
-    assert list(images) == [Group(0, 1), Group(0, 2), Group(0, 0)] == images[:] and images[-1] == Group(0, 0)
+    assert list(images) == [Group(0, 1), Group(0, 2), Group(0, 0)] == images[:]
+    assert images[-1] == Group(0, 0)
     assert source.describe(images[0]) == "0.h5, group 1"
     assert [pixels.tobytes() for pixels in content(source)[0]] == [PIXELS[0][g].tobytes() for g in (1, 2, 0)]
 

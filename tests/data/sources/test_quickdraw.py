@@ -42,9 +42,11 @@ def test_bitmaps_as_they_are(tmp_path):
     assert [(c.name, len(c.images)) for c in source.classes()] == [("The Eiffel Tower", 7), ("ant", 3)]
     for row, key in enumerate(source.classes()[0].images):
         image = source.read(key)
-        assert image.dtype == np.uint8 and image.shape == (28, 28, 3)
+        assert image.dtype == np.uint8
+        assert image.shape == (28, 28, 3)
         np.testing.assert_array_equal(image, np.stack([BITMAPS[row].reshape(28, 28)] * 3, -1))
-    assert source.remarks == [] and (source.kind, source.name) == ("quickdraw", "quickdraw")
+    assert source.remarks == []
+    assert (source.kind, source.name) == ("quickdraw", "quickdraw")
     source.close()
 
 
@@ -72,8 +74,11 @@ def test_nothing_is_loaded(tmp_path):
     tracemalloc.start()
     source = QuickdrawSource(tmp_path)
     keys = source.classes()[0].images
-    assert len(keys) == count and keys[-1] == "ant#1999999" and (source.read(keys[-1]) == 9).all()
-    assert next(iter(keys[5:])) == "ant#5" and len(keys[5::2]) == (count - 5 + 1) // 2
+    assert len(keys) == count
+    assert keys[-1] == "ant#1999999"
+    assert (source.read(keys[-1]) == 9).all()
+    assert next(iter(keys[5:])) == "ant#5"
+    assert len(keys[5::2]) == (count - 5 + 1) // 2
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2e6
@@ -168,7 +173,8 @@ def test_many_threads_read_the_same_files(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong and len(source._handles._all) <= 4
+    assert not wrong
+    assert len(source._handles._all) <= 4
     source.close()
 
 
@@ -194,7 +200,8 @@ def test_rendering_agrees_with_the_closed_form():
         rng = np.random.default_rng(seed)
         strokes = [rng.integers(0, 256, (2, n)).tolist() for n in (5, 2, 3)]
         difference = np.abs(render(strokes)[..., 0].astype(float) - coverage(strokes))
-        assert difference.mean() < 2.5 and (difference > 128).mean() < 5e-3
+        assert difference.mean() < 2.5
+        assert (difference > 128).mean() < 5e-3
         for step, axis in ((1, 0), (-1, 0), (1, 1), (-1, 1)):  # not a pixel beside it
             shifted = np.roll(render(strokes)[..., 0], step, axis).astype(float)
             assert np.abs(shifted - coverage(strokes)).mean() > difference.mean()
@@ -202,13 +209,18 @@ def test_rendering_agrees_with_the_closed_form():
 
 def test_rendering_is_black_on_white_antialiased_and_centred():
     image = render([[[0, 255], [0, 255]]])
-    assert image.dtype == np.uint8 and image.shape == (256, 256, 3) and image.min() == 0 and image.max() == 255
-    assert len(np.unique(image)) > 3 and image.mean() > 200
+    assert image.dtype == np.uint8
+    assert image.shape == (256, 256, 3)
+    assert image.min() == 0
+    assert image.max() == 255
+    assert len(np.unique(image)) > 3
+    assert image.mean() > 200
     np.testing.assert_array_equal(image[..., 0], image[..., 2])
     rows, columns = np.nonzero(image[..., 0] < 128)
     margin = 16 / 304 * 256
     for ends in ((rows.min(), 255 - rows.max()), (columns.min(), 255 - columns.max())):
-        assert abs(ends[0] - ends[1]) <= 1 and abs(ends[0] - margin) <= 2
+        assert abs(ends[0] - ends[1]) <= 1
+        assert abs(ends[0] - margin) <= 2
 
 
 def test_raw_and_simplified_drawings_look_alike():
@@ -252,7 +264,8 @@ def test_a_bad_line_does_not_cost_the_others(tmp_path, monkeypatch):
     write_folder(tmp_path, {"cat.ndjson": line() * 20 + b'{"x": "' + b"y" * 9000 + b'"}\n' + b"{nope}\n" + line() * 20})
     source = QuickdrawSource(tmp_path / "cat.ndjson")
     keys = source.classes()[0].images
-    assert len(keys) == 42 and source.read(keys[0]).shape == source.read(keys[41]).shape == (256, 256, 3)
+    assert len(keys) == 42
+    assert source.read(keys[0]).shape == source.read(keys[41]).shape == (256, 256, 3)
     with pytest.raises(Unreadable, match="not JSON"):
         source.read(keys[21])
     with pytest.raises(Unreadable, match="in a line of more than"):

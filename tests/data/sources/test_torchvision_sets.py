@@ -39,10 +39,12 @@ def test_the_whole_set_with_torchvisions_names(name, make, tmp_path):
     assert (source.kind, source.name, source.ontology) == ("torchvision", name.lower(), None)
     assert [(c.name, len(c.images)) for c in source.classes()] == [(c, len(images)) for c, images in expected.items()]
     for c in source.classes():
-        assert c.split is None and c.image_splits is None
+        assert c.split is None
+        assert c.image_splits is None
         for key, image in zip(c.images, expected[c.name], strict=True):
             found = files.decoded(source.read(key))
-            assert found.dtype == np.uint8 and found.shape == image.shape
+            assert found.dtype == np.uint8
+            assert found.shape == image.shape
             near = 3 if key.endswith(".jpg") else 0
             assert np.abs(found.astype(int) - image).max() <= near, key
     source.close()
@@ -67,7 +69,8 @@ def test_missing_files_are_named_with_where_to_get_them(name, tmp_path):
     with pytest.raises(UserError) as error:
         TorchvisionSource(name, tmp_path / "raw")
     text = str(error.value)
-    assert str(tmp_path / "raw" / SETS[name.lower()].needs[0]) + " is missing" in text and "\n" not in text
+    assert str(tmp_path / "raw" / SETS[name.lower()].needs[0]) + " is missing" in text
+    assert "\n" not in text
     assert ("http" in text and "--download" in text) or "the original site is gone" in text
     assert not (tmp_path / "raw").exists()
 
@@ -88,11 +91,14 @@ def test_without_a_network_the_download_says_how_to_do_it_by_hand(name, tmp_path
     with pytest.raises(UserError) as error:
         TorchvisionSource(name, tmp_path / "raw", download=True)
     text = str(error.value)
-    assert "\n" not in text and str(tmp_path / "raw") in text
+    assert "\n" not in text
+    assert str(tmp_path / "raw") in text
     if name == "StanfordCars":
-        assert "the original site is gone" in text and "--download" not in text
+        assert "the original site is gone" in text
+        assert "--download" not in text
     else:
-        assert "torchvision could not fetch it" in text and "http" in text
+        assert "torchvision could not fetch it" in text
+        assert "http" in text
 
 
 @pytest.mark.parametrize("name", ["CIFAR100", "SVHN", "Omniglot", "DTD"])
@@ -166,7 +172,8 @@ def test_damaged_lists_are_one_clear_line(name, piece, content, message, make, t
     (tmp_path / piece).write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
         TorchvisionSource(name, tmp_path)
-    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert str(tmp_path) in str(error.value)
 
 
 def test_a_listed_image_that_is_not_there_is_one_unreadable_image(make, tmp_path):

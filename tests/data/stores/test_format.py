@@ -56,23 +56,30 @@ def pixels():
 def test_format_1_still_opens():
     path = Path(__file__).resolve().parents[2] / "compat" / "format1.h5"
     store = Store.open(path)
-    assert store.class_names == ["ant", "été", "鳥"] and store.counts.tolist() == [3, 2, 4] and store.class_split.tolist() == [0, 2, 1]
+    assert store.class_names == ["ant", "été", "鳥"]
+    assert store.counts.tolist() == [3, 2, 4]
+    assert store.class_split.tolist() == [0, 2, 1]
     assert (store.encoding, store.image_split, store.ontology, store.facts["fit"]) == ("raw", None, None, "squash")
     expected = [np.arange(n * 48) * 7 + c * 31 for c, n in enumerate([3, 2, 4])]
     np.testing.assert_array_equal(store.images, (np.concatenate(expected) % 251).astype(np.uint8).reshape(9, 4, 4, 3))
-    assert store.content_hash == "4b54e969894a96facc99390e6c81c84bea4077337a9bbb5b8abc65ab83936b50" and verify_store(path) is None
+    assert store.content_hash == "4b54e969894a96facc99390e6c81c84bea4077337a9bbb5b8abc65ab83936b50"
+    assert verify_store(path) is None
 
 
 def test_encoded_images_are_decoded_on_the_fly(made):
     store, expected = Store.open(made), pixels()
     images = store.images
-    assert images.shape == (15, SIZE, SIZE, 3) and len(images) == len(store) == 15 and images.dtype == np.uint8
+    assert images.shape == (15, SIZE, SIZE, 3)
+    assert len(images) == len(store) == 15
+    assert images.dtype == np.uint8
     for rows in (np.array([14, 3, 3, 0]), np.array([], np.int64), slice(2, 9), np.arange(15) % 2 == 0, 7, np.int64(-1)):
         np.testing.assert_array_equal(images[rows], expected[rows])
     with pytest.raises(IndexError):
         images[np.array([15])]
     with h5py.File(made) as file:
-        assert file.attrs["encoding"] == "jpeg" and file.attrs["format_version"] == 2 and "images" not in file
+        assert file.attrs["encoding"] == "jpeg"
+        assert file.attrs["format_version"] == 2
+        assert "images" not in file
         offsets = file["image_offsets"][()]
         assert [file["jpeg"][a:b].tobytes() for a, b in pairwise(offsets)] == files()
     assert verify_store(made) is None
@@ -87,7 +94,8 @@ def test_all_readers_take_both_encodings(tmp_path, made):
     config = EpisodeConfig(ways=3, shots=2, queries=1)
     episodes = [list(EpisodeLoader(EpisodeSampler({"toy": store}, "all", config, 0), range(3), workers=2)) for store in stores]
     for one, two in zip(*episodes, strict=True):
-        assert torch.equal(one.support.images, two.support.images) and torch.equal(one.query_images, two.query_images)
+        assert torch.equal(one.support.images, two.support.images)
+        assert torch.equal(one.query_images, two.query_images)
     batches = [list(BatchLoader([store], [np.arange(15)], [np.arange(15)], 4, workers=2).epoch(1)) for store in stores]
     assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(*batches, strict=True))
     rows, places, out = np.array([9, 0, 9]), np.array([2, 0, 1]), np.zeros((2, 3, SIZE, SIZE, 3), np.uint8)
@@ -193,9 +201,12 @@ def test_a_split_by_image_and_an_ontology(tmp_path, encoding):
         blocks = [("a", 0, pixels()[:9]), ("b", 0, iter(pixels()[9:12])), ("c", 0, pixels()[12:])]
         path = write_store(tmp_path / "a.h5", "a", SIZE, blocks, image_split=codes, ontology=ontology.to_json())
     store = Store.open(path)
-    assert store.image_split is not None and store.image_split.tolist() == codes.tolist() and store.ontology == ontology
+    assert store.image_split is not None
+    assert store.image_split.tolist() == codes.tolist()
+    assert store.ontology == ontology
     assert [store.image_rows(split).tolist() for split in ("valid", "all")] == [list(range(1, 15, 3)), list(range(15))]
-    assert verify_store(path) is None and sorted(os.listdir(tmp_path)) == ["a.h5"]
+    assert verify_store(path) is None
+    assert sorted(os.listdir(tmp_path)) == ["a.h5"]
     for name in ("image_split", "ontology"):
         before = path.read_bytes()
         with h5py.File(path, "r+") as file:

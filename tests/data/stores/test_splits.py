@@ -36,7 +36,8 @@ def test_counts_keep_the_rule(total, first, second):
     low, high = sorted((first, second))
     shares = (low, high - low, 100 - high)
     counts = class_counts(total, shares)
-    assert sum(counts) == total and all(count >= 0 for count in counts)
+    assert sum(counts) == total
+    assert all(count >= 0 for count in counts)
     assert all(count == 0 for count, share in zip(counts, shares, strict=True) if share == 0)
     if sum(count > 0 for count in counts) > 1:
         assert all(count == 0 or count >= 5 for count in counts)
@@ -55,7 +56,8 @@ def test_chance_is_fixed_by_seed_and_dataset_and_is_not_the_names_order():
     codes = split_by_chance(names, "birds", DEFAULT)
     assert np.bincount(codes).tolist() == [65, 15, 20]
     np.testing.assert_array_equal(codes, split_by_chance(names, "birds", DEFAULT))
-    assert (codes != split_by_chance(names, "cars", DEFAULT)).any() and (codes != split_by_chance(names, "birds", DEFAULT, 1)).any()
+    assert (codes != split_by_chance(names, "cars", DEFAULT)).any()
+    assert (codes != split_by_chance(names, "birds", DEFAULT, 1)).any()
     assert (np.diff(codes.astype(int)) < 0).sum() > 10
 
 
@@ -81,14 +83,17 @@ def test_shares_that_are_none(text):
 
 
 def test_shares():
-    assert parse_shares("70/15/15") == (70, 15, 15) and parse_shares("33.4/33.3/33.3") == (33.4, 33.3, 33.3)
+    assert parse_shares("70/15/15") == (70, 15, 15)
+    assert parse_shares("33.4/33.3/33.3") == (33.4, 33.3, 33.3)
     with pytest.raises(UserError, match="adds up to 95"):
         parse_shares("70/15/10")
 
 
 def test_remarks():
-    assert split_remark(100, DEFAULT) is None and split_remark(30, (100, 0, 0)) is None
-    assert "11 classes are too few" in (split_remark(11, DEFAULT) or "") and "6 train, 0 valid, 5 test" in (split_remark(11, DEFAULT) or "")
+    assert split_remark(100, DEFAULT) is None
+    assert split_remark(30, (100, 0, 0)) is None
+    assert "11 classes are too few" in (split_remark(11, DEFAULT) or "")
+    assert "6 train, 0 valid, 5 test" in (split_remark(11, DEFAULT) or "")
     assert "only be meta-tested" in (split_remark(7, DEFAULT) or "")
 
 

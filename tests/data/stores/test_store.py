@@ -40,10 +40,14 @@ def expected():
 
 def test_round_trip(made):
     store = Store.open(made)
-    assert store.class_names == ["zebra", "été", "鳥", "ant"] and store.counts.tolist() == [3, 1, 4, 2] and len(store) == 10
-    assert store.class_offsets.dtype == np.int64 and store.class_split.dtype == np.uint8
+    assert store.class_names == ["zebra", "été", "鳥", "ant"]
+    assert store.counts.tolist() == [3, 1, 4, 2]
+    assert len(store) == 10
+    assert store.class_offsets.dtype == np.int64
+    assert store.class_split.dtype == np.uint8
     assert [store.classes(s).tolist() for s in ("train", "valid", "test", "all")] == [[0, 3], [2], [1], [0, 1, 2, 3]]
-    assert isinstance(store.images, np.memmap) and not store.images.flags.writeable
+    assert isinstance(store.images, np.memmap)
+    assert not store.images.flags.writeable
     np.testing.assert_array_equal(store.images, expected())
     assert (store.name, store.source, store.licence, store.facts["unreadable"]) == ("birds", "folder birds", "CC0", 3)
     with pytest.raises(UserError, match="did you mean 'valid'"):
@@ -53,8 +57,10 @@ def test_round_trip(made):
 def test_h5py_reads_the_same(made):
     with h5py.File(made) as file:
         np.testing.assert_array_equal(file["images"][()], expected())
-        assert file["images"].chunks is None and file["images"].id.get_offset() % 4096 == 0
-        assert file["class_names"].asstr()[2] == "鳥" and file.attrs["format_version"] == 2
+        assert file["images"].chunks is None
+        assert file["images"].id.get_offset() % 4096 == 0
+        assert file["class_names"].asstr()[2] == "鳥"
+        assert file.attrs["format_version"] == 2
 
 
 def test_content_hash_is_what_the_description_says(made):
@@ -77,7 +83,8 @@ def test_many_classes_by_iterators_of_images_and_blocks(tmp_path):
     path = write_store(tmp_path / "m.h5", "m", SIZE, [*classes, ("blocks", 0, iter([blocks[:5], blocks[5:]]))])
     store = Store.open(path)
     np.testing.assert_array_equal(store.images, np.concatenate([one, blocks]))
-    assert len(store.class_names) == 1001 and store.counts[-1] == 12
+    assert len(store.class_names) == 1001
+    assert store.counts[-1] == 12
 
 
 def test_pickles_without_its_images(made):
@@ -122,7 +129,8 @@ def test_no_space_left(tmp_path, monkeypatch, where):
     monkeypatch.setattr(store_writer, "_append" if where == "images" else "_copy_around", full)
     with pytest.raises(SmatError, match=r"a\.h5: no space left") as caught:
         write_store(tmp_path / "a.h5", "a", 64, [("k", 0, pixels(4, size=64))])
-    assert caught.value.exit_code == 1 and os.listdir(tmp_path) == []
+    assert caught.value.exit_code == 1
+    assert os.listdir(tmp_path) == []
 
 
 def test_every_truncation_is_noticed(made):

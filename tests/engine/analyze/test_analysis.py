@@ -36,7 +36,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def files(run: Path) -> dict[str, Analysis]:
     paths = analyze(run, episodes=3, which="last")
-    assert [p.stem for p in paths] == KINDS and all(p.with_suffix(".csv").exists() for p in paths)
+    assert [p.stem for p in paths] == KINDS
+    assert all(p.with_suffix(".csv").exists() for p in paths)
     return {path.stem: read_analysis(path) for path in paths}
 
 
@@ -57,7 +58,8 @@ def test_masks_are_those_of_the_checkpoint(run: Path, files: dict[str, Analysis]
     chosen = [set(np.flatnonzero(row)) for row in on]
     jaccard = [[len(a & b) / len(a | b) for b in chosen] for a in chosen]
     np.testing.assert_allclose(found["overlap"], jaccard)
-    assert {"q", "k", "v", "proj", "fc1", "fc2", "norm"} <= set(found["layer"]) and set(found["depth"]) == {-1, 0, 1}
+    assert {"q", "k", "v", "proj", "fc1", "fc2", "norm"} <= set(found["layer"])
+    assert set(found["depth"]) == {-1, 0, 1}
 
 
 def test_gradients_are_those_that_autograd_gives_the_shared_parameters(run: Path, files: dict[str, Analysis]):
@@ -81,7 +83,8 @@ def test_gradients_are_those_that_autograd_gives_the_shared_parameters(run: Path
             gradients.append(torch.autograd.grad(loss, delta)[0].double())
     units = F.normalize(torch.stack(gradients), dim=1)
     parts = list(found["part"])
-    assert parts == ["theta", "delta", "expert 1", "expert 2", "expert 3"] and list(found["dataset"]) == ["a"] * 3 + ["b"] * 3
+    assert parts == ["theta", "delta", "expert 1", "expert 2", "expert 3"]
+    assert list(found["dataset"]) == ["a"] * 3 + ["b"] * 3
     np.testing.assert_allclose(found["cosine"][parts.index("delta")], (units @ units.T).numpy(), atol=1e-4)
     np.testing.assert_allclose(found["cosine"][:, range(6), range(6)], 1, atol=1e-5)
 
@@ -104,7 +107,8 @@ def test_predictions_are_those_of_the_evaluation(run: Path, files: dict[str, Ana
         assert found["pair_thumbnails"].shape == (len(found["pair"]), 2, 48, 48, 3)
     with (run / "analysis" / f"{KINDS[2]}.csv").open() as file:
         rows = {row["dataset"]: row for row in csv.DictReader(file)}
-    assert float(rows["c"]["accuracy"]) == pytest.approx(measured["c"]["accuracy"].mean()) and rows["c"]["domain"] == "OOD"
+    assert float(rows["c"]["accuracy"]) == pytest.approx(measured["c"]["accuracy"].mean())
+    assert rows["c"]["domain"] == "OOD"
 
 
 def test_flip_ends_where_the_evaluation_ended(run: Path, files: dict[str, Analysis]):
@@ -123,8 +127,10 @@ def test_features_show_one_episode_before_and_after(run: Path, files: dict[str, 
     assert list(groups) == ["a", "c"]  # the first in-domain and the first out-of-domain dataset
     measured = read_records(run / "eval" / "proto-3w2s2q-test-last" / "results.h5")
     for name, found in groups.items():
-        assert list(found["stage"]) == ["pre-trained", "meta-tuned"] and found["coordinates"].shape == (2, 12, 2)
-        assert found["is_query"].sum() == 6 and len(found["class_names"]) == 3
+        assert list(found["stage"]) == ["pre-trained", "meta-tuned"]
+        assert found["coordinates"].shape == (2, 12, 2)
+        assert found["is_query"].sum() == 6
+        assert len(found["class_names"]) == 3
         assert found["accuracy"][1] == pytest.approx(measured[name]["accuracy"][0])
 
 
@@ -166,7 +172,8 @@ def test_a_file_keeps_everything_and_says_when_it_cannot_be_read(tmp_path: Path)
     path = write_analysis(tmp_path, made)
     found = read_analysis(path)
     assert (found.kind, found.settings, found.facts["n"], found.attributes) == ("masks", {"a": [1]}, 3, {"g": {"domain": "ID"}})
-    assert list(found.groups["g"]["names"]) == ["ä", "b<"] and (tmp_path / "m-t.csv").read_text() == "h\n1\n"
+    assert list(found.groups["g"]["names"]) == ["ä", "b<"]
+    assert (tmp_path / "m-t.csv").read_text() == "h\n1\n"
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(UserError, match="cannot be read as an analysis"):
         read_analysis(path)

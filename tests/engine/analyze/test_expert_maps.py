@@ -34,7 +34,9 @@ def test_cosines_are_those_of_the_matrices(settings):
 def test_equal_experts_are_alike_and_a_single_one_has_no_pair():
     b, a = torch.randn(5, 1), torch.randn(1, 4)
     found = similarity({"one": [(b, a)], "three": [(b, a), (2 * b, a), (-b, a)]})
-    assert np.isnan(found["cosine"][0]) and found["cosine"][1] == pytest.approx(-1 / 3) and found["absolute"][1] == pytest.approx(1)
+    assert np.isnan(found["cosine"][0])
+    assert found["cosine"][1] == pytest.approx(-1 / 3)
+    assert found["absolute"][1] == pytest.approx(1)
     assert found["model"] == pytest.approx([-1 / 3, 1])
 
 
@@ -42,7 +44,9 @@ def test_maps():
     tuner = shake(make(name="mlae", rank=3)).eval()
     assert isinstance(tuner, Mlae)
     attention, change = maps(tuner, IMAGES)
-    assert attention.shape == change.shape == (3, 5, 2, 2) and not change[:, 1].any() and change[:, 0].min() > 0
+    assert attention.shape == change.shape == (3, 5, 2, 2)
+    assert not change[:, 1].any()
+    assert change[:, 0].min() > 0
     plain = vit()
     kept: dict[str, torch.Tensor] = {}
     attn: Any = plain.blocks[-1].attn
@@ -82,4 +86,5 @@ def test_on_the_command_line_and_in_the_report(tmp_path: Path):
     made = CliRunner().invoke(app, ["report", str(tmp_path / "runs"), "--out", str(tmp_path / "report")])
     assert made.exit_code == 0, made.output + made.stderr
     lines = (tmp_path / "report" / "figures" / "similarity-layers.csv").read_text().splitlines()
-    assert len(lines) == 5 and "lora rank 4" in lines[-1] + lines[1]
+    assert len(lines) == 5
+    assert "lora rank 4" in lines[-1] + lines[1]

@@ -57,10 +57,12 @@ def test_paths_are_means_over_the_test_images(run):
             sums += weights[:, 0, :, n].double().numpy() / 2
     np.testing.assert_allclose(found.groups["a"]["weights"], sums / len(rows), atol=1e-6)
     np.testing.assert_allclose(found.groups["a"]["weights"].sum(-1), 1, atol=1e-6)
-    assert found.groups["a"]["experts"].tolist() == ["expert0", "expert1"] and found.attributes["a"]["images"] == len(rows)
+    assert found.groups["a"]["experts"].tolist() == ["expert0", "expert1"]
+    assert found.attributes["a"]["images"] == len(rows)
     with (run / "analysis/paths.csv").open() as file:
         table = list(csv.DictReader(file))
-    assert len(table) == 2 * 2 * 2 and sum(int(r["path"]) for r in table) == 2 * 2
+    assert len(table) == 2 * 2 * 2
+    assert sum(int(r["path"]) for r in table) == 2 * 2
 
 
 def test_what_is_there_is_kept_and_other_settings_need_replace(run):
@@ -72,10 +74,13 @@ def test_what_is_there_is_kept_and_other_settings_need_replace(run):
     (path,) = analyze(run, datasets=["a", "b"], replace=True)
     assert set(read_analysis(path).groups) == {"a", "b"}
     curves, heat = path_figures([Found("pMoE", Run(run, "tune", "pmoe"), read_analysis(path))])
-    assert isinstance(curves, Curves) and isinstance(heat, Heat)
-    assert list(curves.panels) == ["a", "b"] and [s.label for s in curves.panels["a"]] == ["expert0", "expert1"]
+    assert isinstance(curves, Curves)
+    assert isinstance(heat, Heat)
+    assert list(curves.panels) == ["a", "b"]
+    assert [s.label for s in curves.panels["a"]] == ["expert0", "expert1"]
     both = [s.points[0][1].mean for s in curves.panels["a"]]
-    assert sum(both) == pytest.approx(1) and heat.values.shape == (8, 2)
+    assert sum(both) == pytest.approx(1)
+    assert heat.values.shape == (8, 2)
 
 
 @pytest.mark.parametrize("options, said", [

@@ -69,7 +69,8 @@ def test_a_list_asks_what_the_protocol_asked(run: Path, method: FakeMethod, tmp_
     assert any("near" in line and "has 5 episodes (eval.episodes: 600)" in line for line in reporter.lines)
     assert any("eval.seed=3 is not used" in line for line in reporter.lines)
     name = listed.name.removeprefix("proto-list-")
-    assert json.loads((listed / "settings.json").read_text())["settings"]["episode"]["hash"].startswith(name) and len(name) == 12
+    assert json.loads((listed / "settings.json").read_text())["settings"]["episode"]["hash"].startswith(name)
+    assert len(name) == 12
     assert hashes(drawn) == hashes(listed)
     assert {r.protocol for r in read_summary(listed / "summary.csv")} == {f"list-{name}-test", f"list-{name}-all"}
     for dataset, records in read_records(listed / "results.h5").items():

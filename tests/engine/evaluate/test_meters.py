@@ -69,7 +69,8 @@ def test_nvml_tells_millijoules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: type("Properties", (), {"uuid": "1-2-3"}))
     joules = nvml_counter(torch.device("cuda"), str(tmp_path / "nvml.so"))
     first, second = joules(), joules()
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     assert second - first == pytest.approx(1.5)
     assert nvml_counter(torch.device("cuda"), str(tmp_path / "absent.so"))() is None
 

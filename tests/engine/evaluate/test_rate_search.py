@@ -130,7 +130,9 @@ def test_leave_out_deals_a_support_set_to_two_halves() -> None:
         assert set(half.support.labels.tolist()) == {0, 1, 2, 3}
         assert half.support.ways == 4
         sizes = torch.bincount(half.query_labels, minlength=4).tolist()
-        assert sizes[0] in (2, 3) and sizes[1] in (1, 2) and sizes[2:] == [0, 0]
+        assert sizes[0] in (2, 3)
+        assert sizes[1] in (1, 2)
+        assert sizes[2:] == [0, 0]
     assert list(leave_out(episode([0, 1, 2], 3))) == []
 
 

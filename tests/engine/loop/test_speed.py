@@ -42,7 +42,9 @@ def test_without_a_compiler_one_line_says_so(tmp_path: Path, monkeypatch: pytest
 def test_memory_report_prints_and_makes_no_run(tmp_path: Path) -> None:
     load(tmp_path)
     result = CliRunner().invoke(app, ["train", str(tmp_path / "recipe.yaml"), "--memory-report", "threads=1"])
-    assert result.exit_code == 0 and "predicted peak" in result.output and not (tmp_path / "run").exists()
+    assert result.exit_code == 0
+    assert "predicted peak" in result.output
+    assert not (tmp_path / "run").exists()
 
 
 def test_tf32_is_for_cuda(tmp_path: Path) -> None:

@@ -58,7 +58,9 @@ def test_store_holds_what_pillow_reads(prepare):
         image = Image.open(io.BytesIO(data)).convert("RGB")
         expected.append(np.asarray(image.resize((8, 8), Image.Resampling.BICUBIC, box=(3.5, 0, 16.5, 13))))
     np.testing.assert_array_equal(store.images, np.stack(expected))
-    assert store.class_names == ["x", "y", "z"] and store.counts.tolist() == [5, 5, 5] and store.image_size == 8
+    assert store.class_names == ["x", "y", "z"]
+    assert store.counts.tolist() == [5, 5, 5]
+    assert store.image_size == 8
     assert (store.name, store.licence, store.source, store.facts["fit"]) == ("pets", "CC0", "folder pets.zip", "crop")
     assert (result.status, result.images, result.classes, result.bytes) == ("written", 15, (0, 0, 3), store.path.stat().st_size)
 
@@ -83,7 +85,8 @@ def test_split_by_chance(prepare):
 def test_split_of_few_classes_is_said(prepare):
     assert "pets: 11 classes are too few for every part: 6 train, 0 valid, 5 test" in prepare(tree(11, 2))[2]
     store, _, lines = prepare(tree(4, 2), "small")
-    assert store.class_split.tolist() == [2] * 4 and any("only be meta-tested" in line for line in lines)
+    assert store.class_split.tolist() == [2] * 4
+    assert any("only be meta-tested" in line for line in lines)
 
 
 def test_split_from_a_file(tmp_path, prepare):
@@ -107,7 +110,8 @@ BAD = {
 
 def test_unreadable_images_are_counted_and_named(prepare):
     store, result, lines = prepare({**tree(3, 3), **BAD})
-    assert store.counts.tolist() == [3, 3, 3] and store.facts["unreadable"] == 4 == result.unreadable_count
+    assert store.counts.tolist() == [3, 3, 3]
+    assert store.facts["unreadable"] == 4 == result.unreadable_count
     reasons = {"half": "truncated", "text": "not an image", "empty": "empty file", "lfs": "git-lfs pointer, not the image"}
     named = dict(result.unreadable)
     assert {name: reasons[Path(name).stem] for name in BAD} == named
@@ -127,7 +131,8 @@ def test_strict(tmp_path, prepare):
         PrepareError, match=r"4 unreadable \(--no-strict leaves them out\).*c0/half.jpg: truncated.*c1/lfs.png: git-lfs"
     ) as caught:
         prepare({**tree(3, 3), **BAD}, strict=True)
-    assert caught.value.exit_code == 2 and os.listdir(tmp_path / "out") == []
+    assert caught.value.exit_code == 2
+    assert os.listdir(tmp_path / "out") == []
     prepare({**tree(3, 3), **BAD})
     with pytest.raises(PrepareError, match="4 images of its source were unreadable"):
         prepare({**tree(3, 3), **BAD}, strict=True)
@@ -141,7 +146,8 @@ def test_a_class_with_one_image(tmp_path, prepare):
         "pets: class 'lonely' has one image: an episode needs support and query; add images, or drop such classes with --min-images 2"
     )
     store, _, lines = prepare(files, min_images=2)
-    assert store.class_names == ["c0", "c1", "c2"] and "pets: class 'lonely' dropped: one image, fewer than 2" in lines
+    assert store.class_names == ["c0", "c1", "c2"]
+    assert "pets: class 'lonely' dropped: one image, fewer than 2" in lines
 
 
 def test_a_class_that_is_too_small_once_it_is_read(prepare):
@@ -149,7 +155,8 @@ def test_a_class_that_is_too_small_once_it_is_read(prepare):
     with pytest.raises(PrepareError, match=r"class 'bad' has one readable image \(2 files; bad/2.png: empty file\)"):
         prepare(files)
     store, result, lines = prepare(files, min_images=3)
-    assert store.class_names == ["c0", "c1"] and len(result.unreadable) == 0
+    assert store.class_names == ["c0", "c1"]
+    assert len(result.unreadable) == 0
     assert any("'none' dropped" in line for line in lines)
     with pytest.raises(PrepareError, match="no class has 9 images"):
         prepare(files, "few", min_images=9)
@@ -165,8 +172,10 @@ def test_a_second_run_keeps_the_store(prepare):
     store, _, _ = prepare(tree(3, 3))
     before = store.path.stat()
     _, result, lines = prepare(tree(3, 3))
-    assert result.status == "already prepared" and lines == [f"pets: already prepared, {store.path} is kept"]
-    assert (result.images, result.classes) == (9, (0, 0, 3)) and store.path.stat().st_mtime_ns == before.st_mtime_ns
+    assert result.status == "already prepared"
+    assert lines == [f"pets: already prepared, {store.path} is kept"]
+    assert (result.images, result.classes) == (9, (0, 0, 3))
+    assert store.path.stat().st_mtime_ns == before.st_mtime_ns
 
 
 def test_the_journal_of_a_process_killed_at_the_very_end_is_removed(prepare):
@@ -183,7 +192,8 @@ def test_other_settings_are_refused_unless_replaced(prepare, change):
     before = store.path.read_bytes()
     with pytest.raises(PrepareError, match=r"exists, made from other files or settings; --replace") as caught:
         prepare(tree(3, 3), **change)
-    assert caught.value.exit_code == 2 and store.path.read_bytes() == before
+    assert caught.value.exit_code == 2
+    assert store.path.read_bytes() == before
     assert prepare(tree(3, 3), replace=True, **change)[1].status == "written"
 
 
@@ -204,7 +214,8 @@ def test_one_bad_source_does_not_lose_the_others(tmp_path):
     write_zip(last, tree(2, 2))
     with pytest.raises(PrepareError) as caught:
         prepare_folder([good, bad, last], tmp_path / "out", size=8)
-    assert [r.status for r in caught.value.results] == ["written", "failed", "written"] and caught.value.exit_code == 2
+    assert [r.status for r in caught.value.results] == ["written", "failed", "written"]
+    assert caught.value.exit_code == 2
     assert sorted(os.listdir(tmp_path / "out")) == ["good.h5", "last.h5"]
 
 
@@ -242,7 +253,9 @@ def test_no_space_left(tmp_path, prepare, monkeypatch):
     monkeypatch.setattr(store_writer, "_append", full)
     with pytest.raises(SmatError, match=r"pets\.h5: no space left") as caught:
         prepare(tree(3, 3), size=9, replace=True)
-    assert caught.value.exit_code == 2 and os.listdir(tmp_path / "out") == ["pets.h5"] and store.path.read_bytes() == before
+    assert caught.value.exit_code == 2
+    assert os.listdir(tmp_path / "out") == ["pets.h5"]
+    assert store.path.read_bytes() == before
 
 
 SLOW = """
@@ -289,7 +302,8 @@ def test_killed_in_the_middle_and_continued(tmp_path, kind, encoding):
     process.send_signal(kind)
     _, said = process.communicate(timeout=60)
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[kind]
-    assert not (out / "pets.h5").exists() and (out / ".pets.draft.h5").exists()
+    assert not (out / "pets.h5").exists()
+    assert (out / ".pets.draft.h5").exists()
     assert kind == signal.SIGKILL or "the same command continues" in said.splitlines()[-1]
 
     reporter = SilentReporter()
@@ -297,8 +311,10 @@ def test_killed_in_the_middle_and_continued(tmp_path, kind, encoding):
     result = prepare_folder([source], out, reporter=reporter, **options)[0]
     assert any(line.startswith("pets: continues at image ") for line in reporter.lines)
     whole = prepare_folder([source], tmp_path / "whole", **options)[0]
-    assert result.path.read_bytes() == whole.path.read_bytes() and verify_store(result.path) is None
-    assert result.unreadable == whole.unreadable and len(whole.unreadable) == 21
+    assert result.path.read_bytes() == whole.path.read_bytes()
+    assert verify_store(result.path) is None
+    assert result.unreadable == whole.unreadable
+    assert len(whole.unreadable) == 21
     assert sorted(os.listdir(out)) == ["pets.h5", "pets.unreadable.txt"]
 
 
@@ -340,7 +356,8 @@ def test_memory_stays_small(tmp_path, monkeypatch):
     monkeypatch.setattr(convert, "decode_image", counting)
     monkeypatch.setattr(store_writer, "_append", slowly)
     prepare_folder([source], tmp_path / "out", size=8, workers=2)
-    assert written[0] == 800 and most[0] <= 2 * 3 * 16 + 16 + 2
+    assert written[0] == 800
+    assert most[0] <= 2 * 3 * 16 + 16 + 2
 
 
 @pytest.mark.skipif(not REALMINI.is_dir(), reason=f"no {REALMINI} (set SMAT_REALMINI)")

@@ -74,8 +74,10 @@ def run(tmp_path, source, **options):
 def test_a_source_names_itself_and_its_splits(tmp_path):
     source = Numbers([3, 4, 2], splits=["test", "train", "valid"], bad=[1, 8, 7][:1])
     store, result, lines = run(tmp_path, source)
-    assert (store.name, store.source, result.path.name) == ("digits", "numbers digits", "digits.h5") and source.closed == 1
-    assert store.counts.tolist() == [2, 4, 2] and store.class_split.tolist() == [2, 0, 1]
+    assert (store.name, store.source, result.path.name) == ("digits", "numbers digits", "digits.h5")
+    assert source.closed == 1
+    assert store.counts.tolist() == [2, 4, 2]
+    assert store.class_split.tolist() == [2, 0, 1]
     np.testing.assert_array_equal(store.images, np.stack([drawn(n) for n in (0, 2, 3, 4, 5, 6, 7, 8)]))
     assert result.unreadable == [("numbers.bin at byte 7", "scrawled")]
     assert lines[:2] == ["digits: drawn, not photographed", "digits: unreadable: numbers.bin at byte 7: scrawled"]
@@ -95,8 +97,11 @@ def test_splits_that_are_given_twice_or_by_halves_are_refused(tmp_path):
 def test_a_split_by_image(tmp_path, encoding):
     names = ["train", "valid", "test", "test", "train", "test"]
     store, result, _ = run(tmp_path, Numbers([4, 2], image_splits=names, bad=[2]), encoding=encoding)
-    assert store.image_split is not None and store.image_split.tolist() == [0, 1, 2, 0, 2] and store.class_split.tolist() == [0, 0]
-    assert store.image_rows("test").tolist() == [2, 4] and result.classes == (2, 0, 0)
+    assert store.image_split is not None
+    assert store.image_split.tolist() == [0, 1, 2, 0, 2]
+    assert store.class_split.tolist() == [0, 0]
+    assert store.image_rows("test").tolist() == [2, 4]
+    assert result.classes == (2, 0, 0)
     with pytest.raises(PrepareError, match="one split for each"):
         run(tmp_path / "b", Numbers([4, 2], image_splits=names[:5]))
 
@@ -107,28 +112,34 @@ def test_an_ontology_follows_the_classes_that_are_kept(tmp_path):
     store, _, _ = run(tmp_path, Numbers([3] * 5, whole, splits=splits))
     assert store.ontology == whole
     store, _, lines = run(tmp_path / "b", Numbers([3, 1, 3, 3, 3], whole, splits=splits, bad=[4, 5]), min_images=2)
-    assert store.class_names == ["c0", "c3", "c4"] and store.ontology is not None
+    assert store.class_names == ["c0", "c3", "c4"]
+    assert store.ontology is not None
     assert store.ontology.nodes == {"train": (Node("x", "", (0,)), Node("y", "", (1,))), "test": (Node("z", "", (2,)),)}
     assert sum("dropped" in line for line in lines) == 2
     file = tmp_path / "s.json"
     file.write_text('{"train": ["c0", "c1", "c2"], "valid": ["c3"], "test": ["c4"]}')
     store, _, lines = run(tmp_path / "c", Numbers([3] * 5, whole, splits=splits), splits_file=file)
-    assert store.ontology is None and any("ontology is left out" in line for line in lines)
+    assert store.ontology is None
+    assert any("ontology is left out" in line for line in lines)
 
 
 def test_an_error_of_the_source_ends_it_and_leaves_nothing(tmp_path):
     source = Numbers([3, 3], fatal=[4])
     with pytest.raises(PrepareError, match="wrong CRC at byte 28") as caught:
         run(tmp_path, source)
-    assert caught.value.exit_code == 2 and os.listdir(tmp_path) == [] and source.closed == 1
+    assert caught.value.exit_code == 2
+    assert os.listdir(tmp_path) == []
+    assert source.closed == 1
 
 
 def test_at_most_so_many_images_a_class(tmp_path):
     source = Numbers([50, 3, 40])
     store, _, _ = run(tmp_path, source, max_per_class=10)
-    assert store.counts.tolist() == [10, 3, 10] and len(source.seen) == 23
+    assert store.counts.tolist() == [10, 3, 10]
+    assert len(source.seen) == 23
     first = sorted(n for n in source.seen if n < 50)
-    assert first != list(range(10)) and np.array_equal(store.images[:10], np.stack([drawn(n) for n in first]))
+    assert first != list(range(10))
+    assert np.array_equal(store.images[:10], np.stack([drawn(n) for n in first]))
     again, other = Numbers([50, 3, 40]), Numbers([50, 3, 40])
     assert np.array_equal(run(tmp_path / "b", again, max_per_class=10)[0].images, store.images)
     run(tmp_path / "c", other, max_per_class=10, seed=1)
@@ -159,10 +170,12 @@ def test_jpeg_keeps_small_files_and_encodes_large_ones(tmp_path):
         Image.fromarray(smooth[::6, ::6]).save(tmp_path / f"src/small/{i}.jpg", quality=60 + i)
         Image.fromarray(smooth).save(tmp_path / f"src/large/{i}.png")
     raw, jpeg = (Store.open(prepare_folder([tmp_path / "src"], tmp_path / e, size=48, encoding=e)[0].path) for e in ("raw", "jpeg"))
-    assert raw.class_names == jpeg.class_names == ["large", "small"] and raw.content_hash != jpeg.content_hash
+    assert raw.class_names == jpeg.class_names == ["large", "small"]
+    assert raw.content_hash != jpeg.content_hash
     np.testing.assert_array_equal(jpeg.images[3:], raw.images[3:])  # the files themselves
     difference = jpeg.images[:3].astype(float) - raw.images[:3]
-    assert 0 < np.abs(difference).mean() < 2 and np.abs(difference).max() < 16
+    assert 0 < np.abs(difference).mean() < 2
+    assert np.abs(difference).max() < 16
     sizes = [len(jpeg.images.file(row)) for row in range(6)]  # type: ignore[union-attr]
     assert sizes[3:] == [(tmp_path / f"src/small/{i}.jpg").stat().st_size for i in range(3)]
     assert all(size < (tmp_path / "src/large/0.png").stat().st_size for size in sizes[:3])
@@ -196,7 +209,8 @@ def test_two_at_once_into_one_store(tmp_path):
     finally:
         leave.set()
         first.join(60)
-    assert results[0][1].status == "written" and os.listdir(tmp_path) == ["digits.h5"]
+    assert results[0][1].status == "written"
+    assert os.listdir(tmp_path) == ["digits.h5"]
     assert run(tmp_path, Numbers([3, 3]))[1].status == "already prepared"
 
 
@@ -207,7 +221,8 @@ def test_a_store_that_another_process_finished_meanwhile_is_kept(tmp_path, monke
         return Journal(target)
 
     monkeypatch.setattr("smatcli.engine.prepare.preparation.Journal", finishing)
-    assert run(tmp_path, Numbers([3, 3]))[1].status == "already prepared" and os.listdir(tmp_path) == ["digits.h5"]
+    assert run(tmp_path, Numbers([3, 3]))[1].status == "already prepared"
+    assert os.listdir(tmp_path) == ["digits.h5"]
 
 
 def interrupted(tmp_path, monkeypatch, **options):
@@ -248,7 +263,8 @@ def test_an_unfinished_attempt_is_continued_only_if_it_is_what_it_says(tmp_path,
         source.fingerprint = "2"
     store, _, lines = run(tmp_path, source, **options)
     whole, _, _ = run(tmp_path / "whole", Numbers([5, 5, 5]), **options)
-    assert store.content_hash == whole.content_hash and verify_store(store.path) is None
+    assert store.content_hash == whole.content_hash
+    assert verify_store(store.path) is None
     assert sorted(os.listdir(tmp_path)) == ["digits.h5", "whole"]
     # the entry before the last was written when class 1 had one image, which is too few to be in the draft: it begins again
     continued = {"nothing": 8, "cut journal": 10}.get(damage, 15)
@@ -272,8 +288,10 @@ def test_a_disk_that_is_full(tmp_path, space):
     before = store.path.read_bytes()
     command = [sys.executable, "-c", FULL, space, "data", "prepare", "folder", source, "-o", out, "--size", "8", "--replace", "-j", 1]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(f"smat: {store.path}: the file is too large for the disk")
-    assert os.listdir(out) == ["pets.h5"] and store.path.read_bytes() == before
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"smat: {store.path}: the file is too large for the disk")
+    assert os.listdir(out) == ["pets.h5"]
+    assert store.path.read_bytes() == before
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

@@ -87,13 +87,17 @@ def test_the_head_written_out():
 
 
 def test_scales_are_multiples_of_the_patch():
-    assert sizes_of([0.5, 1.0, 1.1, 1.6], 64, 16) == [32, 64, 96] and sizes_of([0.01], 64, 16) == [16]
+    assert sizes_of([0.5, 1.0, 1.1, 1.6], 64, 16) == [32, 64, 96]
+    assert sizes_of([0.01], 64, 16) == [16]
 
 
 def test_a_linear_net_has_frozen_tokens():
     tokens = PlainTokens(plain := vit(), False)
     net = SegmentNet(tokens, 4, 3, HeadConfig(channels=4)).train()
-    assert set(net.groups()) == {"head"} and net.tokens is tokens and tokens.vit is plain and not plain.training
+    assert set(net.groups()) == {"head"}
+    assert net.tokens is tokens
+    assert tokens.vit is plain
+    assert not plain.training
     torch.testing.assert_close(net.tokens(images := torch.randn(1, 3, 16, 16)), plain.forward_features(images)[:, 1:])
     assert set(SegmentNet(PlainTokens(vit(), True), 4, 3, HeadConfig()).groups()) == {"backbone", "head"}
 
@@ -115,7 +119,8 @@ def test_cross_validation_leaves_measures_of_every_fold(recipe):
         found = read_fold(run.path, k)
         assert found["confusion"]["single"].sum() == 6 * 16 * 16, "every pixel of the fold's six images"
         assert float(table[k]["miou"]) == pytest.approx(measures(found["confusion"]["single"]).miou, abs=1e-6)
-        assert (run.path / f"segment/pictures{k}.png").exists() and (run.checkpoints / f"fold{k}").exists()
+        assert (run.path / f"segment/pictures{k}.png").exists()
+        assert (run.checkpoints / f"fold{k}").exists()
     assert float(table[2]["miou"]) == pytest.approx((float(table[0]["miou"]) + float(table[1]["miou"])) / 2, abs=1e-5)
     with pytest.raises(UserError, match="exists"):
         segment(loaded, SilentReporter())
@@ -166,7 +171,8 @@ def test_baselines_run_and_move_only_what_they_declare(recipe, name, moving):
     ]
     run = segment(recipe(*overrides), SilentReporter())
     found = json.loads((run.path / "segment/fold0.json").read_text())
-    assert set(found["trained"]) == moving and list(found["confusion"]) == ["single"]
+    assert set(found["trained"]) == moving
+    assert list(found["confusion"]) == ["single"]
     if name.startswith("vpt"):
         assert found["trained"]["tuner"] == (2 if name == "vpt-deep" else 1) * 2 * 16
     from smatcli.engine.segment.segmenting import _net
@@ -175,7 +181,9 @@ def test_baselines_run_and_move_only_what_they_declare(recipe, name, moving):
     after = load_file(run.checkpoints / "last/model.safetensors")
     trained = {n for n, p in before.named_parameters() if p.requires_grad}
     moved = {n for n, p in before.named_parameters() if not torch.equal(p, after[n])}
-    assert moved <= trained and {n for n in trained if "head" in n} <= moved and (name == "linear" or any("tokens" in n for n in moved))
+    assert moved <= trained
+    assert {n for n in trained if "head" in n} <= moved
+    assert name == "linear" or any("tokens" in n for n in moved)
 
 
 @pytest.mark.parametrize("override, said", [
@@ -190,7 +198,8 @@ def test_bad_input_leaves_no_run(recipe, override, said):
     loaded = recipe(override)
     with pytest.raises(UserError) as error:
         segment(loaded, SilentReporter())
-    assert said in str(error.value) and not Path(loaded.recipe.run).exists()
+    assert said in str(error.value)
+    assert not Path(loaded.recipe.run).exists()
 
 
 @pytest.mark.parametrize("override, said", [

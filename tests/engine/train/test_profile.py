@@ -21,7 +21,8 @@ def test_a_run_with_profile_has_the_same_weights_a_table_and_a_trace(tmp_path: P
     plain = train(load(tmp_path, f"run={tmp_path}/plain", *extra), SilentReporter())
     run = train(load(tmp_path, *extra), SilentReporter(), profile=True)
     weights = [(r.checkpoints / "last" / "model.safetensors").read_bytes() for r in (plain, run)]
-    assert weights[0] == weights[1] and not (plain.path / "profile").exists()
+    assert weights[0] == weights[1]
+    assert not (plain.path / "profile").exists()
     rows = {row["phase"]: row for row in csv.DictReader((run.path / "profile" / "phases.csv").open())}
     expected = set(PHASES) if method == "smat" else {"data", "backward", "optimizer", "all-reduce"}
     assert expected | {"total"} <= set(rows)
@@ -34,7 +35,8 @@ def test_a_run_with_profile_has_the_same_weights_a_table_and_a_trace(tmp_path: P
 
 def test_a_run_that_is_too_short_is_measured_as_far_as_it_goes(tmp_path: Path) -> None:
     run = train(load(tmp_path, "train.steps=3"), SilentReporter(), profile=True)
-    assert (run.path / "profile" / "phases.csv").exists() and not (run.path / "profile" / "trace.json").exists()
+    assert (run.path / "profile" / "phases.csv").exists()
+    assert not (run.path / "profile" / "trace.json").exists()
     short = train(load(tmp_path, "train.steps=1", f"run={tmp_path}/short"), SilentReporter(), profile=True)
     assert not (short.path / "profile").exists()
 

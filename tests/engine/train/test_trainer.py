@@ -48,7 +48,8 @@ def test_a_run_holds_its_recipe_metrics_and_checkpoints(tmp_path: Path, method: 
     assert [r["step"] for r in run.records("valid")] == [0, 3, 6]
     assert set(run.records("valid")[0]["datasets"]) == {"a", "b"}
     origins = json.loads((run.path / "origins.json").read_text())
-    assert origins["train.steps"].startswith("file ") and origins["seed"] == "default"
+    assert origins["train.steps"].startswith("file ")
+    assert origins["seed"] == "default"
     loaded, recipe = load_method(run.path, "last")
     assert recipe == recipe_of(load(tmp_path, *extra))
     assert not loaded.training
@@ -180,7 +181,9 @@ def test_spikes_are_trained_on_unless_they_are_asked_for(tmp_path: Path, monkeyp
     assert not free.records("skip")
     careful = train(load(tmp_path, "train.spike.factor=50", "train.steps=5"), SilentReporter())
     (skip,) = careful.records("skip")
-    assert skip["step"] == 5 and "a spike above" in skip["reason"] and len(skip["episodes"]) == 2
+    assert skip["step"] == 5
+    assert "a spike above" in skip["reason"]
+    assert len(skip["episodes"]) == 2
     assert [plain(free)[i] == plain(careful)[i] for i in range(5)] == [True] * 5
 
 
@@ -242,7 +245,8 @@ def test_kept_checkpoints_stand_in_for_lost_ones(tmp_path: Path) -> None:
     reporter = SilentReporter()
     resumed = train(load(tmp_path), reporter, resume=True)
     (line,) = (line for line in reporter.lines if "damaged" in line)
-    assert line.endswith("step-4)") and line.count("is damaged") == 3
+    assert line.endswith("step-4)")
+    assert line.count("is damaged") == 3
     one, two = tensors(whole), tensors(resumed)
     assert all(torch.equal(one[k], two[k]) for k in one)
     assert plain(whole) == plain(resumed)
@@ -287,7 +291,8 @@ def test_a_signal_ends_the_run_in_good_order_and_a_second_one_at_once(tmp_path: 
         train(load(tmp_path), Signalling(signum))
     assert stopped.value.exit_code == code
     run = RunDir.open(tmp_path / "run")
-    assert run.info["status"] == "interrupted" and run.records("train")[-1]["step"] == 1
+    assert run.info["status"] == "interrupted"
+    assert run.records("train")[-1]["step"] == 1
     with pytest.raises(StopNow) as left:
         train(load(tmp_path), Signalling(signum, times=2, at=4), resume=True)
     assert left.value.exit_code == code

@@ -29,7 +29,8 @@ def test_drawn_splits_are_disjoint_in_proportion_and_counted(tmp_path):
         assert np.abs(share - np.array([8, 12, 16, 20]) / 56).max() < 2 / len(part)
     again, other = draw_split(task.store, 20, 10, None, 0), draw_split(task.store, 20, 10, 5, 1)
     assert all(np.array_equal(again[part], rows[part]) for part in rows)
-    assert len(other["test"]) == 5 and not np.array_equal(other["train"], rows["train"])
+    assert len(other["test"]) == 5
+    assert not np.array_equal(other["train"], rows["train"])
 
 
 def test_the_split_of_a_store(tmp_path):
@@ -71,13 +72,15 @@ def test_views_from_memory_and_from_disk_are_equal(tmp_path):
     assert sorted(np.concatenate(chunks)) == list(range(20))
     views = [View(task, task.rows["train"], torch.device("cpu"), keep) for keep in (True, False)]
     for (i, a), (j, b) in zip(*(view.batches(chunks) for view in views), strict=True):
-        assert torch.equal(i, j) and torch.equal(a, b)
+        assert torch.equal(i, j)
+        assert torch.equal(a, b)
         assert np.array_equal(a[0].numpy(), task.store.images[task.rows["train"][int(i[0])]])
 
 
 def test_batches_are_counted_and_never_of_one_image():
     assert [list(map(int, c)) for c in shuffled(9, 4, 1, 2)] == [list(map(int, c)) for c in shuffled(9, 4, 1, 2)]
-    assert [len(c) for c in shuffled(9, 4, 0, 0)] == [4, 5] and [len(c) for c in shuffled(10, 4, 0, 0)] == [4, 4, 2]
+    assert [len(c) for c in shuffled(9, 4, 0, 0)] == [4, 5]
+    assert [len(c) for c in shuffled(10, 4, 0, 0)] == [4, 4, 2]
     assert [len(c) for c in in_order(5, 2)] == [2, 2, 1]
 
 
@@ -93,13 +96,15 @@ def test_what_the_network_sees(tmp_path):
     assert torch.equal(seen(raw, centre, torch.Generator()), normalise(raw, 16))  # training: all of it
     moved = recipe_of(tmp_path, "backbone.image_size=16", "tune.augment={crop_scale: [0.1, 1.0], flip: 0.5}")
     one, two = (seen(raw, moved, torch.Generator().manual_seed(s)) for s in (1, 2))
-    assert one.shape == (2, 3, 16, 16) and not torch.equal(one, two)
+    assert one.shape == (2, 3, 16, 16)
+    assert not torch.equal(one, two)
 
 
 def test_scores_by_hand():
     logits = np.log(np.array([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3], [0.4, 0.35, 0.25], [0.1, 0.2, 0.7]]))
     found = scores(logits, np.array([0, 1, 1, 2]))
-    assert found["accuracy"] == 0.75 and found["per-class"] == pytest.approx((1 + 0.5 + 1) / 3)
+    assert found["accuracy"] == 0.75
+    assert found["per-class"] == pytest.approx((1 + 0.5 + 1) / 3)
 
 
 @pytest.mark.parametrize("classes", [2, 4])

@@ -48,10 +48,14 @@ def test_it_learns_validates_and_tests(tmp_path):
     reporter = SilentReporter()
     run = tune(load(tmp_path, FULL, "data.fit=train", "tune.epochs=15", "tune.valid_every=5", "tune.select=best"), reporter)
     found = result(run)
-    assert found["scores"]["accuracy"] > 0.8 and found["score"] == found["scores"]["accuracy"]
+    assert found["scores"]["accuracy"] > 0.8
+    assert found["score"] == found["scores"]["accuracy"]
     valid = run.records("valid")
-    assert [r["epoch"] for r in valid] == [5, 10, 15] and max(r["mean"] for r in valid) > 0.8
-    assert found["images"] == {"train": 20, "valid": 10, "test": 26} and found["fitted"] == 20 and found["classes"] == 4
+    assert [r["epoch"] for r in valid] == [5, 10, 15]
+    assert max(r["mean"] for r in valid) > 0.8
+    assert found["images"] == {"train": 20, "valid": 10, "test": 26}
+    assert found["fitted"] == 20
+    assert found["classes"] == 4
     assert RunDir.open(run.path).finished
     recipe, task, tuner, device = load_tuned(run.path)
     from smatcli.engine.tune.task import View, seen
@@ -75,11 +79,13 @@ def test_a_stopped_run_continues_exactly(tmp_path, monkeypatch, overrides, step)
         _stop_at(patch, step)
         with pytest.raises(Interrupted) as stopped:
             tune(load(tmp_path, *overrides), SilentReporter())
-    assert stopped.value.exit_code == 143 and f"step {step + 1} of" in str(stopped.value)
+    assert stopped.value.exit_code == 143
+    assert f"step {step + 1} of" in str(stopped.value)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
     resumed = tune(load(tmp_path, *overrides), SilentReporter(), resume=True)
     one, two = weights(whole), weights(resumed)
-    assert all(torch.equal(one[k], two[k]) for k in one) and plain(whole) == plain(resumed)
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert plain(whole) == plain(resumed)
     assert result(whole)["scores"] == result(resumed)["scores"]
 
 
@@ -138,8 +144,10 @@ def test_search_chooses_on_validation_images_and_goes_on_where_it_was(tmp_path, 
     assert set(tried) == {f"lr={lr},p={p}" for lr in ("1e-09", "0.02") for p in ("0", "0.5")}
     found = result(run)
     best = max(tried, key=lambda name: tried[name])
-    assert found["searched_score"] == tried[best] and f"lr={found['searched']['tune.lr']:g},p={found['searched']['tuner.p']:g}" == best
-    assert found["searched"]["tune.lr"] == 0.02 and found["fitted"] == 30
+    assert found["searched_score"] == tried[best]
+    assert f"lr={found['searched']['tune.lr']:g},p={found['searched']['tuner.p']:g}" == best
+    assert found["searched"]["tune.lr"] == 0.02
+    assert found["fitted"] == 30
     assert sum("trial" in line for line in reporter.lines) >= 2
 
 

@@ -33,12 +33,16 @@ def of_type(some: list[Figure], kind: type) -> list:
 
 def test_capacity_by_hand():
     bars, curves, heat = mask_figures([SMAT(analyses.masks())], set())
-    assert isinstance(bars, Bars) and isinstance(curves, Curves) and isinstance(heat, Heat)
+    assert isinstance(bars, Bars)
+    assert isinstance(curves, Curves)
+    assert isinstance(heat, Heat)
     assert bars.categories == ["cls_token", "q", "fc1"]
     means = dict(zip(bars.categories, bars.series[0][1], strict=True))
     # expert 1 keeps 4 of 20 q, expert 2 the same; of cls_token all and nothing
-    assert means["q"].mean == 0.2 and means["q"].half_width == 0
-    assert means["cls_token"].mean == 0.5 and means["cls_token"].half_width == pytest.approx(np.std([1, 0], ddof=1))
+    assert means["q"].mean == 0.2
+    assert means["q"].half_width == 0
+    assert means["cls_token"].mean == 0.5
+    assert means["cls_token"].half_width == pytest.approx(np.std([1, 0], ddof=1))
     (line,) = curves.panels[""]
     assert [(x, e.mean) for x, e in line.points] == [(1.0, pytest.approx((5 + 7) / 60)), (2.0, pytest.approx(0.2))]
     np.testing.assert_array_equal(heat.values, [[1, 0.25], [0.25, 1]])
@@ -50,7 +54,8 @@ def test_agreement_of_gradients_and_its_jackknife():
     analysis = analyses.gradients()
     cosine = analysis.groups["all"]["cosine"]
     bars = gradient_figures([SMAT(analysis)], set())[0]
-    assert isinstance(bars, Bars) and bars.categories == ["theta", "delta", "expert 1"]
+    assert isinstance(bars, Bars)
+    assert bars.categories == ["theta", "delta", "expert 1"]
     (_, same), (_, other) = bars.series
     assert same[0].mean == pytest.approx(np.mean([cosine[0, i, j] for i, j in ((0, 1), (0, 2), (1, 2), (3, 4), (3, 5), (4, 5))]))
     assert other[0].mean == pytest.approx(cosine[0, :3, 3:].mean())
@@ -66,18 +71,22 @@ def test_agreement_of_gradients_and_its_jackknife():
 def test_agreement_between_runs_and_along_a_sweep():
     both = [SMAT(analyses.gradients(), "A"), SMAT(analyses.gradients(1), "B", Path("b"))]
     between = next(f for f in gradient_figures(both, set()) if f.stem == "alignment")
-    assert isinstance(between, Bars) and between.categories == ["A", "B"]
+    assert isinstance(between, Bars)
+    assert between.categories == ["A", "B"]
     points = [SMAT(analyses.gradients(i), str(t), Path(f"s/tau={t}"), tau=t, experts=4) for i, t in enumerate((0.9, 0.5))]
     (curves,) = gradient_figures(points, {p.run.path for p in points})
-    assert isinstance(curves, Curves) and list(curves.panels) == ["Same dataset", "Different datasets"]
+    assert isinstance(curves, Curves)
+    assert list(curves.panels) == ["Same dataset", "Different datasets"]
     assert [x for x, _ in curves.panels["Same dataset"][0].points] == [0.5, 0.9]
 
 
 def test_search_keeps_shares_and_losses_apart():
     (curves,) = search_figures([SMAT(analyses.search())], set())
-    assert isinstance(curves, Curves) and curves.scale == 1
+    assert isinstance(curves, Curves)
+    assert curves.scale == 1
     loss, share = ([e.mean for _, e in lines[0].points] for lines in curves.panels.values())
-    assert loss == [1.5, 1.25, 0.75] and share == pytest.approx([30, 40, 70])
+    assert loss == [1.5, 1.25, 0.75]
+    assert share == pytest.approx([30, 40, 70])
 
 
 def test_confusion_by_hand():
@@ -93,8 +102,10 @@ def test_predictions_make_their_figures():
     assert [line.label for line in reliability.panels["In-domain"]] == ["SMAT", "SMAT + flip", "perfectly calibrated"]
     for x, estimate in reliability.panels["In-domain"][0].points:  # right as often as it is sure
         assert abs(x / 100 - estimate.mean) < 2 * estimate.half_width + 0.05
-    assert errors.categories == ["near", "far_away"] and 0 < errors.series[0][1][0].mean < 0.15
-    assert [len(p.pairs) for p in of_type(some, Pictures)] == [6, 6] and len(of_type(some, Heat)) == 2
+    assert errors.categories == ["near", "far_away"]
+    assert 0 < errors.series[0][1][0].mean < 0.15
+    assert [len(p.pairs) for p in of_type(some, Pictures)] == [6, 6]
+    assert len(of_type(some, Heat)) == 2
     many = prediction_figures([SMAT(analyses.predictions(classes=25))], set())
     assert of_type(many, Heat) == []
 
@@ -106,8 +117,10 @@ def test_sets_and_damaged_files(tmp_path: Path):
     (tmp_path / "s" / "analysis" / "masks.h5").write_bytes(b"nothing")
     lines: list[str] = []
     found = read_analyses(runs, lines)
-    assert len(lines) == 1 and "masks.h5: cannot be read as an analysis" in lines[0]
-    assert [f.label for f in found] == ["p"] * 5 + ["s"] * 4 and found[-1].protocol == "5w5s10q"
+    assert len(lines) == 1
+    assert "masks.h5: cannot be read as an analysis" in lines[0]
+    assert [f.label for f in found] == ["p"] * 5 + ["s"] * 4
+    assert found[-1].protocol == "5w5s10q"
     empty = Found("x", Run(Path("sweep/tau=1")), Analysis("masks", "m"))
     assert [(end, len(some)) for end, _, some in sets([*found, empty], {Path("sweep/tau=1")})] == [("", 9), ("-sweep", 1)]
 
@@ -121,7 +134,8 @@ def test_a_logarithmic_axis_has_plain_numbers(tmp_path: Path, kept: list, most: 
     axis = kept[0].axes[0].xaxis
     low, high = axis.get_view_interval()
     shown = [label.get_text() for label, x in zip(axis.get_ticklabels(), axis.get_ticklocs(), strict=True) if low <= x <= high]
-    assert len(shown) >= 2 and [float(text) for text in shown] == pytest.approx([x for x in axis.get_ticklocs() if low <= x <= high])
+    assert len(shown) >= 2
+    assert [float(text) for text in shown] == pytest.approx([x for x in axis.get_ticklocs() if low <= x <= high])
 
 
 @pytest.mark.parametrize("classes", [4, 5, 12])

@@ -58,7 +58,8 @@ def test_datasets_with_similar_scores_stand_together(tmp_path: Path):
     names = [row.removesuffix(" (OOD)") for row in heat.rows]
     kinds = [int(centres[name][0]) for name in names]
     assert kinds == sorted(kinds) or kinds == sorted(kinds, reverse=True)
-    assert sorted(names) == sorted(ID + OOD) and {r for r in heat.rows if "(OOD)" in r} == {f"{name} (OOD)" for name in OOD}
+    assert sorted(names) == sorted(ID + OOD)
+    assert {r for r in heat.rows if "(OOD)" in r} == {f"{name} (OOD)" for name in OOD}
     for name, row in zip(names, heat.values, strict=True):
         np.testing.assert_allclose(row, values[name].mean(0))
     assert len(heat.tree) == len(names) - 1
@@ -71,7 +72,8 @@ def test_trajectories(tmp_path: Path):
     paths = {name: np.outer(np.arange(1, 5), [0.1, 0.15, 0.2]) for name in ID + OOD}
     record(folder, "trajectory", paths)
     curves = trajectories(group_of(tmp_path))
-    assert curves is not None and list(curves.panels) == ["In-domain", "Out-of-domain"]
+    assert curves is not None
+    assert list(curves.panels) == ["In-domain", "Out-of-domain"]
     (line,) = curves.panels["In-domain"]
     assert [(x, round(e.mean, 6)) for x, e in line.points] == [(0, 0.25), (1, 0.375), (2, 0.5)]
     half = 1.96 * np.std([0.1, 0.2, 0.3, 0.4], ddof=1) / 2
@@ -84,7 +86,8 @@ def test_trade_off_along_a_sweep(tmp_path: Path):
     curves = trade_off(group, sweep)
     assert curves is not None
     plain, flip = curves.panels[""]
-    assert (plain.label, flip.label) == ("SMAT, M = 8", "SMAT, M = 8 + flip") and [x for x, _ in plain.points] == [0.5, 0.7, 0.9, 0.95]
+    assert (plain.label, flip.label) == ("SMAT, M = 8", "SMAT, M = 8 + flip")
+    assert [x for x, _ in plain.points] == [0.5, 0.7, 0.9, 0.95]
     means = [r.estimate.mean for e in read([tmp_path / "smat-sweep-tau" / "tau=0.5"]).evaluations if e.adapt == "proto" for r in e.results]
     assert plain.points[0][1].mean == pytest.approx(np.mean(means[len(ID) :]) / np.mean(means[: len(ID)]))
 
@@ -93,7 +96,8 @@ def test_ratio_against_draws():
     rng = np.random.default_rng(0)
     found = ratio(Estimate(0.4, 0.02), Estimate(0.6, 0.03))
     drawn = rng.normal(0.4, 0.02 / 1.96, 200_000) / rng.normal(0.6, 0.03 / 1.96, 200_000)
-    assert found.mean == pytest.approx(0.4 / 0.6) and found.half_width == pytest.approx(1.96 * drawn.std(), rel=0.02)
+    assert found.mean == pytest.approx(0.4 / 0.6)
+    assert found.half_width == pytest.approx(1.96 * drawn.std(), rel=0.02)
 
 
 def test_number_of_training_datasets(tmp_path: Path):
@@ -107,8 +111,10 @@ def test_number_of_training_datasets(tmp_path: Path):
     curves = training_datasets(group, baseline)
     assert curves is not None
     (line,) = curves.panels["In-domain"]
-    assert line.label == "PMF" and [x for x, _ in line.points] == [1, 2, 3]
-    assert line.points[2][1].mean == pytest.approx(0.06, abs=0.03) and line.points[2][1].half_width > 0
+    assert line.label == "PMF"
+    assert [x for x, _ in line.points] == [1, 2, 3]
+    assert line.points[2][1].mean == pytest.approx(0.06, abs=0.03)
+    assert line.points[2][1].half_width > 0
 
 
 def test_parameters(tmp_path: Path):
@@ -120,7 +126,8 @@ def test_parameters(tmp_path: Path):
         pretend_checkpoint(run, **(sizes | ({"theta_delta": (1000,), "log_alpha": (experts, 1000)} if experts else {})))
         add_eval(run, "proto", draw(0, 0, 10), method, tau=0.9 if experts else None, experts=experts)
     curves = parameter_counts(group_of(tmp_path))
-    assert curves is not None and not curves.log_x
+    assert curves is not None
+    assert not curves.log_x
     points = {line.label: [round(1e6 * x) for x, _ in line.points] for line in curves.panels["Out-of-domain"]}
     assert points == {"Pre-trained": [1000], "SMAT": [2400, 2800]}
 
@@ -128,4 +135,5 @@ def test_parameters(tmp_path: Path):
 def test_a_group_without_any_of_it_has_no_figures(tmp_path: Path):
     add_eval(make_run(tmp_path / "pmf", "pmf"), "proto", draw(0, 0, 4), "pmf")
     lines: list[str] = []
-    assert group_figures(group_of(tmp_path), [], lines) == [] and lines == []
+    assert group_figures(group_of(tmp_path), [], lines) == []
+    assert lines == []

@@ -65,7 +65,8 @@ def test_the_figures_of_an_ordinary_study(tmp_path: Path, faults: dict[str, list
     root = make_study(tmp_path / "runs", 6)
     analysed(root / "smat")
     report([root], tmp_path / "out")
-    assert len(faults) >= 9 and {name: found for name, found in faults.items() if found} == {}
+    assert len(faults) >= 9
+    assert {name: found for name, found in faults.items() if found} == {}
 
 
 @pytest.mark.parametrize("columns", [2, 9])
@@ -76,7 +77,8 @@ def test_long_names_of_runs_and_datasets(tmp_path: Path, faults: dict[str, list]
         run = make_run(tmp_path / "runs" / f"a run with quite a long name number {i}", method, valid=[0.5, 0.5 + 0.01 * i, 0.6])
         add_eval(run, "proto", draw(0.01 * i, -0.01 * i, 5, names), method)
     report([tmp_path / "runs"], tmp_path / "out")
-    assert len(faults) == 2 and not any(faults.values())
+    assert len(faults) == 2
+    assert not any(faults.values())
 
 
 def test_a_fault_would_be_seen(tmp_path: Path):
@@ -89,4 +91,5 @@ def test_a_fault_would_be_seen(tmp_path: Path):
     left.legend()
     right.set_title("nothing here")
     figure.canvas.draw()
-    assert empty_axes(figure) == ["nothing here"] and misplaced_legends(figure) == ["over the axes"]
+    assert empty_axes(figure) == ["nothing here"]
+    assert misplaced_legends(figure) == ["over the axes"]

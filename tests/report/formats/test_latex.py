@@ -49,7 +49,8 @@ def test_escape(text, tex):
 @given(st.text())
 def test_escape_leaves_plain_ascii_and_balanced_braces(text):
     found = escape(text)
-    assert found.isascii() and "\n" not in found
+    assert found.isascii()
+    assert "\n" not in found
     bare = re.sub(r"\\[\\{}_&%#$]", "", found)
     assert not re.search(r"[_&%#$~\[\]]", bare.replace("{[}", "").replace("{]}", "")) or "\\~" in bare
     depth = 0
@@ -77,10 +78,13 @@ def test_number(estimate, options, tex):
 
 def test_tabular_has_the_cells_of_the_table():
     text = tabular(small())
-    assert text.startswith("\\begin{tabular}{lrr}\n\\toprule") and text.endswith("\\bottomrule\n\\end{tabular}\n")
-    assert r"\multicolumn{1}{c}{One \& two}" in text and r"\cmidrule(lr){2-2}\cmidrule(lr){3-3}" in text
+    assert text.startswith("\\begin{tabular}{lrr}\n\\toprule")
+    assert text.endswith("\\bottomrule\n\\end{tabular}\n")
+    assert r"\multicolumn{1}{c}{One \& two}" in text
+    assert r"\cmidrule(lr){2-2}\cmidrule(lr){3-3}" in text
     assert r"a\_b & $\mathbf{50.0}_{\pm 1.0}$ &  \\" in text
-    assert "{[}4em{]}" in text and "\n{*}average" in text
+    assert "{[}4em{]}" in text
+    assert "\n{*}average" in text
     assert tabular(small()) in document(small()).replace("%\n}", "\n}")
 
 

@@ -50,7 +50,8 @@ def test_escape(text, shown):
 @given(st.text())
 def test_escape_can_be_undone_and_holds_no_markup(text):
     found = escape(text)
-    assert "\n" not in found and "<" not in found
+    assert "\n" not in found
+    assert "<" not in found
     assert not re.search(r"(?<!\\)(\\\\)*\|", found)
     plain = re.sub(r"\\(.)", r"\1", found.replace("&#47;", "/"))
     assert html.unescape(plain) == "".join(
@@ -76,12 +77,16 @@ def test_csv_has_more_digits_and_plain_names():
     assert lines[1] == ["traffic_signs", "In-domain", "57.949", "0.451", "1", "3 / 4"]
     assert lines[2] == ["<script>", "", "", "", "0", ""]
     assert lines[3] == ["mean", "", "-0.100", "", "0", "x"]
-    assert csv_number(-1e-9, 3) == "0.000" and csv_number(math.inf, 3) == ""
+    assert csv_number(-1e-9, 3) == "0.000"
+    assert csv_number(math.inf, 3) == ""
 
 
 def test_index_lists_everything():
     text = index("A_b <1>", [CONTENT], [("Picture", "figures/a b", "What it shows")], ["runs/x: skipped"])
     assert text.startswith("# A_b &lt;1&gt;\n")
-    assert "## Heading" in text and "(stem.tabular.tex)" in text and table(CONTENT) in text
-    assert "![Picture](figures/a%20b.png)" in text and "(figures/a%20b.csv)" in text
+    assert "## Heading" in text
+    assert "(stem.tabular.tex)" in text
+    assert table(CONTENT) in text
+    assert "![Picture](figures/a%20b.png)" in text
+    assert "(figures/a%20b.csv)" in text
     assert "- runs/x: skipped" in text

@@ -93,9 +93,12 @@ def test_named_counted_left_out(tmp_path: Path, spoil, message):
     good(tmp_path)
     spoil(bad(tmp_path))
     frame = read([tmp_path])
-    assert [e.run.path.name for e in frame.evaluations] == ["good"] and frame.skipped == 1
+    assert [e.run.path.name for e in frame.evaluations] == ["good"]
+    assert frame.skipped == 1
     named = [line for line in frame.lines if ": skipped, " in line]
-    assert len(named) == 1 and str(tmp_path / "bad") in named[0] and "\n" not in named[0]
+    assert len(named) == 1
+    assert str(tmp_path / "bad") in named[0]
+    assert "\n" not in named[0]
     assert re.search(message, named[0])
     assert frame.lines[-1] == "skipped in all: 1 (in no table)"
     shutil.rmtree(tmp_path / "good")
@@ -110,7 +113,8 @@ def test_a_copy_counts_once(tmp_path: Path):
     (folder / "settings.json").write_text(json.dumps(settings))
     shutil.copytree(tmp_path / "good", tmp_path / "good copy")
     frame = read([tmp_path])
-    assert len(frame.evaluations) == 1 and frame.skipped == 1
+    assert len(frame.evaluations) == 1
+    assert frame.skipped == 1
     assert any(f"skipped, the same results as {folder}" in line and "good copy" in line for line in frame.lines)
 
 
@@ -118,7 +122,9 @@ def test_the_command_says_it_and_exits_2_when_nothing_is_left(tmp_path: Path):
     truncate(bad(tmp_path / "runs"))
     runner = CliRunner()
     done = runner.invoke(app, ["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
-    assert done.exit_code == 2 and len(done.stderr.splitlines()) == 1 and not (tmp_path / "out").exists()
+    assert done.exit_code == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_names_come_out_literally(tmp_path: Path):

@@ -29,7 +29,8 @@ def test_finds_runs_and_sweeps_once(study: Path):
     assert frame.lines == [f"{study / 'base'}: skipped, a pre-training run"]
     smat = frame.runs[2]
     assert (smat.method, smat.tau, smat.experts, smat.meta_batch, smat.sparsity, smat.sweep) == ("smat", 0.9, 8, 2, 0.89, None)
-    assert frame.runs[3].sweep == study / "smat-sweep-tau" and frame.runs[3].coordinates == {"tau": "0.5"}
+    assert frame.runs[3].sweep == study / "smat-sweep-tau"
+    assert frame.runs[3].coordinates == {"tau": "0.5"}
 
 
 def test_reads_accuracies_by_episode_number(study: Path):
@@ -38,7 +39,8 @@ def test_reads_accuracies_by_episode_number(study: Path):
     for name in ID + OOD:
         np.testing.assert_array_equal(pmf.accuracies[name], np.stack([np.arange(40), expected[name]], axis=1))
         result = next(r for r in pmf.results if r.dataset == name)
-        assert result.estimate.mean == pytest.approx(expected[name].mean()) and result.episodes == 40
+        assert result.estimate.mean == pytest.approx(expected[name].mean())
+        assert result.episodes == 40
         assert result.domain == ("OOD" if name in OOD else "ID")
 
 
@@ -61,7 +63,8 @@ def test_splits_of_a_dataset_are_rows_of_their_own(tmp_path: Path):
     assert labels == [f"{name} (all)" for name in OOD] + [f"{name} (test)" for name in OOD]
     assert [group.row_label(key) for key in group.keys("ID")] == list(ID)
     assert not group.columns[0].average(group.keys("OOD")).known
-    assert split_protocol("5w5s10q-seed1-all") == ("5w5s10q-seed1", "all") and split_protocol("own") == ("own", "")
+    assert split_protocol("5w5s10q-seed1-all") == ("5w5s10q-seed1", "all")
+    assert split_protocol("own") == ("own", "")
 
 
 def test_labels(study: Path):
@@ -78,7 +81,8 @@ def test_labels(study: Path):
 def test_a_lone_point_of_a_sweep_is_an_ordinary_run(tmp_path: Path):
     add_eval(make_run(tmp_path / "s" / "tau=0.5", "smat", 0.5, 4), "proto", draw(0, 0), tau=0.5)
     (group,) = make_groups(read([tmp_path]), {})
-    assert [c.label for c in group.columns] == ["SMAT"] and not group.sweeps
+    assert [c.label for c in group.columns] == ["SMAT"]
+    assert not group.sweeps
 
 
 def test_nothing_to_report(tmp_path: Path):
@@ -106,7 +110,8 @@ def test_a_damaged_summary_is_named(tmp_path: Path, change, message):
     summary.write_text(change(summary.read_text()))
     with pytest.raises(UserError, match=message) as caught:
         read([tmp_path])
-    assert str(summary) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(summary) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_damaged_logs_and_recipes(tmp_path: Path):

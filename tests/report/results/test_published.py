@@ -30,16 +30,21 @@ def test_every_shipped_number_has_a_source():
     assert papers() == ["meta_dataset", "mlae", "pmf", "pmoe", "smat"]
     for name in papers():
         columns, remarks = read_published(FOLDER / f"{name}.csv")
-        assert remarks and all(c.source and c.table for c in columns)
+        assert remarks
+        assert all(c.source and c.table for c in columns)
         assert columns or "Missing" in " ".join(remarks)
 
 
 def test_shown_beside_ours(tmp_path: Path):
     group = study(tmp_path)
     columns, lines = choose(["pmf:PMF + fine-tuning (all)", "pmoe"])
-    assert len(columns) == 1 and len(lines) == 1 and "no numbers in pmoe.csv yet" in lines[0] and "Missing" in lines[0]
+    assert len(columns) == 1
+    assert len(lines) == 1
+    assert "no numbers in pmoe.csv yet" in lines[0]
+    assert "Missing" in lines[0]
     table, alone = main_table(group, published=columns), main_table(group)
-    assert table.heads == [*alone.heads, "PMF + fine-tuning (all) [pmf]"] and table.families[-1] == ("Published", 1)
+    assert table.heads == [*alone.heads, "PMF + fine-tuning (all) [pmf]"]
+    assert table.families[-1] == ("Published", 1)
     rows = {row.label: row.cells for block in table.blocks for row in block.rows}
     # README of the repository hushell/pmf_cvpr22
     assert (rows["aircraft"][-1].estimate.mean, rows["aircraft"][-1].estimate.half_width) == pytest.approx((0.8949, 0.0052))
@@ -47,7 +52,8 @@ def test_shown_beside_ours(tmp_path: Path):
     average = rows["In-domain average"][-1].estimate
     assert average.mean == pytest.approx((0.8949 + 0.9217 + 0.8985) / 3)
     assert average.half_width == pytest.approx(math.hypot(0.0052, 0.0057, 0.0076) / 3)
-    assert rows["Average rank"][-1].text == "" and not any(cells[-1].bold for cells in rows.values())
+    assert rows["Average rank"][-1].text == ""
+    assert not any(cells[-1].bold for cells in rows.values())
     ours = {row.label: row.cells for block in alone.blocks for row in block.rows}
     assert all(rows[label][: len(alone.heads)] == cells for label, cells in ours.items())
     assert any("hushell/pmf_cvpr22" in note and "not measured here" in note for note in table.notes)
@@ -62,7 +68,8 @@ def test_subtracted_where_method_and_adaptation_agree(tmp_path: Path):
     assert delta.heads == ["PMF + full-steps20 − PMF + fine-tuning (all) [pmf]"]
     found = delta.blocks[0].rows[0].cells[0].estimate
     ours = next(c for c in group.columns if c.evaluation.adapt != "proto").estimates[group.keys("ID")[0]]
-    assert found.mean == pytest.approx(ours.mean - 0.8949) and found.half_width == pytest.approx(math.hypot(ours.half_width, 0.0052))
+    assert found.mean == pytest.approx(ours.mean - 0.8949)
+    assert found.half_width == pytest.approx(math.hypot(ours.half_width, 0.0052))
     assert unmatched([group], wishes, tables) == []
     other = Wishes(published=choose(["mlae"])[0], delta=True)
     assert [line.split(":")[0] for line in unmatched([group], other, [])] == ["--published mlae", "--delta"]
@@ -86,4 +93,6 @@ def test_wrong_names_and_files(tmp_path: Path):
             choose([str(own)])
     own.write_text("# remark\n" + HEAD + "Table 1,A,smat,proto,x,ID,50,,s\n")
     (column,), _ = choose([str(own)])
-    assert column.estimates["x"].mean == 0.5 and math.isnan(column.estimates["x"].half_width) and column.heading == "A [own]"
+    assert column.estimates["x"].mean == 0.5
+    assert math.isnan(column.estimates["x"].half_width)
+    assert column.heading == "A [own]"

@@ -43,7 +43,9 @@ def test_one_column_with_both_intervals(tmp_path: Path):
     assert any("pmf: mean over the seeds 0, 1, 2 (pmf-seed0, pmf-seed1, pmf-seed2)" in line for line in frame.lines)
     each = np.array([[accuracies(shift, name, 40) for name in NAMES] for shift in SHIFTS])
     table = seeds_table(group)
-    assert table is not None and table.heads == ["± episodes", "± 3 seeds"] and table.families == [("P & F", 2)]
+    assert table is not None
+    assert table.heads == ["± episodes", "± 3 seeds"]
+    assert table.families == [("P & F", 2)]
     for i, row in enumerate(table.blocks[0].rows[:2]):
         episodes, seeds = (cell.estimate for cell in row.cells)
         assert episodes.mean == pytest.approx(each[:, i].mean()) == pytest.approx(seeds.mean)
@@ -61,7 +63,8 @@ def test_differences_of_means_are_paired(tmp_path: Path):
     key = group.keys("OOD")[0]
     found = difference(group.columns[1], group.columns[0], key)
     delta = np.mean([accuracies(s, key.dataset, 40) for s in SHIFTS], axis=0) - accuracies(0.0, key.dataset, 40)
-    assert found.paired and found.estimate.mean == pytest.approx(delta.mean())
+    assert found.paired
+    assert found.estimate.mean == pytest.approx(delta.mean())
     assert found.estimate.half_width == pytest.approx(1.96 * stats.sem(delta))
 
 
@@ -86,4 +89,5 @@ def test_other_episodes_keep_them_apart(tmp_path: Path):
 def test_single_trainings_have_no_interval_over_seeds(tmp_path: Path):
     add_eval(make_run(tmp_path / "a", "pmf"), "proto", draw(0, 0, names=NAMES), "pmf")
     (group,) = make_groups(merge_seeds(read([tmp_path])), {})
-    assert seeds_table(group) is None and main_table(group).notes == []
+    assert seeds_table(group) is None
+    assert main_table(group).notes == []

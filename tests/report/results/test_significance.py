@@ -67,12 +67,14 @@ def test_wilcoxon_counts_equal_steps_as_ties():
     # by hand: ranks of |d| are 2.5 2.5 2.5 2.5 5, zeros left out; the smaller signed sum is 2.5
     steps = np.array([0.8 - 0.6, 0.4 - 0.2, 0.6 - 0.4, 0.2 - 0.4, 0.5, 0.0])
     exact = stats.wilcoxon([2, 2, 2, -2, 5, 0])
-    assert exact.statistic == 2.5 and wilcoxon(steps) == pytest.approx(exact.pvalue)
+    assert exact.statistic == 2.5
+    assert wilcoxon(steps) == pytest.approx(exact.pvalue)
 
 
 def test_holm_by_hand():
     assert holm([0.01, 0.04, math.nan, 0.03]) == pytest.approx([0.03, 0.06, math.nan, 0.06], nan_ok=True)
-    assert holm([0.9, 0.6]) == [1.0, 1.0] and holm([]) == []
+    assert holm([0.9, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
 
 
 def test_interval_over_seeds_is_students():
@@ -80,7 +82,8 @@ def test_interval_over_seeds_is_students():
     found = across_seeds(means)
     low, high = stats.ttest_1samp(means, 0).confidence_interval()
     assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high))
-    assert across_seeds([0.4]).mean == 0.4 and math.isnan(across_seeds([0.4]).half_width)
+    assert across_seeds([0.4]).mean == 0.4
+    assert math.isnan(across_seeds([0.4]).half_width)
     assert not across_seeds([]).known
 
 

@@ -42,7 +42,8 @@ def test_main_table(group: Group):
             assert [c.estimate.mean for c in row.cells] == pytest.approx(expected.mean(1))
             assert [c.estimate.half_width for c in row.cells] == pytest.approx([half_width(v) for v in expected])
         average = block.rows[-1]
-        assert average.average and [c.estimate.mean for c in average.cells] == pytest.approx(values.mean((0, 2)))
+        assert average.average
+        assert [c.estimate.mean for c in average.cells] == pytest.approx(values.mean((0, 2)))
         spread = 1.96 * np.sqrt(stats.sem(values, axis=2) ** 2).T
         assert [c.estimate.half_width for c in average.cells] == pytest.approx(np.sqrt((spread**2).sum(1)) / len(names))
 
@@ -65,11 +66,9 @@ def test_gains_and_pairs_are_paired(group: Group):
     key = group.keys("OOD")[0]
     delta = accuracies(0.01, key.dataset, 40) - accuracies(-0.02, key.dataset, 40)
     found = difference(smat, pmf, key)
-    assert (
-        found.paired
-        and found.estimate.mean == pytest.approx(delta.mean())
-        and found.estimate.half_width == pytest.approx(half_width(delta))
-    )
+    assert found.paired
+    assert found.estimate.mean == pytest.approx(delta.mean())
+    assert found.estimate.half_width == pytest.approx(half_width(delta))
     each = [accuracies(0.01, n, 40) - accuracies(-0.02, n, 40) for n in OOD]
     mean = average_difference(smat, pmf, group.keys("OOD")).estimate
     assert mean.mean == pytest.approx(np.mean(each))
@@ -82,7 +81,8 @@ def test_gains_and_pairs_are_paired(group: Group):
         assert all(cell.bold == (abs(cell.estimate.mean) > cell.estimate.half_width) for cell in row.cells)
 
     pairs = pairs_table(group).blocks[0].rows
-    assert len(pairs) == 6 and pairs[3].label == "SMAT vs. PMF"
+    assert len(pairs) == 6
+    assert pairs[3].label == "SMAT vs. PMF"
     better = sum(d.mean() > half_width(d) for d in each + [accuracies(0.04, n, 40) - accuracies(0.03, n, 40) for n in ID])
     worse = sum(d.mean() < -half_width(d) for d in each + [accuracies(0.04, n, 40) - accuracies(0.03, n, 40) for n in ID])
     assert pairs[3].cells[2].text == f"{better} / {worse} of 7"
@@ -114,7 +114,8 @@ def test_other_episodes_are_not_paired(tmp_path: Path, why: str):
     assert found.estimate.half_width == pytest.approx(np.hypot(half_width(first), half_width(second)))
     assert "not paired" in gains_table(group, group.columns[0]).caption
     told = [line for e in frame.evaluations for line in e.problems]
-    assert bool(told) == (why in ("missing", "truncated")) and all(str(results) in line for line in told)
+    assert bool(told) == (why in ("missing", "truncated"))
+    assert all(str(results) in line for line in told)
 
 
 def test_incomplete_columns_have_no_average(tmp_path: Path):
@@ -132,16 +133,20 @@ def test_one_episode_has_no_interval(tmp_path: Path):
         add_eval(make_run(tmp_path / name, "pmf"), "proto", draw(shift, shift, 1), "pmf")
     (group,) = make_groups(read([tmp_path]), {})
     cells = main_table(group).blocks[0].rows[-1].cells
-    assert [np.isnan(cell.estimate.half_width) for cell in cells] == [True, True] and [cell.bold for cell in cells] == [False, True]
+    assert [np.isnan(cell.estimate.half_width) for cell in cells] == [True, True]
+    assert [cell.bold for cell in cells] == [False, True]
 
 
 def test_sweep_table_and_curves(group: Group, study: Path):
     sweep = study / "smat-sweep-tau"
     rows = sweep_table(group, sweep).blocks[0].rows
-    assert [row.label for row in rows[:4]] == ["tau=0.5", "tau=0.7", "tau=0.9", "tau=0.95"] and len(rows) == 8
-    assert [row.cells[0].text for row in rows[:4]] == ["0.5", "0.7", "0.9", "0.95"] and rows[0].cells[1].text == "0.490"
+    assert [row.label for row in rows[:4]] == ["tau=0.5", "tau=0.7", "tau=0.9", "tau=0.95"]
+    assert len(rows) == 8
+    assert [row.cells[0].text for row in rows[:4]] == ["0.5", "0.7", "0.9", "0.95"]
+    assert rows[0].cells[1].text == "0.490"
     curves = tau_curves(group, sweep)
-    assert curves is not None and list(curves.panels) == ["In-domain", "Out-of-domain"]
+    assert curves is not None
+    assert list(curves.panels) == ["In-domain", "Out-of-domain"]
     assert [s.label for s in curves.panels["In-domain"]] == ["SMAT, M = 8", "SMAT, M = 8 + flip", "Pre-trained", "PMF"]
     line = curves.panels["Out-of-domain"][0]
     assert [x for x, _ in line.points] == [0.5, 0.7, 0.9, 0.95]
@@ -154,7 +159,8 @@ def test_sweep_table_and_curves(group: Group, study: Path):
 def test_training_curves(study: Path):
     runs = {run.name: run for run in read([study]).runs}
     curves = training_curves("training", "T", [("PMF", runs["pmf"]), ("Pre", runs["pretrained"])])
-    assert curves is not None and list(curves.panels) == ["In-domain"]
+    assert curves is not None
+    assert list(curves.panels) == ["In-domain"]
     (series,) = curves.panels["In-domain"]
     assert [x for x, _ in series.points] == [200.0 * i for i in range(8)]
     assert [e.mean for _, e in series.points] == pytest.approx([0.5 + 0.02 * i for i in range(8)])
@@ -163,20 +169,18 @@ def test_training_curves(study: Path):
         record["datasets"] = {ID[0]: 0.6, ID[1]: 0.8, OOD[0]: 0.3}
         del record["tasks"]
     split = training_curves("training", "T", [("PMF", pmf)])
-    assert split is not None and {t: s[0].points[1][1].mean for t, s in split.panels.items()} == pytest.approx(
-        {"In-domain": 0.7, "Out-of-domain": 0.3}
-    )
+    assert split is not None
+    assert {t: s[0].points[1][1].mean for t, s in split.panels.items()} == pytest.approx({"In-domain": 0.7, "Out-of-domain": 0.3})
     assert split.panels["In-domain"][0].points[1][0] == 200.0
     assert training_curves("training", "T", []) is None
 
 
 def test_gains_data(group: Group):
     found = gains(group, group.columns[0])
-    assert found is not None and found.series == ["PMF", "SMAT", "SMAT + flip"]
+    assert found is not None
+    assert found.series == ["PMF", "SMAT", "SMAT + flip"]
     title, rows = found.blocks[1]
-    assert (
-        title == "Out-of-domain"
-        and [r[0] for r in rows] == [*OOD, "Out-of-domain average"]
-        and [r[1] for r in rows] == [False] * 4 + [True]
-    )
+    assert title == "Out-of-domain"
+    assert [r[0] for r in rows] == [*OOD, "Out-of-domain average"]
+    assert [r[1] for r in rows] == [False] * 4 + [True]
     assert len(found.csv().splitlines()) == 1 + 3 * (len(ID) + len(OOD) + 2)

@@ -61,7 +61,8 @@ def test_other_episodes(tmp_path: Path):
         "Different episodes: PMF had other episodes than Pre-trained on every dataset; such differences are not paired."
     ]
     (group,) = make_groups(read([tmp_path]), {})
-    assert "paired by episode where" in main_table(group).caption and significance_tables(group) == []
+    assert "paired by episode where" in main_table(group).caption
+    assert significance_tables(group) == []
 
 
 def test_other_image_size_and_backbone(tmp_path: Path):
@@ -102,11 +103,9 @@ def test_ablation_grid(tmp_path: Path):
     grid = {row.label: "".join("x" if c.text else "-" for c in row.cells[:5]) for row in table.blocks[0].rows}
     assert grid == {"smat": "xxxxx", "no_teacher": "xxxx-", "no_split": "-xxxx", "dense": "x--xx", "MLP experts": "x---x"}
     best = table.blocks[0].rows[0]
-    assert (
-        best.label == "smat"
-        and best.cells[5].bold
-        and best.cells[5].estimate.mean == pytest.approx(np.mean([accuracies(0.04, name, 40) for name in NAMES[:2]]))
-    )
+    assert best.label == "smat"
+    assert best.cells[5].bold
+    assert best.cells[5].estimate.mean == pytest.approx(np.mean([accuracies(0.04, name, 40) for name in NAMES[:2]]))
 
 
 def test_strategies(tmp_path: Path):
@@ -115,23 +114,30 @@ def test_strategies(tmp_path: Path):
         column(add_eval(run, adapt, draw(shift, shift, names=NAMES)), search="valid" if "full" in adapt else "")
     (group,) = make_groups(read([tmp_path]), {})
     table = strategies_table(group)
-    assert table is not None and [b.title for b in table.blocks] == ["SMAT (smat)"]
+    assert table is not None
+    assert [b.title for b in table.blocks] == ["SMAT (smat)"]
     rows = {row.label: row.cells for row in table.blocks[0].rows}
-    assert list(rows) == ["proto", "flip", "full-steps20"] and rows["full-steps20"][4].text == "valid"
+    assert list(rows) == ["proto", "flip", "full-steps20"]
+    assert rows["full-steps20"][4].text == "valid"
     delta = accuracies(0.05, "coco_crops", 40) - accuracies(0.0, "coco_crops", 40)
     gain = rows["full-steps20"][3]
-    assert gain.estimate.mean == pytest.approx(delta.mean()) and gain.estimate.half_width == pytest.approx(1.96 * stats.sem(delta))
-    assert gain.bold and not rows["proto"][2].estimate.known and [c.family for c in group.columns][-1] == "Gradient-based"
+    assert gain.estimate.mean == pytest.approx(delta.mean())
+    assert gain.estimate.half_width == pytest.approx(1.96 * stats.sem(delta))
+    assert gain.bold
+    assert not rows["proto"][2].estimate.known
+    assert [c.family for c in group.columns][-1] == "Gradient-based"
 
 
 def test_significance(tmp_path: Path):
     pair(tmp_path)
     (group,) = make_groups(read([tmp_path]), {})
     whole, details = significance_tables(group)
-    assert not details.inline and [b.title for b in details.blocks] == list(NAMES)
+    assert not details.inline
+    assert [b.title for b in details.blocks] == list(NAMES)
     delta = accuracies(0.01, "coco_crops", 40) - accuracies(0.0, "coco_crops", 40)
     (row,) = whole.blocks[1].rows
-    assert row.label == "PMF vs. Pre-trained" and row.cells[0].estimate.mean == pytest.approx(delta.mean())
+    assert row.label == "PMF vs. Pre-trained"
+    assert row.cells[0].estimate.mean == pytest.approx(delta.mean())
     p = stats.wilcoxon(np.round(delta, 9)).pvalue
     assert row.cells[3].text == (f"{p:.3f}" if p >= 0.001 else f"{p:.1e}")
     low, high = map(float, str(row.cells[1].text).split(" to "))
@@ -144,7 +150,8 @@ def test_the_dataset_table_is_linked_not_shown(tmp_path: Path):
     pair(tmp_path / "runs")
     made = report([tmp_path / "runs"], tmp_path / "out")
     text = made.index.read_text()
-    assert "significance-5w5s10q-40-datasets.csv" in text and text.count("| PMF vs. Pre-trained |") == 2
+    assert "significance-5w5s10q-40-datasets.csv" in text
+    assert text.count("| PMF vs. Pre-trained |") == 2
 
 
 def save(path: Path, **shapes: list[int]) -> None:
@@ -176,11 +183,13 @@ def test_parameter_counts(group: Group):
     size = size_of(group.columns[0].evaluation.run)
     assert size is not None
     assert (size.backbone, size.dense, size.experts, size.nonzero) == (1000, 6015, 4000, 1000)
-    assert size.compressed == 1000 * 8 and size.disk > 4 * 6015
+    assert size.compressed == 1000 * 8
+    assert size.disk > 4 * 6015
     table = parameter_table(group)
     assert table is not None
     (row,) = table.blocks[0].rows
-    assert row.label == "SMAT" and [c.text for c in row.cells][:5] == ["1,000", "6,015", "4,000", "1,000", "8,000"]
+    assert row.label == "SMAT"
+    assert [c.text for c in row.cells][:5] == ["1,000", "6,015", "4,000", "1,000", "8,000"]
 
 
 def test_costs(group: Group):

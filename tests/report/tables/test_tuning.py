@@ -67,14 +67,16 @@ def test_wide_tables_are_turned(tmp_path):
         tuned(tmp_path / "runs" / task.name, {"name": "full"}, task.name, 0, 0.5)
     report([tmp_path / "runs"], tmp_path / "out")
     text = (tmp_path / "out" / "tuning-vtab-accuracy.tex").read_text()
-    assert r"\multicolumn{1}{c}{\rotatebox{90}{SVHN}}" in text and "margin=2cm,landscape" in text
+    assert r"\multicolumn{1}{c}{\rotatebox{90}{SVHN}}" in text
+    assert "margin=2cm,landscape" in text
     assert "landscape" not in (tmp_path / "out" / "tuning-vtab-accuracy.tabular.tex").read_text()
 
 
 def test_paired_differences_are_those_of_a_paired_t_test(tmp_path):
     report([study(tmp_path / "runs")], tmp_path / "out", baselines=["mlae p=0"])
     (row,) = rows(tmp_path / "out" / "tuning-pairs-datasets-accuracy.csv").items()
-    assert row[0] == "mlae p=0.5 vs. mlae p=0" and row[1]["Better / worse"] == "6 / 0 of 6"
+    assert row[0] == "mlae p=0.5 vs. mlae p=0"
+    assert row[1]["Better / worse"] == "6 / 0 of 6"
     second = np.array(A) + 0.01 - (np.array(B) + np.array([0, 0.03, 0]))
     for head, values in {"a": np.subtract(A, B), "b": second, "Mean": (np.subtract(A, B) + second) / 2}.items():
         low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
@@ -90,7 +92,8 @@ def test_other_images_are_not_compared_and_a_lone_seed_has_no_interval(tmp_path)
         path.write_text(path.read_text().replace('"fitted": 1000', '"fitted": 800'))
     report([runs], tmp_path / "out")
     page = (tmp_path / "out" / "tuning-pairs-datasets-accuracy.md").read_text()
-    assert "| mlae p=0.5 vs. mlae p=0 | +3.0 | 1 / 0 of 1 |" in page and "Runs on other images are not compared" in page
+    assert "| mlae p=0.5 vs. mlae p=0 | +3.0 | 1 / 0 of 1 |" in page
+    assert "Runs on other images are not compared" in page
 
 
 def test_of_many_rows_only_those_of_one_tuner_are_paired(tmp_path):
@@ -139,7 +142,8 @@ def test_similarity_of_the_runs_that_were_analysed(tmp_path):
         write_analysis(runs / f"half-a-{seed}" / "analysis", Analysis("similarity", "similarity", {}, {"all": arrays}))
     report([runs], tmp_path / "out")
     page = (tmp_path / "out" / "tuning-similarity.md").read_text()
-    assert "| mlae p=0.5 | 0.100 ± 0.100 | 0.200 ± 0.000 | 0.300 ± 0.000 | 0.400 ± 0.000 |" in page and "3 seeds" in page
+    assert "| mlae p=0.5 | 0.100 ± 0.100 | 0.200 ± 0.000 | 0.300 ± 0.000 | 0.400 ± 0.000 |" in page
+    assert "3 seeds" in page
     assert (tmp_path / "out" / "figures" / "similarity-layers.png").exists()
 
 
@@ -170,11 +174,13 @@ def test_segmentation_over_folds(tmp_path):
     report([runs], tmp_path / "out")
     found = rows(tmp_path / "out" / "segmentation-Kvasir-SEG-5folds.csv")
     row = found["pmoe"]
-    assert list(found) == ["vpt-deep", "pmoe"] and (row["Tuner (M)"], row["Head (M)"]) == ("0.002", "1.000")
+    assert list(found) == ["vpt-deep", "pmoe"]
+    assert (row["Tuner (M)"], row["Head (M)"]) == ("0.002", "1.000")
     assert float(row["mIoU, single scale"]) == pytest.approx(100 * statistics.fmean(PMOE), abs=1e-3)
     assert float(row["mIoU, single scale deviation"]) == pytest.approx(100 * statistics.stdev(PMOE), abs=1e-3)
     assert float(row["mIoU, multi-scale"]) == pytest.approx(100 * statistics.fmean(PMOE) + 1, abs=1e-3)
-    assert row["mIoU, single scale bold"] == "1" and found["vpt-deep"]["mIoU, single scale bold"] == "0"
+    assert row["mIoU, single scale bold"] == "1"
+    assert found["vpt-deep"]["mIoU, single scale bold"] == "0"
     assert "standard deviation over 5 folds, 100 test images" in (tmp_path / "out" / "segmentation-Kvasir-SEG-5folds.md").read_text()
     pair = rows(tmp_path / "out" / "segmentation-pairs-single-Kvasir-SEG-5folds.csv")["pmoe vs. vpt-deep"]
     low, high = stats.ttest_rel(PMOE, VPT).confidence_interval(0.95)
