@@ -18,7 +18,7 @@ from step import build, episode, step, wait
 from torch.utils.flop_counter import FlopCounterMode
 
 from smatcli.device import reuse_memory
-from smatcli.methods.execution import Execution
+from smatcli.methods.running.execution import Execution
 
 
 def seconds(work: Callable[[], object], device: torch.device, repeat: int) -> tuple[float, float]:

@@ -31,8 +31,8 @@ from torch import nn
 from smatcli.config.methods import MaskConfig, SmatConfig, TeacherConfig
 from smatcli.device import choose_device, choose_precision, reuse_memory
 from smatcli.experts.masks import noise
-from smatcli.methods.execution import Execution
 from smatcli.methods.plain import plain_loss
+from smatcli.methods.running.execution import Execution
 from smatcli.methods.smat import Injected, SmatMethod
 from smatcli.seams import Episode, Support
 

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from smatcli.config.schema import GroupConfig
 from smatcli.experts.space import ParameterSpace, at_least_fp32
-from smatcli.methods.execution import Execution
+from smatcli.methods.running.execution import Execution
 from smatcli.seams import Episode, Losses, Support, Task
 
 

@@ -14,8 +14,8 @@ from smatcli.config.methods import TeacherConfig
 from smatcli.experts.merge import normalise
 from smatcli.experts.router import Router
 from smatcli.methods.base import FlatMethod, embed_both, pooled
-from smatcli.methods.frozen import FeatureCache
 from smatcli.methods.prototypes import cosine_logits, prototypes
+from smatcli.methods.running.frozen import FeatureCache
 from smatcli.methods.teacher import Student, distillation, teacher_logits
 from smatcli.phases import phase
 from smatcli.seams import Episode, Losses, Parts, Support

@@ -15,7 +15,7 @@ from smatcli.experts.merge_eager import Noise
 from smatcli.experts.router import Router
 from smatcli.experts.sparsity import SparsityController
 from smatcli.methods.routed import Injected, Mixture, RoutedMethod, numbers
-from smatcli.methods.sharing import Cut
+from smatcli.methods.running.sharing import Cut
 from smatcli.phases import phase
 from smatcli.seams import Episode, Support, Task
 

@@ -11,7 +11,7 @@ from smatcli.device import choose_device, choose_precision
 from smatcli.errors import UserError
 from smatcli.methods import build_method
 from smatcli.methods.base import FlatMethod
-from smatcli.methods.execution import Execution
+from smatcli.methods.running.execution import Execution
 from smatcli.runs.checkpoint import has_checkpoint, load_checkpoint
 from smatcli.runs.directory import RunDir
 from smatcli.runs.reporter import Reporter

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from smatcli.errors import SmatError
 from smatcli.experts.space import ParameterSpace, call
-from smatcli.methods.execution import Execution
-from smatcli.methods.lateviews import LateViews
+from smatcli.methods.running.execution import Execution
+from smatcli.methods.running.lateviews import LateViews
 
 
 def made() -> tuple[VisionTransformer, ParameterSpace, Tensor, Tensor]:

@@ -14,9 +14,9 @@ from smatcli.device import choose_precision
 from smatcli.engine.loop.optimizers import build_optimizers
 from smatcli.errors import UserError
 from smatcli.experts.masks import noise
-from smatcli.methods import recompute
-from smatcli.methods.execution import Execution, bucket
 from smatcli.methods.plain import plain_loss
+from smatcli.methods.running import recompute
+from smatcli.methods.running.execution import Execution, bucket
 from smatcli.methods.smat import Injected, SmatMethod
 from smatcli.seams import Episode, Support
 
@@ -153,7 +153,7 @@ def test_compiled_blocks_of_padded_episodes() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 def test_compiled_by_inductor(device: str) -> None:
-    from smatcli.methods.execution import compiler_missing
+    from smatcli.methods.running.execution import compiler_missing
 
     if missing := compiler_missing(torch.device(device)):
         pytest.skip(missing)

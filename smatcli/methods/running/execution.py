@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from smatcli.backbones.lean import lean as make_lean
 from smatcli.errors import UserError
 from smatcli.experts.space import ParameterSpace
-from smatcli.methods.lateviews import LateViews
-from smatcli.methods.recompute import can_recompute_cheaply, cheaply
+from smatcli.methods.running.lateviews import LateViews
+from smatcli.methods.running.recompute import can_recompute_cheaply, cheaply
 
 Recompute = bool | Literal["auto", "cheap"]
 Tensors = Mapping[str, Tensor]
