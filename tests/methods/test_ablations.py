@@ -1,6 +1,5 @@
-"""SoftMerge, MLP experts and the switches of SMAT against their definitions written out; the default SMAT is what it was."""
+"""SoftMerge, MLP experts and the switches of SMAT against their definitions written out."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,19 +20,16 @@ from smatcli.config.methods import (
     SparsityConfig,
     TeacherConfig,
 )
-from smatcli.engine.loop.optimizers import build_optimizers
-from smatcli.experts.merge_kernels import VARIABLE
 from smatcli.methods import build_method
 from smatcli.methods.prototypes import cosine_logits, prototypes
 from smatcli.methods.routed import Injected, RoutedMethod
 from smatcli.methods.smat import SmatMethod
 from smatcli.seams import Episode, Support
-from tests.experts.parity import close, release_config
+from tests.experts.parity import close
 from tests.methods.test_battery import episode
 
 M, WAYS = 3, 3
 ROUTER = RouterConfig(heads=2)
-FROZEN = Path(__file__).parent.parent / "data" / "smat_three_steps.npz"
 
 
 def build(config: MethodConfig, moved: bool = True) -> RoutedMethod:
@@ -92,30 +88,6 @@ def agree(method: RoutedMethod, task: Episode, injected: Injected, expected: Ten
 
 
 NOISE = torch.tensor([0.3, 0.8, 0.6], dtype=torch.float64)
-
-
-def test_the_default_smat_has_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three updates of the paper's and of the release's options, as of the counter-based noise; bit for bit where possible."""
-    monkeypatch.setenv(VARIABLE, "eager")  # what a compiler makes of the merge may differ in the last bit
-    frozen = np.load(FROZEN)
-    cpu = next((x.split(":", 1)[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), "")
-    same_machine = str(frozen["machine"]) == f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {cpu}"
-    for name, config in {"paper": SmatConfig(experts=M, router=ROUTER), "release": release_config(M, heads=2)}.items():
-        torch.manual_seed(0)
-        net = VisionTransformer(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=0)
-        method = build_method(config, net).train()
-        optimizers = build_optimizers(method.groups(), {}, 3, method.default_groups())
-        for step in range(3):
-            optimizers.zero_grad()
-            losses = method.loss(episode(step), torch.Generator().manual_seed(step))
-            losses.total.backward()
-            optimizers.step()
-            method.after_step(step + 1)
-            assert losses.total.item() == pytest.approx(float(frozen[f"{name}.loss.{step}"]), rel=1e-5)
-        theta = method.eval().task(episode(9).support).theta.numpy()
-        assert np.allclose(theta, frozen[f"{name}.theta"], rtol=1e-4, atol=1e-5)
-        if same_machine:
-            assert theta.tobytes() == frozen[f"{name}.theta"].tobytes()
 
 
 @pytest.mark.parametrize("kind", ["random", "magnitude"])
