@@ -1,9 +1,10 @@
 """`smat analyze`: look into trained runs."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from smatcli.cli.options import check_checkpoint, comma_list, split_overrides
 
 EPILOG = """
 Example: [bold]smat analyze runs/smat --only masks,gradients[/], then [bold]smat report runs/* --out report[/] draws what was found.
@@ -36,15 +37,13 @@ def analyze(
     Writes RUN/analysis/*.h5 with tables as CSV beside them; smat report draws them. Episodes are those of smat eval (gradients: of
     meta-training). What is there with the same settings is not repeated.
     """
-    from smatcli.errors import UserError, nearest
+    from smatcli.errors import UserError
 
-    if which not in ("best", "last"):
-        raise UserError(f"--which {which}: use best or last{nearest(which, ['best', 'last'])}")
-    folders = [name for name in runs if "=" not in name or Path(name).is_dir()]
-    overrides = [name for name in runs if name not in folders]
+    check_checkpoint(which)
+    folders, overrides = split_overrides(runs)
     if not folders:
         raise UserError("give at least one run directory, e.g. `smat analyze runs/smat`")
-    kinds, names = _list("--only", only), _list("--datasets", datasets)
+    kinds, names = comma_list("--only", only, "masks,flip"), comma_list("--datasets", datasets, "birds,cars")
 
     from smatcli.engine.analyze.analysis import analyze as run_analysis
     from smatcli.runs.reporter import auto_reporter
@@ -53,13 +52,3 @@ def analyze(
     for folder in dict.fromkeys(folders):
         for path in run_analysis(folder, kinds or (), adapt, names, episodes, index, overrides, which, replace, device, reporter):
             typer.echo(path)
-
-
-def _list(option: str, text: str | None) -> list[str] | None:
-    """`a, b` as its words; None where the option is not given."""
-    from smatcli.errors import UserError
-
-    words = None if text is None else [word.strip() for word in text.split(",") if word.strip()]
-    if words == []:
-        raise UserError(f"{option} is empty; leave it out or name something")
-    return words

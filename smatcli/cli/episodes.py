@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from smatcli.cli.options import split_overrides
 from smatcli.cli.output import print_table
 
 if TYPE_CHECKING:
@@ -43,8 +44,7 @@ def episodes(
     from smatcli.engine.evaluate.draw import draw, read
     from smatcli.errors import UserError
 
-    datasets = [name for name in names if "=" not in name or Path(name).exists()]
-    settings = [name for name in names if name not in datasets]
+    datasets, settings = split_overrides(names)
     lists = [name for name in datasets if name.endswith(".npz")]
     if not datasets:
         raise UserError("name at least one dataset, e.g. `smat data episodes omniglot --episode meta-dataset`")

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from smatcli.cli.options import check_checkpoint, comma_list, split_overrides
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -47,12 +49,10 @@ def evaluate(
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 (default: the recipe's)")] = None,
 ) -> None:
     """Meta-test runs on episodes of the test classes; writes eval/<adapt>-<protocol>/ (results.h5, summary.csv) and prints a table."""
-    from smatcli.errors import UserError, nearest
+    from smatcli.errors import UserError
 
-    if which not in ("best", "last"):
-        raise UserError(f"--which {which}: use best or last{nearest(which, ['best', 'last'])}")
-    folders = [name for name in runs if "=" not in name or Path(name).is_dir()]
-    overrides = [name for name in runs if name not in folders]
+    check_checkpoint(which)
+    folders, overrides = split_overrides(runs)
     if not folders:
         raise UserError("give at least one run directory, e.g. `smat eval runs/smat --adapt proto`")
     options = {"episode.ways": _range(ways), "episode.shots": _range(shots), "episode.queries": queries}
@@ -63,9 +63,7 @@ def evaluate(
     overrides += [f"adapt.{name}.loss={flip_loss}" for name in ("flip", "exhaustive")] if flip_loss is not None else []
     overrides += [f"adapt.search.kind={search}"] if search is not None else []
     overrides += [f"adapt.{name}.trajectory=true" for name in ("full", "lora", "joint", "dipa")] if trajectory else []
-    names = [name.strip() for name in datasets.split(",") if name.strip()] if datasets is not None else None
-    if names == []:
-        raise UserError("--datasets is empty; give names such as --datasets birds,cars")
+    names = comma_list("--datasets", datasets, "birds,cars")
 
     from smatcli.device import reuse_memory
     from smatcli.engine.evaluate.evaluation import evaluate as run_evaluation

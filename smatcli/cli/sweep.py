@@ -1,92 +1,76 @@
-"""`smat sweep`: one recipe over a grid of values."""
+"""`smat sweep`: a recipe over a grid of values."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smatcli.cli import slurm_options as on_slurm
+from smatcli.cli.options import split_overrides, with_placement
 
 if TYPE_CHECKING:
     from smatcli.launch.grid import Axis
+    from smatcli.launch.placement import Placement
     from smatcli.launch.state import PointStatus
 
 EPILOG = """
 Examples: [bold]smat sweep tau recipes/realmini/smat.yaml --values 0.5,0.7,0.9,0.95[/]\n
 [bold]smat sweep recipes/realmini/smat.yaml --grid method.experts=4,8 --grid seed=0,1 train.steps=500[/]\n
 [bold]smat sweep tau recipes/realmini/smat.yaml --values 0.5,0.9 --launcher slurm --slurm-partition gpu --slurm-gpus 1[/]\n
-The same command again skips what is done and continues what was interrupted; [bold]smat sweep FOLDER --status[/] shows how far it is.
+The same command again skips finished points and continues interrupted ones; [bold]smat sweep FOLDER --status[/] shows the progress.
 """
 
 
+@with_placement(
+    "local: one process per visible GPU, or --jobs of them; slurm: one job per point.",
+    devices_help="Devices to use side by side: cuda:0,cuda:1. Default: the recipe's.",
+    jobs_help="Points at a time. Default: one per device.",
+)
 def sweep(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="[AXIS] RECIPE [KEY=VALUE]...", help="A named axis (tau, experts, seed) if --values is given; the recipe; overrides."
+            metavar="[AXIS] RECIPE [KEY=VALUE]...", help="A named axis (tau, experts, seed) for --values; the recipe; recipe values."
         ),
     ],
     values: Annotated[str | None, typer.Option("--values", metavar="V1,V2,...", help="Values of the named axis.")] = None,
     grid: Annotated[
-        list[str] | None, typer.Option("--grid", metavar="KEY=V1,V2,...", help="An axis; repeat for several (their product).")
+        list[str] | None, typer.Option("--grid", metavar="KEY=V1,V2,...", help="An axis; repeat for the product of several.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the points. Default: <run>-sweep-<axes>.")] = None,
-    devices: Annotated[
-        str | None, typer.Option("--devices", help="Devices used side by side: cuda:0,cuda:1. Default: as the recipe says.")
-    ] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Points at a time. Default: one a device.")] = None,
-    launcher: Annotated[
-        str | None,
-        typer.Option("--launcher", metavar="local|slurm", help="local: processes, one a visible GPU or --jobs; slurm: a job a point."),
-    ] = None,
-    status: Annotated[bool, typer.Option("--status", help="Show what is done, running and failed; launch nothing.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the runs. Default: <run>-sweep-<axes>.")] = None,
+    status: Annotated[bool, typer.Option("--status", help="Show which points are done, running and failed; launch nothing.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Launch only the points that failed or were interrupted.")] = False,
-    slurm_partition: on_slurm.Partition = None,
-    slurm_time: on_slurm.Time = None,
-    slurm_gpus: on_slurm.Gpus = None,
-    slurm_cpus: on_slurm.Cpus = None,
-    slurm_mem: on_slurm.Mem = None,
-    slurm_account: on_slurm.Account = None,
-    slurm_qos: on_slurm.Qos = None,
-    slurm_constraint: on_slurm.Constraint = None,
-    slurm: on_slurm.Other = None,
+    *,
+    placement: "Placement",
 ) -> None:
     """Train, evaluate and tabulate a recipe over a grid of values, each point in its own run directory.
 
-    With --status or --retry the folder of an earlier sweep stands for recipe and axes.
+    With --status or --retry, give the folder of an earlier sweep instead of recipe and axes.
     """
     from smatcli.errors import SmatError, UserError
 
-    given = {"partition": slurm_partition, "time": slurm_time, "gpus": slurm_gpus, "cpus": slurm_cpus, "mem": slurm_mem}
-    given |= {"account": slurm_account, "qos": slurm_qos, "constraint": slurm_constraint}
-    options = on_slurm.slurm_options(launcher, slurm, **given)
-    if launcher == "slurm" and (devices is not None or jobs is not None):
-        raise UserError("--devices and --jobs belong to the local launcher; Slurm gives each job its device (--slurm-gpus)")
     if status and retry:
-        raise UserError("--status shows and --retry launches; give one of them")
-    folder = known_folder(words, values, grid) if status or retry else None
+        raise UserError("--status only shows and --retry launches; give one of them")
+    folder = existing_folder(words, values, grid) if status or retry else None
     if folder is not None and out is not None:
-        raise UserError(f"--out: {folder} is the sweep's folder already")
+        raise UserError(f"--out: {folder} is already the folder of the sweep")
     if folder is not None:
-        from smatcli.launch.sweep import known_sweep
+        from smatcli.launch.sweep import read_sweep
 
-        recipe, axes, overrides = known_sweep(folder)
+        recipe, axes, overrides = read_sweep(folder)
         out = folder
     else:
         recipe, axes, overrides = parse(words, values, grid or [])
     if status:
         show_status(folder or planned_folder(recipe, axes, overrides, out))
         return
-    names = [name.strip() for name in devices.split(",")] if devices is not None else []
-    if "" in names:
-        raise UserError(f"--devices {devices!r}: a name is missing; write cuda:0,cuda:1")
 
     from smatcli.launch.sweep import sweep as run_sweep
     from smatcli.runs.reporter import auto_reporter
 
-    result = run_sweep(recipe, axes, auto_reporter(), overrides, out, names, jobs, launcher, retry, options)
-    if launcher == "slurm":
-        typer.echo(f"{len(result.sent)} jobs submitted; how far they are: smat sweep {result.folder} --status")
+    result = run_sweep(recipe, axes, auto_reporter(), overrides, out, placement, retry)
+    if placement.launcher == "slurm":
+        typer.echo(f"{len(result.submitted)} jobs submitted; `smat sweep {result.folder} --status` shows their progress")
     if result.rows:
         show(result.rows)
         typer.echo(f"{result.table}")
@@ -97,60 +81,56 @@ def sweep(
         )
 
 
-def known_folder(words: list[str], values: str | None, grid: list[str] | None) -> Path | None:
-    """The folder of an earlier sweep where it is given instead of a recipe."""
+def existing_folder(words: list[str], values: str | None, grid: list[str] | None) -> Path | None:
+    """Return the folder of an earlier sweep, if one is given instead of a recipe."""
     from smatcli.errors import UserError
 
     folder = Path(words[0])
     if not folder.is_dir():
         return None
     if len(words) > 1 or values is not None or grid:
-        raise UserError(f"{folder} is a sweep: its recipe, axes and overrides are known; give nothing but the folder")
+        raise UserError(f"{folder} is a sweep with its recipe, axes and overrides; give only the folder")
     return folder
 
 
 def planned_folder(recipe: str, axes: "list[Axis]", overrides: list[str], out: Path | None) -> Path:
-    """The folder that a sweep of these words has."""
+    """Return the folder of a sweep."""
     from smatcli.launch.grid import plan_points
 
     return plan_points(recipe, axes, overrides, out)[0].run.parent
 
 
 def show_status(folder: Path) -> None:
-    """Print one line a point, the last lines of the log of those that failed, and a count."""
+    """Print a line per point, the end of the log of each failed one, and a count."""
     from smatcli.cli.output import print_table
-    from smatcli.launch.sweep import status as read_status
+    from smatcli.launch.sweep import sweep_status, update_table
 
-    found = read_status(folder)
-    rows = [(one.name, one.state, one.job or "-", _steps(one), one.attempt or "-") for one in found]
+    points = sweep_status(folder)
+    rows = [(p.name, p.state, p.job or "-", _steps(p), p.attempt or "-") for p in points]
     print_table(("point", "state", "job", "step", "attempt"), rows, left=("point", "state"))
-    for one in found:
-        if one.state == "failed":
-            typer.echo(f"\n{one.name} failed{f' (log: {one.log})' if one.log else ''}:")
-            for line in one.lines:
+    for point in points:
+        if point.state == "failed":
+            typer.echo(f"\n{point.name} failed{f' (log: {point.log})' if point.log else ''}:")
+            for line in point.lines:
                 typer.echo(f"  {line}")
-    counts = {state: sum(one.state == state for one in found) for state in dict.fromkeys(one.state for one in found)}
-    if counts.get("done"):
-        from smatcli.launch.sweep import gather
-
-        if table := gather(folder):
-            typer.echo(f"{table}")
-    again = f"; smat sweep {folder} --retry launches the failed ones again" if counts.get("failed") else ""
+    counts = Counter(point.state for point in points)
+    if counts["done"] and (table := update_table(folder)):
+        typer.echo(f"{table}")
+    again = f"; `smat sweep {folder} --retry` launches the failed ones again" if counts["failed"] else ""
     typer.echo(", ".join(f"{count} {state}" for state, count in counts.items()) + again)
 
 
-def _steps(one: "PointStatus") -> str:
-    return "-" if one.step is None else f"{one.step}/{one.steps}" if one.steps else str(one.step)
+def _steps(point: "PointStatus") -> str:
+    return "-" if point.step is None else f"{point.step}/{point.steps}" if point.steps else str(point.step)
 
 
 def parse(words: list[str], values: str | None, grid: list[str]) -> "tuple[str, list[Axis], list[str]]":
-    """Recipe, axes and overrides of both forms: `tau RECIPE --values ...` and `RECIPE --grid ...`."""
+    """Return recipe, axes and overrides of either form: `tau RECIPE --values ...` or `RECIPE --grid ...`."""
     from smatcli.config import find_recipe
     from smatcli.errors import UserError
     from smatcli.launch.grid import AXES, named_axis, parse_axis, parse_grid
 
-    plain = [word for word in words if "=" not in word or Path(word).is_file()]
-    overrides = [word for word in words if word not in plain]
+    plain, overrides = split_overrides(words)
     axes = [parse_grid(text) for text in grid]
     if len(plain) == 2:
         key = named_axis(plain.pop(0))
@@ -159,7 +139,7 @@ def parse(words: list[str], values: str | None, grid: list[str]) -> "tuple[str, 
         axes.insert(0, parse_axis(key, values))
     elif values is not None:
         raise UserError(
-            f"--values belongs to a named axis ({', '.join(AXES)}): smat sweep tau RECIPE --values ...; otherwise use --grid key=v1,v2"
+            f"--values needs a named axis ({', '.join(AXES)}): smat sweep tau RECIPE --values ...; otherwise use --grid key=v1,v2"
         )
     if len(plain) != 1 or (len(words) == 1 and plain[0] in AXES):
         raise UserError("give one recipe: `smat sweep tau RECIPE --values 0.5,0.9` or `smat sweep RECIPE --grid key=v1,v2`")
@@ -168,7 +148,7 @@ def parse(words: list[str], values: str | None, grid: list[str]) -> "tuple[str, 
 
 
 def show(rows: list[dict[str, str]]) -> None:
-    """Print the table of a sweep: percent, mean +- 95 % half-width."""
+    """Print the table of a sweep: percent, mean ± 95 % half-width."""
     from rich.table import Table
 
     from smatcli.cli.output import console

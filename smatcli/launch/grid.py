@@ -1,7 +1,6 @@
-"""The points of a sweep: axes `key=v1,v2`, their product, a run directory for each."""
+"""The grid of a sweep: axes `key=v1,v2` and the points of their product."""
 
 import itertools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 from smatcli.config import Loaded, load_recipe, value_text
 from smatcli.config.overrides import split_override
 from smatcli.errors import UserError, nearest
+from smatcli.launch.points import Point, file_text
 
 AXES = {"tau": "method.sparsity.tau", "experts": "method.experts", "seed": "seed"}
 FIXED = ("run", "kind")
@@ -16,29 +16,14 @@ FIXED = ("run", "kind")
 
 @dataclass(frozen=True)
 class Axis:
-    """One recipe key and the values it takes, as text of one line each."""
+    """A recipe key and its values, each as one line of text."""
 
     key: str
     values: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Point:
-    """One recipe of a sweep. `values` maps each axis' key to its value; `overrides` make the recipe, the run directory included."""
-
-    name: str
-    values: dict[str, str]
-    overrides: tuple[str, ...]
-    loaded: Loaded
-
-    @property
-    def run(self) -> Path:
-        """The point's run directory."""
-        return Path(self.loaded.recipe.run)
-
-
 def split_values(text: str) -> list[str]:
-    """ "a,[1,2],b" -> ["a", "[1,2]", "b"]: commas inside brackets and quotes separate nothing."""
+    """Split at commas outside brackets and quotes: "a,[1,2],b" -> ["a", "[1,2]", "b"]."""
     parts, depth, quote = [""], 0, ""
     for char in text:
         if quote:
@@ -57,22 +42,22 @@ def split_values(text: str) -> list[str]:
 
 
 def parse_axis(key: str, values: str) -> Axis:
-    """An axis from a dotted key (or a named axis) and comma-separated values; a value given twice is an error."""
+    """Return the axis of a dotted key (or a named axis) and comma-separated values; UserError for a value given twice."""
     key = AXES.get(key, key)
     texts = split_values(values)
     if "" in texts:
-        raise UserError(f"axis {key}: a value is missing in {values!r}; separate them by commas: 0.5,0.7")
+        raise UserError(f"axis {key}: a value is missing in {values!r}; separate values by commas: 0.5,0.7")
     if key in FIXED:
         raise UserError(f"axis {key}: a sweep sets {key} itself; sweep over another key")
     canonical = [value_text(split_override(f"{key}={text}")[1]) for text in texts]
-    twice = next((text for i, text in enumerate(canonical) if text in canonical[:i]), None)
-    if twice is not None:
-        raise UserError(f"axis {key}: the value {twice} is given twice")
+    duplicate = next((text for i, text in enumerate(canonical) if text in canonical[:i]), None)
+    if duplicate is not None:
+        raise UserError(f"axis {key}: the value {duplicate} is given twice")
     return Axis(key, tuple(canonical))
 
 
 def parse_grid(text: str) -> Axis:
-    """An axis from "key=v1,v2"."""
+    """Return the axis of "key=v1,v2"."""
     key, equals, values = text.partition("=")
     if not equals or not key.strip():
         raise UserError(f"--grid {text!r} is not of the form key=v1,v2")
@@ -80,13 +65,13 @@ def parse_grid(text: str) -> Axis:
 
 
 def plan_points(recipe: str | Path, axes: Sequence[Axis], overrides: Sequence[str] = (), out: Path | None = None) -> list[Point]:
-    """Every point of the axes' product, in order, its recipe validated; the run directories lie in `out` (see `sweep_folder`)."""
+    """Return the points of the product of the axes, recipes validated; their run directories are in `out` (see `sweep_folder`)."""
     if not axes:
-        raise UserError("the sweep has no axis; give --grid key=v1,v2, or `smat sweep tau RECIPE --values 0.5,0.9`")
+        raise UserError("a sweep needs an axis; give --grid key=v1,v2, or `smat sweep tau RECIPE --values 0.5,0.9`")
     keys = [axis.key for axis in axes]
-    twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
-    if twice:
-        raise UserError(f"axis {twice} is given twice; give all its values at once")
+    duplicate = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+    if duplicate:
+        raise UserError(f"axis {duplicate} is given twice; give all its values at once")
     base = load_recipe(recipe, overrides, kind="train")
     folder = out or sweep_folder(base, axes)
     if any(text.partition("=")[0].strip() == "run" for text in overrides):
@@ -106,14 +91,14 @@ def plan_points(recipe: str | Path, axes: Sequence[Axis], overrides: Sequence[st
 
 
 def sweep_folder(base: Loaded, axes: Sequence[Axis]) -> Path:
-    """`<run>-sweep-tau` for the axis `method.sparsity.tau`, `<run>-sweep-experts-lr` for two."""
+    """Return the default folder: `<run>-sweep-tau` for the axis `method.sparsity.tau`, `<run>-sweep-experts-lr` for two axes."""
     short = short_keys([axis.key for axis in axes])
     run = Path(base.recipe.run)
     return run.parent / f"{run.name}-sweep-{'-'.join(short.values())}"
 
 
 def short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """The shortest endings of dotted keys that tell them apart."""
+    """Return the shortest unambiguous ending of each dotted key."""
     short = {}
     for key in keys:
         parts = key.split(".")
@@ -123,13 +108,8 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
     return short
 
 
-def file_text(value: str) -> str:
-    """A value as part of a folder name: letters, digits and `._+-` stay, the rest becomes "_"."""
-    return re.sub(r"[^\w.+-]+", "_", value).strip("_")[:60] or "empty"
-
-
 def named_axis(word: str) -> str:
-    """The recipe key of a named axis; UserError with the nearest name."""
+    """Return the recipe key of a named axis; UserError with the nearest name."""
     if word in AXES:
         return AXES[word]
     raise UserError(f"{word!r} is neither a recipe nor a named axis ({', '.join(AXES)}){nearest(word, list(AXES))}")

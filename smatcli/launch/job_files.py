@@ -1,10 +1,10 @@
-"""Files of a launched job: its specification, where it was sent, and its state."""
+"""The files of a launched job: specification, submission and state."""
 
 import json
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class JobFiles:
-    """The three files of a job in `folder`: what to do (`spec`), where it was sent (`sent`), what became of it (`state`)."""
+    """The three files of a job in `folder`: its specification (`spec`), its submission (`sent`) and its outcome (`state`)."""
 
     folder: Path
     name: str
@@ -37,7 +37,7 @@ class JobFiles:
         return self.folder / f"{self.name}.state.json"
 
     def write_spec(self, loaded: Loaded, evaluate: bool) -> None:
-        """Freeze a recipe: later changes of its file do not reach a job that waits in a queue."""
+        """Store the recipe, so that later changes of its file do not affect a job in the queue."""
         body = {
             "format": FORMAT,
             "recipe": loaded.recipe.model_dump(mode="json"),
@@ -48,17 +48,16 @@ class JobFiles:
         _write(self.spec, body)
 
     def read_spec(self) -> tuple[Loaded, bool]:
-        """The recipe, and whether it is evaluated after training."""
+        """Return the recipe, and whether it is evaluated after training."""
         body = read_json(self.spec)
         if body is None or body.get("format") != FORMAT:
-            raise SmatError(f"{self.spec} is missing or damaged; launch again")
-        made = build_recipe(body["recipe"], Path(body["source"]))
-        return Loaded(made.recipe, dict(body["origins"]), made.path), bool(body["evaluate"])
+            raise SmatError(f"{self.spec} is missing or damaged; launch the job again")
+        loaded = build_recipe(body["recipe"], Path(body["source"]))
+        return replace(loaded, origins=dict(body["origins"])), bool(body["evaluate"])
 
     def note_sent(self, launcher: str, job: str, log: Path | None) -> None:
-        """Where the job was sent: `job` is Slurm's number or a process id; what became of an earlier attempt is forgotten."""
-        before = read_json(self.sent) or {}
-        attempt = int(before.get("attempt", 0)) + 1
+        """Record the submission and count the attempt; `job` is a Slurm job id or a process id."""
+        attempt = int((read_json(self.sent) or {}).get("attempt", 0)) + 1
         body = {
             "launcher": launcher,
             "job": job,
@@ -70,12 +69,12 @@ class JobFiles:
         _write(self.sent, body)
 
     def note_state(self, state: str, error: str = "", pid: int | None = None) -> None:
-        """`running`, `done`, `interrupted` or `failed` (with its error line), and which process (default: this one) does the work."""
+        """Record the state: `running`, `done`, `interrupted` or `failed` (with its error line), and the process (default: this one)."""
         body = {"state": state, "error": error, "pid": pid or os.getpid(), "host": socket.gethostname(), "time": time.time()}
         _write(self.state, body)
 
     def forget_state(self) -> None:
-        """Before a new attempt: what the one before came to."""
+        """Remove the state of an earlier attempt."""
         self.state.unlink(missing_ok=True)
 
 

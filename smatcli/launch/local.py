@@ -1,29 +1,50 @@
-"""Points of a sweep side by side: one process each, one at a time on every device."""
+"""Points on this machine: one after the other in this process, or side by side in processes of their own."""
 
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from smatcli.config import load_recipe
 from smatcli.config.schema import TrainRecipe
-from smatcli.launch.grid import Point
+from smatcli.launch.batch import Batch
 from smatcli.launch.job_files import JobFiles
+from smatcli.launch.points import Point, eval_overrides
 from smatcli.launch.state import job_files
+from smatcli.launch.worker import describe, recorded, run_recipe
 from smatcli.runs.overview import last_lines
 from smatcli.runs.reporter import Reporter
-
-if TYPE_CHECKING:
-    from smatcli.launch.points import Sweep
+from smatcli.runs.signals import Interrupted
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 60.0
 
 
+def run_one_by_one(batch: Batch, todo: Sequence[Point], device: str | None, reporter: Reporter) -> None:
+    """Run the points `todo` in this process, one after the other. Interrupted after a signal."""
+    for i, point in enumerate(todo, 1):
+        reporter.line(f"[{i}/{len(todo)}] {point.name}")
+        files = job_files(batch.folder, point.name)
+        files.forget_state()
+        files.note_sent("local", str(os.getpid()), None)
+        try:
+            with recorded(files):
+                loaded = load_recipe(point.loaded.path, point.placed(device), kind=point.loaded.recipe.kind)
+                run_recipe(loaded, reporter, resume=point.run.exists(), evaluated=loaded.recipe.kind == "train")
+        except Interrupted as error:
+            line = f"stopped at {point.name}; all progress is kept, run the same command again to continue"
+            raise Interrupted(error.signum, line) from None
+        except Exception as error:  # one broken point must not stop the others
+            batch.fail(point, describe(error), reporter)
+        batch.collect()
+
+
 @dataclass
-class Job:
-    """A point that is being worked on: the commands still to be run, and the process of the present one."""
+class PointProcess:
+    """A point in progress: the commands that remain, and the process of the current one."""
 
     point: Point
     device: str | None
@@ -33,7 +54,7 @@ class Job:
     process: subprocess.Popen[bytes] | None = None
 
     def advance(self) -> bool | None:
-        """None: still working; True: done; False: a command failed."""
+        """Start the next command when the current one has ended. Returns None in progress, True when done, False when one failed."""
         if self.process is not None:
             code = self.process.poll()
             if code is None:
@@ -43,7 +64,7 @@ class Job:
         if not self.commands:
             return True
         with self.log.open("ab") as log:
-            # A session of its own: Ctrl-C reaches the children through `stop` only, once.
+            # In a session of its own, so that Ctrl-C reaches the child once, through `stop`.
             self.process = subprocess.Popen(
                 self.commands.pop(0), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
@@ -51,79 +72,77 @@ class Job:
         return None
 
     def error(self) -> str:
-        """The last line of the log, or which signal ended the process."""
+        """Return the last line of the log, or the signal that ended the process."""
         lines = last_lines(self.log)
         code = self.process.returncode if self.process is not None else 0
-        said = f"killed by signal {-code}" if code is not None and code < 0 else lines[-1] if lines else "it said nothing"
-        return f"{said} (log: {self.log})"
+        reason = f"killed by signal {-code}" if code is not None and code < 0 else lines[-1] if lines else "no output"
+        return f"{reason} (log: {self.log})"
 
 
-def commands_of(point: Point, recipe: str | Path, device: str | None, side_by_side: int) -> list[list[str]]:
-    """The commands of a point: train (or continue) and evaluate; of a tuning the one that does all."""
-    from smatcli.launch.points import changes, eval_overrides
-
-    settings = point.loaded.recipe
+def commands_of(point: Point, device: str | None, side_by_side: int) -> list[list[str]]:
+    """Return the commands of a point: train (or continue) and evaluate, or tune."""
+    recipe = point.loaded.recipe
     smat = [sys.executable, "-m", "smatcli.cli"]
-    if settings.kind == "tune":
-        return [[*smat, "tune", str(point.loaded.path), *changes(point, device, side_by_side), "--resume"]]
-    assert isinstance(settings, TrainRecipe)
-    train = [*smat, "train", str(recipe), *changes(point, device, side_by_side), "--resume"]
-    return [train, [*smat, "eval", str(point.run), *eval_overrides(settings), *(("--device", device) if device else ())]]
+    run = [*smat, recipe.kind, str(point.loaded.path), *point.placed(device, side_by_side), "--resume"]
+    if not isinstance(recipe, TrainRecipe):
+        return [run]
+    return [run, [*smat, "eval", str(point.run), *eval_overrides(recipe), *(("--device", device) if device else ())]]
 
 
-def run_side_by_side(result: "Sweep", recipe: str | Path, slots: list[str | None], reporter: Reporter, todo: list[Point]) -> None:
-    """Work off the points `todo`, `len(slots)` at a time; each writes to `<folder>/<point>.log`."""
-    from smatcli.launch.points import fail
-
-    waiting, free, jobs, done = list(todo), list(slots), list[Job](), 0
-    result.folder.mkdir(parents=True, exist_ok=True)
+def run_side_by_side(batch: Batch, todo: Sequence[Point], slots: Sequence[str | None], reporter: Reporter) -> None:
+    """Run the points `todo` in processes of their own, `len(slots)` at a time; the log of each is `<folder>/<point>.log`."""
+    waiting, free, running, done = list(todo), list(slots), list[PointProcess](), 0
+    batch.folder.mkdir(parents=True, exist_ok=True)
     reporter.start(len(waiting), "sweep", unit="points")
     try:
-        while waiting or jobs:
+        while waiting or running:
             while waiting and free:
-                point, device = waiting.pop(0), free.pop(0)
-                commands = commands_of(point, recipe, device, len(slots))
-                job = Job(point, device, result.folder / f"{point.name}.log", commands, job_files(result.folder, point.name))
-                job.files.forget_state()
-                job.advance()
-                assert job.process is not None
-                job.files.note_sent("local", str(job.process.pid), job.log)
-                jobs.append(job)
+                running.append(_start(batch.folder, waiting.pop(0), free.pop(0), len(slots)))
+                point, device = running[-1].point, running[-1].device
                 reporter.line(f"{point.name}: started{f' on {device}' if device else ''}")
-            for job in list(jobs):
-                ended = job.advance()
-                if ended is None:
+            for job in list(running):
+                succeeded = job.advance()
+                if succeeded is None:
                     continue
-                jobs.remove(job)
+                running.remove(job)
                 free.append(job.device)
                 done += 1
-                if ended:
+                if succeeded:
                     job.files.note_state("done")
                     reporter.line(f"{job.point.name}: done")
                 else:
-                    fail(result, job.point, job.error(), reporter)
-                result.collect()
+                    batch.fail(job.point, job.error(), reporter)
+                batch.collect()
                 reporter.update(done)
             time.sleep(POLL_SECONDS)
     except BaseException:
-        stop(jobs)
+        stop(running)
         raise
     finally:
         reporter.finish()
 
 
-def stop(jobs: list[Job]) -> None:
-    """Ask every process to end in good order (checkpoints are written), and wait for them."""
-    working = [job for job in jobs if job.process is not None and job.process.poll() is None]
-    processes = [job.process for job in jobs if job.process is not None and job.process.poll() is None]
-    for process in processes:
+def _start(folder: Path, point: Point, device: str | None, side_by_side: int) -> PointProcess:
+    files = job_files(folder, point.name)
+    job = PointProcess(point, device, folder / f"{point.name}.log", commands_of(point, device, side_by_side), files)
+    files.forget_state()
+    job.advance()
+    assert job.process is not None
+    files.note_sent("local", str(job.process.pid), job.log)
+    return job
+
+
+def stop(jobs: Sequence[PointProcess]) -> None:
+    """Terminate the processes (they write a checkpoint) and wait for them; kill those that remain after `GRACE_SECONDS`."""
+    working = [(job, job.process) for job in jobs if job.process is not None and job.process.poll() is None]
+    for _, process in working:
         process.terminate()
     deadline = time.monotonic() + GRACE_SECONDS
-    for process in processes:
+    for _, process in working:
         try:
             process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    for job in working:
-        job.files.note_state("interrupted", "the sweep was stopped; the same command continues it")
+    for job, _ in working:
+        job.files.note_state("interrupted", "the sweep was stopped; run the same command again to continue")

@@ -1,4 +1,4 @@
-"""Jobs on a Slurm cluster through submitit: sent, asked about, and put back in the queue on the pre-emption signal."""
+"""Slurm jobs, submitted through submitit and requeued on the pre-emption signal."""
 
 import os
 import shutil
@@ -10,24 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smatcli.config import Loaded
 from smatcli.errors import SmatError, UserError
 from smatcli.launch.job_files import JobFiles
-from smatcli.launch.worker import execute, say_error
+from smatcli.launch.worker import execute, report_error
 
-SIGNAL = "USR1"  # what Slurm sends `signal_delay_s` before the time limit or on pre-emption
-RETRIES = 1000  # how often a job may run into its time limit and continue: as long as it takes
+SIGNAL = "USR1"  # sent by Slurm `signal_delay_s` before the time limit, or on pre-emption
+RETRIES = 1000  # how often a job may reach its time limit and be continued: in effect, without limit
 DEFAULT_MINUTES = 24 * 60
-# Short names of options that Slurm or submitit call otherwise.
+# Short names of options -> their names in submitit.
 NAMES = {"gpus": "gpus_per_node", "cpus": "cpus_per_task", "tasks": "ntasks_per_node", "signal_delay": "signal_delay_s"}
 INTEGERS = ("nodes", "ntasks_per_node", "cpus_per_task", "gpus_per_node", "gpus_per_task", "cpus_per_gpu", "signal_delay_s")
 
 
 def minutes(text: str) -> int:
-    """Slurm's time formats (30, 30:00, 2:00:00, 1-12, 1-12:30, 1-12:30:00) as whole minutes, rounded up; UserError for others."""
+    """Return a time in one of Slurm's formats (30, 30:00, 2:00:00, 1-12, 1-12:30, 1-12:30:00) in minutes, rounded up; else UserError."""
     days, dash, rest = text.partition("-") if "-" in text else ("0", "", text)
     parts = rest.split(":")
     if not days.isdecimal() or not all(p.isdecimal() for p in parts) or len(parts) > 3:
-        raise UserError(f"--slurm-time {text}: write minutes, HH:MM:SS or D-HH:MM:SS")
+        raise UserError(f"--slurm-time {text}: give minutes, HH:MM:SS or D-HH:MM:SS")
     numbers = [int(p) for p in parts]
     if dash:
         hours, mins, seconds = (*numbers, 0, 0)[:3]
@@ -35,38 +36,38 @@ def minutes(text: str) -> int:
         hours, mins, seconds = (0, *numbers, 0)[:3] if len(numbers) < 3 else numbers
     total = ((int(days) * 24 + hours) * 60 + mins) * 60 + seconds
     if total <= 0:
-        raise UserError(f"--slurm-time {text}: must be longer than nothing")
+        raise UserError(f"--slurm-time {text}: give a time above zero")
     return -(-total // 60)
 
 
 def parameters(options: Mapping[str, str]) -> dict[str, Any]:
-    """submitit's parameters for Slurm options by name (as sbatch spells them, with _ or -); UserError on values that are no numbers."""
-    made: dict[str, Any] = {"time": DEFAULT_MINUTES, "additional_parameters": {"requeue": True}}
+    """Return submitit's parameters for Slurm options (named as for sbatch, with _ or -). UserError if a number is expected."""
+    result: dict[str, Any] = {"time": DEFAULT_MINUTES, "additional_parameters": {"requeue": True}}
     plain = {"partition", "qos", "account", "constraint", "exclude", "nodelist", "gres", "mail_type", "mail_user", "dependency", "comment"}
     for given, value in options.items():
         key = NAMES.get(given.replace("-", "_"), given.replace("-", "_"))
         if key == "time":
-            made["time"] = minutes(value)
+            result["time"] = minutes(value)
         elif key in INTEGERS:
             if not value.isdecimal():
                 raise UserError(f"--slurm {given}={value}: give a whole number")
-            made[key] = int(value)
+            result[key] = int(value)
         elif key == "setup":
-            made.setdefault("setup", []).extend(part.strip() for part in value.split(";") if part.strip())
+            result.setdefault("setup", []).extend(part.strip() for part in value.split(";") if part.strip())
         elif key in plain:
-            made[key] = value
+            result[key] = value
         else:
-            made["additional_parameters"][key.replace("_", "-")] = True if value == "" else value
-    # A site that does not hand the environment on must still agree on the signal.
-    made["setup"] = [f"export SUBMITIT_PREEMPT_SIGNAL={SIGNAL}", *made.get("setup", [])]
-    if made.get("ntasks_per_node", 1) * made.get("nodes", 1) > 1:
-        made["srun_args"] = ["--kill-on-bad-exit=1"]
-    return made
+            result["additional_parameters"][key.replace("_", "-")] = True if value == "" else value
+    # The signal has to agree even on a site where jobs do not inherit the environment.
+    result["setup"] = [f"export SUBMITIT_PREEMPT_SIGNAL={SIGNAL}", *result.get("setup", [])]
+    if result.get("ntasks_per_node", 1) * result.get("nodes", 1) > 1:
+        result["srun_args"] = ["--kill-on-bad-exit=1"]
+    return result
 
 
 @dataclass(frozen=True)
 class ClusterJob:
-    """What submitit calls on the node; it continues by itself, so the same object is right for every attempt."""
+    """The callable that submitit runs on the node. It resumes the run, so the same object serves every attempt."""
 
     folder: str
     name: str
@@ -78,17 +79,17 @@ class ClusterJob:
         except BaseException as error:
             if getattr(error, "signum", None) == getattr(signal, f"SIG{SIGNAL}"):
                 requeue(error)
-            raise SystemExit(say_error(error)) from None
+            raise SystemExit(report_error(error)) from None
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
-        """submitit asks on the signal while no engine is at work: run the same again."""
+        """Called by submitit on the signal, when no engine handles it: submit the same job again."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def join_tasks() -> None:
-    """Several tasks of one job are the processes of one training: name each its place as torchrun would."""
+    """Make the tasks of a job the processes of one training, with the environment variables that torchrun would set."""
     if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "RANK" not in os.environ:
         from submitit.helpers import TorchDistributedEnvironment
 
@@ -96,32 +97,35 @@ def join_tasks() -> None:
 
 
 def requeue(error: BaseException) -> None:
-    """Put this job back in the queue (its first task does) and leave; SmatError when Slurm refuses."""
+    """Requeue this job (from its first task) and exit, with an error line if Slurm refuses."""
     job = os.environ.get("SLURM_JOB_ID", "")
     if int(os.environ.get("SLURM_PROCID", "0")) == 0:
         print(f"smat: {error}; requeueing job {job}", file=sys.stderr, flush=True)
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(say_error(SmatError(f"job {job} cannot be requeued: {done.stderr.strip()}; submit it again with --retry")))
+            raise SystemExit(report_error(SmatError(f"job {job} cannot be requeued: {done.stderr.strip()}; submit it again with --retry")))
     raise SystemExit(0)
 
 
-def submit(jobs: Sequence[JobFiles], options: Mapping[str, str], folder: Path) -> list[str]:
-    """Send each job to Slurm, its logs below `folder`; the job numbers. UserError where there is no Slurm or it refuses an option."""
+def submit(jobs: Sequence[tuple[JobFiles, Loaded]], options: Mapping[str, str], folder: Path, *, evaluated: bool) -> list[str]:
+    """Submit a job per recipe, with its logs in `folder`, and return the job ids. UserError without Slurm, or if it refuses an option."""
     try:
         os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL
         import submitit
         from submitit.slurm.slurm import SlurmJobEnvironment
 
-        SlurmJobEnvironment.USR_SIG = SIGNAL  # read when submitit was first imported, perhaps by someone else
+        SlurmJobEnvironment.USR_SIG = SIGNAL  # read from the environment when submitit was first imported, perhaps before
     except ImportError:
         raise UserError("--launcher slurm needs submitit; install it with `pip install 'smatcli[cluster]'`") from None
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
-        raise UserError("--launcher slurm: there is no Slurm here (no sbatch and srun in PATH); use --launcher local")
-    found = []
+        raise UserError("--launcher slurm: Slurm is not installed here (sbatch and srun are not in PATH); use --launcher local")
+    for files, loaded in jobs:
+        files.forget_state()
+        files.write_spec(loaded, evaluate=evaluated)
+    ids = []
     executor = submitit.SlurmExecutor(folder=folder.resolve(), max_num_timeout=RETRIES)
     settings = parameters(options)
-    for files in jobs:
+    for files, _ in jobs:
         before = set(folder.glob("*"))
         try:
             executor.update_parameters(**{"job_name": f"smat-{files.name}", **settings})
@@ -131,12 +135,12 @@ def submit(jobs: Sequence[JobFiles], options: Mapping[str, str], folder: Path) -
                 rest.unlink(missing_ok=True)
             raise UserError(f"Slurm refuses the job: {refusal(str(error))}") from None
         files.note_sent("slurm", job.job_id, Path(str(job.paths.stderr)))
-        found.append(job.job_id)
-    return found
+        ids.append(job.job_id)
+    return ids
 
 
 def refusal(text: str) -> str:
-    """The line of sbatch in submitit's long error."""
+    """Return sbatch's line of submitit's long error message."""
     lines = [line.strip() for line in text.splitlines() if "sbatch:" in line]
     first = lines[0] if lines else text.strip().splitlines()[-1]
     return first.split("sbatch:", 1)[-1].removeprefix(" error:").strip()

@@ -1,35 +1,35 @@
-"""Query the state of Slurm jobs."""
+"""The states of Slurm jobs."""
 
 import re
 import subprocess
 from collections.abc import Sequence
 
-ASK_SECONDS = 30
+TIMEOUT_S = 30
 
 
 def queue_states(jobs: Sequence[str]) -> dict[str, str] | None:
-    """Slurm's state (PENDING, RUNNING, CANCELLED ...) of each job that it still knows; None when it cannot be asked from here."""
+    """Return the state (PENDING, RUNNING, CANCELLED ...) of each job in Slurm's records; None if Slurm cannot be queried from here."""
     if not jobs:
         return {}
-    listed = _ask(["squeue", "-h", "-t", "all", "-o", "%i %T %r"])
-    if listed is None:
+    queue = _output(["squeue", "-h", "-t", "all", "-o", "%i %T %r"])
+    if queue is None:
         return None
-    found = {}
-    for line in listed.splitlines():
+    states = {}
+    for line in queue.splitlines():
         words = line.split(None, 2)
         if len(words) >= 2 and words[0] in jobs:
-            found[words[0]] = words[1]
-    for job in set(jobs) - found.keys():
-        shown = _ask(["scontrol", "-o", "show", "job", job]) or _ask(["sacct", "-n", "-X", "-j", job, "-o", "State%30"])
+            states[words[0]] = words[1]
+    for job in set(jobs) - states.keys():
+        shown = _output(["scontrol", "-o", "show", "job", job]) or _output(["sacct", "-n", "-X", "-j", job, "-o", "State%30"])
         state = re.search(r"JobState=(\w+)", shown or "") or re.match(r"\s*(\w+)", shown or "")
         if state:
-            found[job] = state.group(1)
-    return found
+            states[job] = state.group(1)
+    return states
 
 
-def _ask(command: list[str]) -> str | None:
+def _output(command: list[str]) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""What a sweep set out to do and how far each point is, read from its folder alone (`.sweep/`); nothing here needs torch."""
+"""The plan of a sweep and the progress of its points, read from `.sweep/` in its folder. Importing it does not import torch."""
 
 import json
 import os
@@ -9,24 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from smatcli.errors import UserError
-from smatcli.launch.grid import Axis, Point, parse_axis
+from smatcli.launch.grid import Axis, parse_axis
 from smatcli.launch.job_files import JobFiles
+from smatcli.launch.points import Point
 from smatcli.runs.overview import last_lines, read_json
 from smatcli.safe.files import atomic_write_text
 from smatcli.safe.text import parse_json
 
 HIDDEN = ".sweep"
 PLAN = "plan.json"
-LINES = 3  # of a failed job's log that the status shows
+LINES = 3  # shown from the end of a failed job's log
 BUSY = ("queued", "running")
-# Slurm's states of a job that is still to do something.
+# Slurm's states of a job that has not ended.
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT", "SUSPENDED", "STOPPED")
 WORKING = ("RUNNING", "COMPLETING", "CONFIGURING", "RESIZING", "SIGNALING", "STAGE_OUT")
 
 
 @dataclass(frozen=True)
 class PointStatus:
-    """One point: `state` is waiting (not launched), queued, running, done, interrupted or failed (`lines`: the end of its log)."""
+    """Progress of a point; `state`: waiting (not launched), queued, running, done, interrupted or failed (`lines`: the end of its log)."""
 
     name: str
     state: str
@@ -39,12 +40,12 @@ class PointStatus:
 
 
 def job_files(folder: Path, name: str) -> JobFiles:
-    """The files of a point."""
+    """Return the job files of a point."""
     return JobFiles(folder / HIDDEN, name)
 
 
 def write_plan(folder: Path, recipe: str | Path, axes: Sequence[Axis], overrides: Sequence[str], points: Sequence[Point]) -> None:
-    """Keep what the sweep was asked for, so that `--status` and `--retry` need the folder alone."""
+    """Store the arguments of a sweep, so that `--status` and `--retry` need only the folder."""
     source = Path(recipe)
     body = {
         "recipe": str(source.resolve()) if source.is_file() else str(recipe),
@@ -58,20 +59,20 @@ def write_plan(folder: Path, recipe: str | Path, axes: Sequence[Axis], overrides
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    """What `write_plan` kept; UserError where the folder is no sweep's."""
+    """Return what `write_plan` stored; UserError if the folder is not a sweep's."""
     body = read_json(folder / HIDDEN / PLAN)
     if body is None or not isinstance(body.get("points"), list):
-        raise UserError(f"{folder}: is not the folder of a sweep (it has no {HIDDEN}/{PLAN}); give the folder that smat sweep printed")
+        raise UserError(f"{folder}: is not the folder of a sweep ({HIDDEN}/{PLAN} is missing); give the folder that smat sweep printed")
     return body
 
 
 def planned_axes(body: dict[str, Any]) -> list[Axis]:
-    """The axes of a kept plan."""
+    """Return the axes of a stored plan."""
     return [parse_axis(key, ",".join(values)) for key, values in body["axes"].items()]
 
 
 def statuses(folder: Path, points: Sequence[str], steps: dict[str, Any] | None = None) -> list[PointStatus]:
-    """How far each point is; Slurm is asked once for all of its jobs."""
+    """Return the progress of each point; Slurm is queried once for all jobs."""
     sent = {name: read_json(job_files(folder, name).sent) or {} for name in points}
     numbers = [str(body["job"]) for body in sent.values() if body.get("launcher") == "slurm"]
     queue: dict[str, str] | None = {}
@@ -83,16 +84,16 @@ def statuses(folder: Path, points: Sequence[str], steps: dict[str, Any] | None =
 
 
 def _status(folder: Path, name: str, sent: dict[str, Any], queue: dict[str, str] | None, steps: int | None) -> PointStatus:
-    said = read_json(job_files(folder, name).state) or {}
-    state, why = str(said.get("state", "waiting")), str(said.get("error", ""))
+    record = read_json(job_files(folder, name).state) or {}
+    state, why = str(record.get("state", "waiting")), str(record.get("error", ""))
     job, log = str(sent.get("job", "")), Path(str(sent.get("log", "")))
     if sent.get("launcher") == "slurm":
         state, why = _on_slurm(state, why, None if queue is None else queue.get(job, "GONE"))
-    elif state == "running" and not _alive(said):
-        state, why = "failed", "its process ended without a word (killed, or the machine went down)"
+    elif state == "running" and not _alive(record):
+        state, why = "failed", "its process ended without an error message (killed, or the machine went down)"
     elif state == "waiting" and sent:
         alive = _alive({"host": sent.get("host"), "pid": sent.get("job")})
-        state, why = ("running", "") if alive else ("failed", "its process ended before it began to work")
+        state, why = ("running", "") if alive else ("failed", "its process ended before it started to work")
     lines: list[str] = []
     if state == "failed":
         lines = last_lines(log, LINES) if sent.get("log") else []
@@ -102,30 +103,34 @@ def _status(folder: Path, name: str, sent: dict[str, Any], queue: dict[str, str]
     return PointStatus(name, state, job, done, steps, int(sent.get("attempt", 0)), tuple(lines), str(sent.get("log", "")))
 
 
-def _on_slurm(said: str, why: str, queue: str | None) -> tuple[str, str]:
-    """A point's state from what its job said last and what Slurm says of it (None: it cannot be asked)."""
+def _on_slurm(recorded: str, why: str, queue: str | None) -> tuple[str, str]:
+    """Combine the state that a job recorded last with Slurm's state (None: Slurm cannot be queried)."""
     if queue is None:
-        return ("queued", "") if said == "waiting" else (said, why)
+        return ("queued", "") if recorded == "waiting" else (recorded, why)
     if queue in WAITING:
         return "queued", ""
     if queue in WORKING:
-        return ("running", "") if said in ("waiting", "running", "interrupted") else (said, why)
-    if said in ("done", "failed"):
-        return said, why
+        return ("running", "") if recorded in ("waiting", "running", "interrupted") else (recorded, why)
+    if recorded in ("done", "failed"):
+        return recorded, why
     if queue == "CANCELLED":
         return "failed", "the job was cancelled"
-    if said == "interrupted" and queue in ("COMPLETED", "PREEMPTED"):
-        return said, why
-    names = {"GONE": "the job is gone from Slurm", "OUT_OF_MEMORY": "Slurm: out of memory (--slurm-mem)", "NODE_FAIL": "the node failed"}
+    if recorded == "interrupted" and queue in ("COMPLETED", "PREEMPTED"):
+        return recorded, why
+    names = {
+        "GONE": "Slurm has no record of the job",
+        "OUT_OF_MEMORY": "Slurm: out of memory (--slurm-mem)",
+        "NODE_FAIL": "the node failed",
+    }
     return "failed", names.get(queue, f"Slurm: the job ended as {queue}")
 
 
-def _alive(who: dict[str, Any]) -> bool:
-    """Is the process there? One on another machine is believed to be."""
-    if who.get("host") not in (None, socket.gethostname()):
+def _alive(process: dict[str, Any]) -> bool:
+    """Return whether the process exists; one on another machine is assumed to."""
+    if process.get("host") not in (None, socket.gethostname()):
         return True
     try:
-        os.kill(int(who["pid"]), 0)
+        os.kill(int(process["pid"]), 0)
     except (ProcessLookupError, KeyError, ValueError, TypeError):
         return False
     except PermissionError:
@@ -134,7 +139,7 @@ def _alive(who: dict[str, Any]) -> bool:
 
 
 def last_step(run: Path) -> int | None:
-    """The step of the last whole line of a run's metrics; None where there is none."""
+    """Return the step of the last complete line of a run's metrics; None without one."""
     for line in reversed(last_lines(run / "metrics.jsonl", 2)):
         try:
             return int(parse_json(line)["step"])

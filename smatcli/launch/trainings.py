@@ -1,4 +1,4 @@
-"""`smat train --launcher slurm`: trainings as jobs of a cluster. Their files lie beside the runs, in `.launch/`."""
+"""`smat train --launcher slurm`: trainings as Slurm jobs. Their files are in `.launch/` beside the runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,35 +16,33 @@ HIDDEN = ".launch"
 
 
 @dataclass(frozen=True)
-class Sent:
-    """A training that was sent: its run directory, the number of its job, and the log."""
+class SubmittedTraining:
+    """A training in Slurm's queue: its run directory, job id and log."""
 
     run: Path
     job: str
     log: str
 
 
-def send(trainings: Sequence[Loaded], resume: bool, options: Mapping[str, str]) -> list[Sent]:
-    """Send each training as a job; it continues by itself when it is requeued.
+def submit_trainings(trainings: Sequence[Loaded], options: Mapping[str, str], *, resume: bool) -> list[SubmittedTraining]:
+    """Submit a job per training. A job that is requeued continues its run.
 
-    UserError, before anything is sent, when a run exists (without `resume`), a job of it still waits or works, or there is no Slurm.
+    UserError, before anything is submitted, if a run exists (without `resume`), a job of it is in Slurm's queue, or there is no Slurm.
     """
-    jobs = []
-    for one in trainings:
-        run = Path(one.recipe.run)
-        if run.exists() and not resume:
-            raise UserError(f"run {run} exists; use --resume to continue it or choose another run=")
-        files = JobFiles(run.parent / HIDDEN, run.name)
-        before = read_json(files.sent) or {}
-        number = str(before.get("job", ""))
-        if before.get("launcher") == "slurm" and (queue_states([number]) or {}).get(number) in (*WAITING, *WORKING):
-            raise UserError(f"job {number} of run {run} is still in Slurm's queue; wait for it or `scancel {number}` first")
-        jobs.append((run, files, one))
-    for _, files, one in jobs:
-        files.forget_state()
-        files.write_spec(one, evaluate=False)
-    found = []
-    for run, files, _ in jobs:
-        (number,) = submit([files], options, files.folder / "slurm")
-        found.append(Sent(run, number, str((read_json(files.sent) or {}).get("log", ""))))
-    return found
+    jobs = [(_files_of(Path(loaded.recipe.run), resume=resume), loaded) for loaded in trainings]
+    submitted = []
+    for files, loaded in jobs:
+        (number,) = submit([(files, loaded)], options, files.folder / "slurm", evaluated=False)
+        submitted.append(SubmittedTraining(Path(loaded.recipe.run), number, str((read_json(files.sent) or {}).get("log", ""))))
+    return submitted
+
+
+def _files_of(run: Path, *, resume: bool) -> JobFiles:
+    if run.exists() and not resume:
+        raise UserError(f"run {run} exists; use --resume to continue it or choose another run=")
+    files = JobFiles(run.parent / HIDDEN, run.name)
+    earlier = read_json(files.sent) or {}
+    number = str(earlier.get("job", ""))
+    if earlier.get("launcher") == "slurm" and (queue_states([number]) or {}).get(number) in (*WAITING, *WORKING):
+        raise UserError(f"job {number} of run {run} is still in Slurm's queue; wait for it or `scancel {number}` first")
+    return files

@@ -1,58 +1,68 @@
-"""What a launched job does, as files: the recipe as it was when the job was made, and what became of it; nothing here needs torch."""
+"""The work of a launched job: train, evaluate or tune one run, with its state recorded in a file. Importing it does not import torch."""
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
+from smatcli.config import Loaded
+from smatcli.config.schema import TrainRecipe
 from smatcli.errors import SmatError
 from smatcli.launch.job_files import JobFiles
+from smatcli.launch.points import eval_overrides
+from smatcli.runs.reporter import PlainReporter, Reporter
+from smatcli.runs.signals import Interrupted
 
 
 def execute(files: JobFiles) -> None:
-    """Do a job in this process: train (or continue), then evaluate where that is asked for; its state file follows.
-
-    Raises what the engines raise. With several processes (torch.distributed) only the first one writes the state.
-    """
-    from smatcli.config.schema import TrainRecipe
-    from smatcli.runs.reporter import PlainReporter
-    from smatcli.runs.signals import Interrupted
-
-    writer = int(os.environ.get("RANK", "0")) == 0
-    if writer:
-        files.note_state("running")
-    ending = ("failed", "")
-    try:
+    """Run the job specified in `files`. Of several processes (torch.distributed) only the first writes the state."""
+    with recorded(files) if os.environ.get("RANK", "0") == "0" else nullcontext():
         loaded, evaluated = files.read_spec()
+        run_recipe(loaded, PlainReporter(), resume=True, evaluated=evaluated)
+
+
+def run_recipe(loaded: Loaded, reporter: Reporter, *, resume: bool, evaluated: bool) -> None:
+    """Train or tune a run, or continue it (`resume`); then, if `evaluated`, meta-test it with the recipe's adaptations."""
+    recipe = loaded.recipe
+    if recipe.kind == "tune":
+        from smatcli.engine.tune.tuning import tune
+
+        tune(loaded, reporter, resume=resume)
+        return
+    from smatcli.engine.train.trainer import train
+
+    run = train(loaded, reporter, resume=resume)
+    if evaluated:
         from smatcli.engine.evaluate.evaluation import evaluate
-        from smatcli.engine.train.trainer import train
-        from smatcli.launch.points import eval_overrides
 
-        reporter = PlainReporter()
-        if loaded.recipe.kind == "tune":
-            from smatcli.engine.tune.tuning import tune
+        assert isinstance(recipe, TrainRecipe)
+        evaluate(run.path, overrides=eval_overrides(recipe), device=recipe.device, reporter=reporter)
 
-            run = tune(loaded, reporter, resume=True)
-        else:
-            run = train(loaded, reporter, resume=True)
-        if evaluated:
-            assert isinstance(loaded.recipe, TrainRecipe)
-            evaluate(run.path, overrides=eval_overrides(loaded.recipe), device=loaded.recipe.device, reporter=reporter)
-        ending = ("done", "")
+
+@contextmanager
+def recorded(files: JobFiles) -> Iterator[None]:
+    """Record in the state file that the work has begun, and its outcome."""
+    files.note_state("running")
+    state, error_line = "done", ""
+    try:
+        yield
     except Interrupted as error:
-        ending = ("interrupted", str(error))
-        raise
-    except SmatError as error:
-        ending = ("failed", str(error))
+        state, error_line = "interrupted", str(error)
         raise
     except BaseException as error:
-        ending = ("failed", f"{type(error).__name__}: {error}")
+        state, error_line = "failed", describe(error)
         raise
     finally:
-        if writer:
-            files.note_state(*ending)
+        files.note_state(state, error_line)
 
 
-def say_error(error: BaseException) -> int:
-    """The error's line on stderr, as the command line prints it, and its exit code."""
-    known = isinstance(error, SmatError)
-    print(f"smat: {' '.join(str(error).split())}" if known else f"smat: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+def describe(error: BaseException) -> str:
+    """Return the line of an error."""
+    return str(error) if isinstance(error, SmatError) else f"{type(error).__name__}: {error}"
+
+
+def report_error(error: BaseException) -> int:
+    """Print the line of an error on stderr, as the command line does, and return its exit code."""
+    line = " ".join(str(error).split()) if isinstance(error, SmatError) else describe(error)
+    print(f"smat: {line}", file=sys.stderr, flush=True)
     return error.exit_code if isinstance(error, SmatError) else 1

@@ -11,9 +11,10 @@ import pytest
 
 from smatcli.errors import UserError
 from smatcli.launch.grid import parse_grid
+from smatcli.launch.placement import Placement
 from smatcli.launch.slurm import minutes, parameters
-from smatcli.launch.sweep import gather, status, sweep
-from smatcli.launch.trainings import send
+from smatcli.launch.sweep import sweep, sweep_status, update_table
+from smatcli.launch.trainings import submit_trainings
 from smatcli.runs.overview import facts, records
 from smatcli.runs.reporter import SilentReporter
 from tests.engine.train.world import load
@@ -71,21 +72,21 @@ def test_a_sweep_is_sent_fails_in_part_and_is_retried(cluster, tmp_path):
     axes = [parse_grid("data.ood=[c],[absent]")]
     extra = ["train.steps=2", "train.valid_every=2"]
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "swept"
-    sent = sweep(recipe, axes, SilentReporter(), extra, out, launcher="slurm", slurm=CPU).sent
+    sent = sweep(recipe, axes, SilentReporter(), extra, out, Placement("slurm", slurm=CPU)).submitted
     assert len(sent) == 2
-    until(lambda: not {one.state for one in status(out)} & {"queued", "running"})
-    good, bad = status(out)
+    until(lambda: not {one.state for one in sweep_status(out)} & {"queued", "running"})
+    good, bad = sweep_status(out)
     assert (good.state, good.step, bad.state, bad.attempt) == ("done", 2, "failed", 1)
     assert any("absent" in line for line in bad.lines), bad.lines
-    again = sweep(recipe, axes, SilentReporter(), extra, out, launcher="slurm", slurm=CPU)
-    assert not again.sent, "done points are not sent again, failed ones only with --retry"
+    again = sweep(recipe, axes, SilentReporter(), extra, out, Placement("slurm", slurm=CPU))
+    assert not again.submitted, "done points are not sent again, failed ones only with --retry"
     assert len(again.rows) == 1, "done points are not sent again, failed ones only with --retry"
     shutil.copy(tmp_path / "c.h5", tmp_path / "absent.h5")
-    retried = sweep(recipe, axes, SilentReporter(), extra, out, launcher="slurm", slurm=CPU, retry=True)
-    assert list(retried.sent) == [bad.name]
-    until(lambda: status(out)[1].state not in ("queued", "running"))
-    assert status(out)[1].attempt == 2
-    table = gather(out)
+    retried = sweep(recipe, axes, SilentReporter(), extra, out, Placement("slurm", slurm=CPU), retry=True)
+    assert list(retried.submitted) == [bad.name]
+    until(lambda: sweep_status(out)[1].state not in ("queued", "running"))
+    assert sweep_status(out)[1].attempt == 2
+    table = update_table(out)
     assert table is not None, "the table is there without waiting for the jobs"
     assert len(table.read_text().splitlines()) == 3, "the table is there without waiting for the jobs"
 
@@ -94,13 +95,13 @@ def test_a_sweep_is_sent_fails_in_part_and_is_retried(cluster, tmp_path):
 def test_a_job_is_requeued_on_the_signal_and_goes_on(cluster, tmp_path):
     tasks = str(min(2, len(os.sched_getaffinity(0))))  # two are one training of two processes
     loaded = load(tmp_path, "train.steps=60", "train.valid_every=60", "train.checkpoint_every=1000")
-    (sent,) = send([loaded], False, {**CPU, "tasks": tasks})
+    (sent,) = submit_trainings([loaded], {**CPU, "tasks": tasks}, resume=False)
     (script,) = (tmp_path / ".launch/slurm").glob("*_submission.sh")
     assert "--signal=USR1@90" in script.read_text()
     assert "--requeue" in script.read_text()
     until(lambda: sum(1 for _ in records(sent.run)) > 3)
     with pytest.raises(UserError, match=f"job {sent.job} of run .* is still in Slurm's queue"):
-        send([loaded], True, CPU)
+        submit_trainings([loaded], CPU, resume=True)
     slurm("scancel", "--signal=USR1", sent.job)
     until(lambda: job_field(sent.job, "JobState") == "PENDING" or facts(sent.run).state == "finished")
     assert job_field(sent.job, "Restarts") == "1", "it was requeued"
@@ -118,13 +119,13 @@ def test_a_cancelled_job_keeps_its_checkpoint_and_is_not_requeued(cluster, tmp_p
     load(tmp_path)
     out = tmp_path / "long"
     result = sweep(
-        tmp_path / "recipe.yaml", [parse_grid("seed=0")], SilentReporter(), ["train.steps=100000"], out, launcher="slurm", slurm=CPU
+        tmp_path / "recipe.yaml", [parse_grid("seed=0")], SilentReporter(), ["train.steps=100000"], out, Placement("slurm", slurm=CPU)
     )
-    until(lambda: (status(out)[0].step or 0) > 2)
-    assert status(out)[0].state == "running"
-    slurm("scancel", *result.sent.values())
-    until(lambda: status(out)[0].state != "running")
-    (found,) = status(out)
+    until(lambda: (sweep_status(out)[0].step or 0) > 2)
+    assert sweep_status(out)[0].state == "running"
+    slurm("scancel", *result.submitted.values())
+    until(lambda: sweep_status(out)[0].state != "running")
+    (found,) = sweep_status(out)
     assert found.state == "failed"
     assert "the job was cancelled" in found.lines[-1]
     run = facts(out / "seed=0")
@@ -135,9 +136,9 @@ def test_a_cancelled_job_keeps_its_checkpoint_and_is_not_requeued(cluster, tmp_p
 def test_refused_options_are_one_line_and_nothing_is_sent(cluster, tmp_path):
     load(tmp_path)
     with pytest.raises(UserError, match=r"Slurm refuses the job: .*partition"):
-        send([load(tmp_path)], False, {"partition": "nowhere"})
+        submit_trainings([load(tmp_path)], {"partition": "nowhere"}, resume=False)
     with pytest.raises(UserError, match=r"Slurm refuses the job: .*colour"):
-        send([load(tmp_path)], False, {"colour": "red"})
+        submit_trainings([load(tmp_path)], {"colour": "red"}, resume=False)
     assert not list((tmp_path / ".launch/slurm").iterdir())
     assert not (tmp_path / "run").exists()
     assert "smat-" not in slurm("squeue", "-h")
@@ -171,5 +172,5 @@ def test_parameters():
 def test_without_slurm_it_says_so(monkeypatch, tmp_path):
     pytest.importorskip("submitit", reason="submitit is not installed (extra `cluster`)")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="there is no Slurm here"):
-        send([load(tmp_path)], False, {})
+    with pytest.raises(UserError, match="Slurm is not installed here"):
+        submit_trainings([load(tmp_path)], {}, resume=False)

@@ -10,11 +10,12 @@ from typer.testing import CliRunner
 
 from smatcli.cli import app
 from smatcli.errors import UserError
-from smatcli.launch import local as sweepjobs
+from smatcli.launch import local
 from smatcli.launch.grid import parse_axis
 from smatcli.launch.job_files import JobFiles
+from smatcli.launch.placement import Placement
 from smatcli.launch.state import _on_slurm, job_files
-from smatcli.launch.sweep import known_sweep, status, sweep
+from smatcli.launch.sweep import read_sweep, sweep, sweep_status
 from smatcli.runs.directory import RunDir
 from smatcli.runs.reporter import SilentReporter
 
@@ -33,16 +34,16 @@ def folder(tmp_path):
 
 def stand_in(monkeypatch, body):
     """Every command of a point becomes `python -c body VERB TAU`."""
-    real = sweepjobs.commands_of
+    real = local.commands_of
 
-    def commands(point, recipe, device, side_by_side):
-        return [[sys.executable, "-c", body, c[3], point.values["method.sparsity.tau"]] for c in real(point, recipe, device, side_by_side)]
+    def commands(point, device, side_by_side):
+        return [[sys.executable, "-c", body, c[3], point.values["method.sparsity.tau"]] for c in real(point, device, side_by_side)]
 
-    monkeypatch.setattr(sweepjobs, "commands_of", commands)
+    monkeypatch.setattr(local, "commands_of", commands)
 
 
 def launch(recipe, values="0.5,0.7", **more):
-    return sweep(recipe, [parse_axis(AXIS, values)], SilentReporter(), launcher="local", **more)
+    return sweep(recipe, [parse_axis(AXIS, values)], SilentReporter(), placement=Placement("local"), **more)
 
 
 def test_a_crashing_point_is_survived_shown_and_retried(monkeypatch, recipe, folder, tmp_path):
@@ -56,7 +57,7 @@ def test_a_crashing_point_is_survived_shown_and_retried(monkeypatch, recipe, fol
     result = launch(recipe)
     assert list(result.failed) == ["tau=0.5"]
     assert "killed by signal 11" in result.failed["tau=0.5"]
-    bad, good = status(folder)
+    bad, good = sweep_status(folder)
     assert (bad.state, bad.attempt, good.state) == ("failed", 1, "done")
     assert bad.lines[0] == "working on train 0.5"
     assert "killed by signal 11" in bad.lines[-1]
@@ -67,21 +68,21 @@ def test_a_crashing_point_is_survived_shown_and_retried(monkeypatch, recipe, fol
     assert "--retry" in shown.stdout
     mark.touch()
     assert not launch(recipe, retry=True).failed
-    assert [(one.state, one.attempt) for one in status(folder)] == [("done", 2), ("done", 1)]
+    assert [(one.state, one.attempt) for one in sweep_status(folder)] == [("done", 2), ("done", 1)]
     again = SilentReporter()
-    sweep(recipe, [parse_axis(AXIS, "0.5,0.7")], again, launcher="local", retry=True)
+    sweep(recipe, [parse_axis(AXIS, "0.5,0.7")], again, placement=Placement("local"), retry=True)
     assert "no point has failed; there is nothing to retry" in again.lines
 
 
 def test_the_folder_knows_its_sweep(monkeypatch, recipe, folder, tmp_path):
     stand_in(monkeypatch, "pass")
     launch(recipe, overrides=["train.steps=7"])
-    found, axes, overrides = known_sweep(folder)
+    found, axes, overrides = read_sweep(folder)
     assert Path(found) == recipe.resolve()
     assert overrides == ["train.steps=7"]
     assert [(a.key, a.values) for a in axes] == [("method.sparsity.tau", ("0.5", "0.7"))]
     with pytest.raises(UserError, match="is not the folder of a sweep"):
-        status(tmp_path)
+        sweep_status(tmp_path)
 
 
 def test_states_of_local_points(monkeypatch, recipe, folder):
@@ -93,9 +94,9 @@ def test_states_of_local_points(monkeypatch, recipe, folder):
     job_files(folder, "tau=0.7").note_state("running")
     (folder / "tau=0.7").mkdir(exist_ok=True)
     (folder / "tau=0.7/metrics.jsonl").write_text('{"step": 3, "kind": "train"}\n{"ste')
-    first, second = status(folder)
+    first, second = sweep_status(folder)
     assert first.state == "failed"
-    assert "ended without a word" in first.lines[-1]
+    assert "ended without an error message" in first.lines[-1]
     assert (second.state, second.step, second.steps) == ("running", 3, 10)
 
 
@@ -134,10 +135,10 @@ def test_a_job_does_what_it_was_told_when_it_was_sent(recipe, tmp_path):
     ("words", "part"),
     [
         (["--launcher", "slrum"], "did you mean 'slurm'"),
-        (["--slurm-mem", "4G"], "read with --launcher slurm only"),
+        (["--slurm-mem", "4G"], "needs --launcher slurm"),
         (["--launcher", "slurm", "--slurm", "gres"], "is not of the form KEY=VALUE"),
         (["--launcher", "slurm", "--slurm-mem", "4G", "--slurm", "mem=4G"], "is given twice"),
-        (["--launcher", "slurm", "--jobs", "2"], "belong to the local launcher"),
+        (["--launcher", "slurm", "--jobs", "2"], "are options of the local launcher"),
         (["--status", "--retry"], "give one of them"),
         (["--status"], "is not the folder of a sweep"),
     ],

@@ -70,7 +70,7 @@ def test_a_suite_names_what_is_missing_and_goes_on_where_it_was(root: Path):
     shutil.rmtree(root / "run-vtab" / "run-vtab_svhn-seed1")
     again = smat(recipe, "--suite", "vtab", "--seeds", "0,1", *QUICK)
     assert again.exit_code == 0
-    assert "3 of them are finished already" in again.stderr
+    assert "3 of them are already finished" in again.stderr
     assert "[1/1] run-vtab_svhn-seed1" in again.stderr
     assert "vtab_svhn" in again.stdout
     assert (root / "run-vtab" / "run-vtab_svhn-seed1" / "tune.json").exists()
@@ -86,7 +86,7 @@ def test_recipes_of_a_folder_side_by_side_and_their_report(root: Path):
     assert smat(str(folder / "lora.yaml"), *shared).exit_code == 0
     done = smat(str(folder), *shared, "--jobs", "2")
     assert done.exit_code == 0, done.output + done.stderr
-    assert "2 of them are finished already" in done.stderr
+    assert "2 of them are already finished" in done.stderr
     assert "mlae-a-seed0: done" in done.stderr
     assert len(list((root / "many").glob("*/tune.json"))) == 4
     made = CliRunner().invoke(app, ["report", str(root / "many"), "--out", str(root / "report")])
@@ -136,7 +136,7 @@ def test_a_failed_run_does_not_stop_the_others(root: Path):
         (["tune.momentum=0.9"], "momentum is not read with optimizer adamw"),
         (["tuner.name=mlea"], "tuner.name: expected"),
         (["--suite", "vtba"], "'vtba' is neither vtab nor fgvc nor a dataset"),
-        (["--suite", "fgvc"], "holds no task of fgvc; prepare them first"),
+        (["--suite", "fgvc"], "contains no task of fgvc; prepare them first"),
         (["--suite", "a", "data.dataset=b"], "data.dataset and --suite are both given"),
         (["--seeds", "0,x"], "--seeds 0,x: give different whole numbers"),
         (["--suite", "a", "run=elsewhere"], "give the folder of a suite with --out"),
@@ -154,7 +154,7 @@ def test_bad_input_is_one_line_and_nothing_is_made(root: Path, arguments: list[s
 
 def test_no_recipe(tmp_path):
     assert "give a recipe" in smat("tune.epochs=1").stderr
-    assert "there is no recipe in this folder" in smat(str(tmp_path)).stderr
+    assert "this folder contains no recipe" in smat(str(tmp_path)).stderr
 
 
 def test_lists_that_name_missing_images_are_refused(tmp_path):

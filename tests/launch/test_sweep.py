@@ -18,9 +18,10 @@ from smatcli.cli import app
 from smatcli.cli.sweep import parse
 from smatcli.config.schema import SmatConfig, TrainRecipe
 from smatcli.errors import SmatError, UserError
-from smatcli.launch import local as sweepjobs
+from smatcli.launch import local
 from smatcli.launch.grid import parse_axis, parse_grid, plan_points, short_keys, split_values
-from smatcli.launch.points import eval_overrides, slots_of
+from smatcli.launch.placement import Placement
+from smatcli.launch.points import eval_overrides
 from smatcli.launch.sweep import sweep
 from smatcli.runs.directory import RunDir
 from smatcli.runs.reporter import SilentReporter
@@ -152,7 +153,7 @@ def test_failed_point_is_named_and_the_others_go_on(world, error):
 
 def test_interrupt_stops_the_sweep(world):
     world.fail[0.7] = Interrupted(15, "stopped at step 3")
-    with pytest.raises(Interrupted, match=r"stopped at tau=0\.7; everything so far is kept") as caught:
+    with pytest.raises(Interrupted, match=r"stopped at tau=0\.7; all progress is kept") as caught:
         sweep(world.recipe, [parse_axis("tau", "0.5,0.7,0.9")], SilentReporter())
     assert caught.value.exit_code == 143
     assert [c[:2] for c in world.calls] == [("train", 0.5), ("eval", 0.5), ("train", 0.7)]
@@ -202,7 +203,7 @@ def test_folder_names_of_awkward_values(world):
         (["tau=0.5"], ["method.sparsity.tau=0.4"], "is given twice"),
         (["method.masks.init_mean=1,+1"], [], "given twice"),
         (["backbone.weights=a/b,a_b"], [], "two points would share the folder weights=a_b"),
-        ([], [], "the sweep has no axis"),
+        ([], [], "a sweep needs an axis"),
     ],
 )
 def test_bad_grids_are_refused_before_anything_is_made(world, axes, overrides, part):
@@ -218,7 +219,7 @@ def test_bad_grids_are_refused_before_anything_is_made(world, axes, overrides, p
     [
         (["tau", "quickstart/smat"], None, [], "give its values"),
         (["tua", "quickstart/smat"], "1", [], "did you mean 'tau'?"),
-        (["quickstart/smat"], "0.5", [], "--values belongs to a named axis"),
+        (["quickstart/smat"], "0.5", [], "--values needs a named axis"),
         (["tau"], None, [], "give one recipe"),
         (["a", "b", "c"], None, ["seed=1"], "give one recipe"),
         (["quickstart/smta"], None, ["seed=1"], "there is no such recipe; did you mean"),
@@ -246,43 +247,43 @@ def test_a_run_is_no_folder_for_a_sweep(world, tmp_path):
 
 
 def test_slots():
-    assert slots_of([], None) == [None]
-    assert slots_of(["cuda:0", "cuda:1"], None) == ["cuda:0", "cuda:1"]
-    assert slots_of(["cuda:0", "cuda:1"], 3) == ["cuda:0", "cuda:1", "cuda:0"]
-    assert slots_of(["cuda:0", "cuda:1"], 1) == ["cuda:0"]
-    with pytest.raises(UserError, match="at least one point"):
-        slots_of([], 0)
+    assert Placement().slots() == [None]
+    assert Placement(devices=["cuda:0", "cuda:1"]).slots() == ["cuda:0", "cuda:1"]
+    assert Placement(None, ["cuda:0", "cuda:1"], 3).slots() == ["cuda:0", "cuda:1", "cuda:0"]
+    assert Placement(None, ["cuda:0", "cuda:1"], 1).slots() == ["cuda:0"]
+    with pytest.raises(UserError, match="--jobs 0: give 1 or more"):
+        Placement(jobs=0).slots()
 
 
 def test_device_twice(world):
     with pytest.raises(UserError, match="device= and --devices"):
-        sweep(world.recipe, [parse_axis("tau", "0.5")], SilentReporter(), ["device=cpu"], devices=["cpu"])
+        sweep(world.recipe, [parse_axis("tau", "0.5")], SilentReporter(), ["device=cpu"], placement=Placement(devices=["cpu"]))
 
 
 def test_one_device_reaches_the_recipe(world):
-    sweep(world.recipe, [parse_axis("tau", "0.5")], SilentReporter(), devices=["cpu"])
+    sweep(world.recipe, [parse_axis("tau", "0.5")], SilentReporter(), placement=Placement(devices=["cpu"]))
     assert world.calls[0] == ("train", 0.5, False, "cpu")
 
 
 def stand_in(world, monkeypatch, body):
     """Side by side, every command becomes `python -c body VERB TAU`."""
-    real = sweepjobs.commands_of
+    real = local.commands_of
 
-    def commands(point, recipe, device, side_by_side):
-        made = real(point, recipe, device, side_by_side)
+    def commands(point, device, side_by_side):
+        made = real(point, device, side_by_side)
         assert [c[3] for c in made] == ["train", "eval"]
         assert f"device={device}" in made[0]
         tau = point.values["method.sparsity.tau"]
         return [[sys.executable, "-c", body, c[3], tau] for c in made]
 
-    monkeypatch.setattr(sweepjobs, "commands_of", commands)
+    monkeypatch.setattr(local, "commands_of", commands)
 
 
 def test_side_by_side(world, monkeypatch):
     stand_in(world, monkeypatch, "import sys; print('smat: the loss is nan'); sys.exit(sys.argv[1:] == ['train', '0.7'])")
     for tau in (0.5, 0.9):
         write_results(world.folder / f"tau={tau}", tau)
-    result = sweep(world.recipe, [parse_axis("tau", "0.5,0.7,0.9")], SilentReporter(), devices=["cpu", "cpu"])
+    result = sweep(world.recipe, [parse_axis("tau", "0.5,0.7,0.9")], SilentReporter(), placement=Placement(devices=["cpu", "cpu"]))
     assert list(result.failed) == ["tau=0.7"]
     assert "the loss is nan (log: " in result.failed["tau=0.7"]
     assert [r["point"] for r in read(result.table)] == ["tau=0.5", "tau=0.9"]
@@ -296,7 +297,7 @@ def test_side_by_side_stops_its_processes(world, monkeypatch):
 
     class Stopper(SilentReporter):
         def start(self, *args, **kwargs):
-            monkeypatch.setattr(sweepjobs, "time", SimpleNamespace(sleep=self.sleep, monotonic=time.monotonic))
+            monkeypatch.setattr(local, "time", SimpleNamespace(sleep=self.sleep, monotonic=time.monotonic))
 
         def sleep(self, seconds):
             logs = [world.folder / f"tau={t}.log" for t in (0.5, 0.7)]
@@ -304,14 +305,14 @@ def test_side_by_side_stops_its_processes(world, monkeypatch):
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sweep(world.recipe, [parse_axis("tau", "0.5,0.7")], Stopper(), devices=["cpu", "cpu"])
+        sweep(world.recipe, [parse_axis("tau", "0.5,0.7")], Stopper(), placement=Placement(devices=["cpu", "cpu"]))
     assert time.monotonic() - started < 30
     assert all("bye" in (world.folder / f"tau={t}.log").read_text() for t in (0.5, 0.7))
 
 
 def test_commands_parse_as_recipes(world):
     point = plan_points(world.recipe, [parse_axis("tau", "0.5")])[0]
-    train, evaluate = sweepjobs.commands_of(point, world.recipe, "cuda:1", 2)
+    train, evaluate = local.commands_of(point, "cuda:1", 2)
     from smatcli.config import load_recipe
 
     recipe = load_recipe(train[4], train[5:-1]).recipe
