@@ -34,7 +34,7 @@ def doctor(
     print_table(["dataset", "", "state", "classes", "images", "px", "store"], [_row(f) for f in findings], left=("", "state", "store"))
     for finding in findings:
         if finding.problems:
-            typer.echo(f"{finding.path}: not as {finding.known.title} should be: {'; '.join(finding.problems)}")
+            typer.echo(f"{finding.path}: not as {finding.dataset.title} should be: {'; '.join(finding.problems)}")
         for remark in finding.remarks:
             typer.echo(f"{finding.path}: {remark}")
     counts = {state: sum(f.state == state for f in findings) for state in ("present", "wrong", "missing")}
@@ -50,9 +50,9 @@ def print_comparisons(comparisons: "Iterable[tuple[Path, Comparison]]") -> None:
     lines = []
     for path, comparison in comparisons:
         for i, item in enumerate(comparison.items):
-            head = ["", ""] if i else [path.stem, comparison.known.title]
-            rows.append([*head, item.what, item.expected, item.found, "" if item.agrees else "MISMATCH"])
-        lines += [f"{path}: not as {comparison.known.title} should be: {mismatch}" for mismatch in comparison.mismatches]
+            head = ["", ""] if i else [path.stem, comparison.dataset.title]
+            rows.append([*head, item.what, item.expected, item.actual, "" if item.agrees else "MISMATCH"])
+        lines += [f"{path}: not as {comparison.dataset.title} should be: {mismatch}" for mismatch in comparison.mismatches]
         lines += [f"{path}: {remark}" for remark in comparison.remarks]
     if rows:
         typer.echo()
@@ -62,14 +62,13 @@ def print_comparisons(comparisons: "Iterable[tuple[Path, Comparison]]") -> None:
 
 
 def _chosen(names: list[str] | None, collection: str) -> tuple[Any, ...]:
-    from smatcli.data.catalogue.suites import by_name, collections
+    from smatcli.data.catalogue.datasets import COLLECTIONS, find_dataset
     from smatcli.errors import UserError, nearest
 
-    groups = collections()
     if not names:
-        return tuple(known for name, group in groups.items() if collection in (name, "all") for known in group)
-    among = tuple(known for name in sorted(groups, key=lambda name: name != collection) for known in groups[name])
-    found = {name: by_name(name, among) for name in names}
+        return tuple(known for name, group in COLLECTIONS.items() if collection in (name, "all") for known in group)
+    among = tuple(known for name in sorted(COLLECTIONS, key=lambda name: name != collection) for known in COLLECTIONS[name])
+    found = {name: find_dataset(name, among) for name in names}
     for name, known in found.items():
         if known is None:
             hint = nearest(name, [known.name for known in among])
@@ -82,18 +81,18 @@ def _row(finding: "Finding") -> list[Any]:
 
     store = finding.store
     if store is None:
-        return [finding.known.name, finding.known.title, finding.state, "", "", "", finding.path or ""]
-    split = finding.known.images_by_split
+        return [finding.dataset.name, finding.dataset.title, finding.state, "", "", "", finding.path or ""]
+    split = finding.dataset.images_by_split
     classes = len(store.class_names) if split else counts_text(len(store.classes(part)) for part in ("train", "valid", "test"))
-    return [finding.known.name, finding.known.title, finding.state, classes, f"{len(store):,}", store.image_size, finding.path]
+    return [finding.dataset.name, finding.dataset.title, finding.state, classes, f"{len(store):,}", store.image_size, finding.path]
 
 
 def _print_how(findings: "list[Finding]", root: str) -> None:
-    from smatcli.data.catalogue.paper import PMF_URL, RECORDS_URL, SPLITS_URL
+    from smatcli.data.catalogue.datasets import LINKS
 
     typer.echo("\nHow to get what is missing or wrong:")
     for finding in findings:
-        known = finding.known
+        known = finding.dataset
         size = known.store_bytes
         store = f"; the store: {size_text(size)}" if size else ""
         there = finding.path == Path(root, known.collection, f"{known.name}.h5")
@@ -103,9 +102,10 @@ def _print_how(findings: "list[Finding]", root: str) -> None:
         typer.echo(f"    {known.command_for(root)}{replace}")
         if known.raw:
             typer.echo(f"    {known.command_for(root, raw=True)}{replace}    # from its own download")
-    if any("meta-dataset RECORDS" in finding.known.command for finding in findings):
+    links = LINKS["paper"]
+    if any("meta-dataset RECORDS" in finding.dataset.command for finding in findings):
         typer.echo(
-            f"\nRECORDS is the folder that Meta-Dataset's conversion made: {RECORDS_URL}\n"
-            f"With PMF's HDF5 files of it (all but ImageNet) instead, prepare pmf-h5: {PMF_URL}\n"
-            f"The *_splits.json files of the other commands: {SPLITS_URL}"
+            f"\nRECORDS is the folder that Meta-Dataset's conversion made: {links['records']}\n"
+            f"With PMF's HDF5 files of it (all but ImageNet) instead, prepare pmf-h5: {links['pmf']}\n"
+            f"The *_splits.json files of the other commands: {links['splits']}"
         )

@@ -6,8 +6,10 @@ import pytest
 from typer.testing import CliRunner
 
 from smatcli.cli import app
-from smatcli.data.catalogue.paper import PAPER
+from smatcli.data.catalogue.datasets import COLLECTIONS
 from tests.data.knownstores import paper, spread, write_known
+
+PAPER = COLLECTIONS["paper"]
 
 runner = CliRunner()
 

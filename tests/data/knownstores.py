@@ -5,22 +5,23 @@ from pathlib import Path
 
 import numpy as np
 
-from smatcli.data.catalogue.known import Known
-from smatcli.data.catalogue.paper import PAPER
+from smatcli.data.catalogue.datasets import COLLECTIONS, KnownDataset
 from smatcli.data.stores.ontology import Node, Ontology
 from smatcli.data.stores.store import write_store
 
+PAPER = COLLECTIONS["paper"]
 
-def paper(name: str) -> Known:
+
+def paper(name: str) -> KnownDataset:
     return next(known for known in PAPER if known.name == name)
 
 
-def spread(known: Known) -> list[int]:
+def spread(known: KnownDataset) -> list[int]:
     """Images of each class that add up to the known total, the first class as small and the second as large as it is known."""
-    low, high = known.images_a_class or (2, 10**9)
+    low, high = known.images_per_class or (2, 10**9)
     count, total = known.number_of_classes, known.images or 0
     counts = [low] * count
-    if known.images_a_class:
+    if known.images_per_class:
         counts[1] = high
     for i in [*range(2, count), 1]:
         counts[i] += min(high - counts[i], total - sum(counts))
@@ -28,7 +29,7 @@ def spread(known: Known) -> list[int]:
     return counts
 
 
-def write_known(folder: Path, known: Known, counts: list[int] | None = None, split: list[int] | None = None, **options) -> Path:
+def write_known(folder: Path, known: KnownDataset, counts: list[int] | None = None, split: list[int] | None = None, **options) -> Path:
     """A store of `known`; `counts` and `split` are those of another one."""
     counts = spread(known) if counts is None else counts
     assert isinstance(known.classes, tuple)
@@ -42,7 +43,7 @@ def write_known(folder: Path, known: Known, counts: list[int] | None = None, spl
     return write_store(folder / f"{name}.h5", name, 1, classes, **given)
 
 
-def write_task(folder: Path, known: Known, images: tuple[int, int, int], classes: int, source: str) -> Path:
+def write_task(folder: Path, known: KnownDataset, images: tuple[int, int, int], classes: int, source: str) -> Path:
     """A store that is split by image."""
     codes = np.repeat([0, 1, 2], images).astype(np.uint8)
     bounds = np.linspace(0, len(codes), classes + 1).astype(int)

@@ -9,11 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 from smatcli.cli import app
+from smatcli.data.catalogue.datasets import COLLECTIONS
 from smatcli.data.catalogue.suites import GROUPS, grouped, means, stores_of
-from smatcli.data.catalogue.tuning import FGVC, VTAB
 from smatcli.data.stores.opening import store_files
 from tests.data.listfiles import write_task
 from tests.tuning.world import load
+
+FGVC = COLLECTIONS["fgvc"]
+VTAB = COLLECTIONS["vtab"]
 
 QUICK = ["tune.epochs=1"]
 

@@ -11,10 +11,12 @@ from timm.models.vision_transformer import VisionTransformer
 from smatcli.config import load_recipe
 from smatcli.config.methods import MethodConfig, SmatConfig, method_facts
 from smatcli.config.schema import TrainRecipe
-from smatcli.data.catalogue.paper import PAPER
+from smatcli.data.catalogue.datasets import COLLECTIONS
 from smatcli.engine.loop.optimizers import build_optimizers
 from smatcli.methods import build_method
 from tests.experts.parity import release_config
+
+PAPER = COLLECTIONS["paper"]
 
 ROOT = Path(__file__).resolve().parents[2] / "recipes"
 FILES = sorted((ROOT / "paper").rglob("*.yaml"))

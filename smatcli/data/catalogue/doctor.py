@@ -1,12 +1,11 @@
-"""Of each known dataset: is there a store, is it right, and if not, how to get it."""
+"""State of each known dataset: whether there is a store, and whether it is right."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from smatcli.data.catalogue.expected import Comparison, compare, identify
-from smatcli.data.catalogue.known import Known
-from smatcli.data.catalogue.suites import by_name
+from smatcli.data.catalogue.datasets import KnownDataset, find_dataset
+from smatcli.data.catalogue.expected import compare, identify
 from smatcli.data.stores.opening import all_stores
 from smatcli.data.stores.store import Store
 from smatcli.errors import UserError
@@ -16,9 +15,9 @@ State = Literal["present", "wrong", "missing"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One known dataset. `path` and `store` are those of the best store found; `problems` says why it is wrong."""
+    """State of one known dataset. `path` and `store` are those of the best store; `problems` are the reasons why it is wrong."""
 
-    known: Known
+    dataset: KnownDataset
     state: State
     path: Path | None = None
     store: Store | None = None
@@ -26,32 +25,28 @@ class Finding:
     remarks: tuple[str, ...] = ()
 
 
-def diagnose(root: str | Path, datasets: tuple[Known, ...]) -> list[Finding]:
-    """A finding for each of `datasets`, in their order; stores are opened, their images not read. A missing folder is no error."""
-    found: dict[str, list[Finding]] = {}
+def diagnose(root: str | Path, datasets: tuple[KnownDataset, ...]) -> list[Finding]:
+    """Return a finding for each of `datasets`, in their order. Images are not read, and a missing folder is not an error."""
+    findings: dict[str, list[Finding]] = {}
     for path in all_stores(root) if Path(root).exists() else []:
         finding = _finding(path, datasets)
         if finding:
-            found.setdefault(finding.known.name, []).append(finding)
-    return [min(found.get(known.name, [Finding(known, "missing")]), key=_badness) for known in datasets]
+            findings.setdefault(finding.dataset.name, []).append(finding)
+    return [min(findings.get(dataset.name, [Finding(dataset, "missing")]), key=_badness) for dataset in datasets]
 
 
-def _finding(path: Path, datasets: tuple[Known, ...]) -> Finding | None:
+def _finding(path: Path, datasets: tuple[KnownDataset, ...]) -> Finding | None:
     try:
         store = Store.open(path)
-        known = identify(store)
-        if known is None or known not in datasets:
+        dataset = identify(store)
+        if dataset is None or dataset not in datasets:
             return None
-        comparison = compare(store, known)
+        comparison = compare(store, dataset)
     except UserError as error:
-        named = by_name(path.stem, datasets)
-        return Finding(named, "wrong", path, None, (str(error).removeprefix(f"{path}: "),)) if named else None
-    return _judged(known, path, store, comparison)
-
-
-def _judged(known: Known, path: Path, store: Store, comparison: Comparison) -> Finding:
+        namesake = find_dataset(path.stem, datasets)
+        return Finding(namesake, "wrong", path, None, (str(error).removeprefix(f"{path}: "),)) if namesake else None
     problems = tuple(comparison.mismatches)
-    return Finding(known, "wrong" if problems else "present", path, store, problems, comparison.remarks)
+    return Finding(dataset, "wrong" if problems else "present", path, store, problems, comparison.remarks)
 
 
 def _badness(finding: Finding) -> tuple[bool, bool, int]:

@@ -3,76 +3,58 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from smatcli.data.catalogue.known import Known, plain
-from smatcli.data.catalogue.paper import PAPER
-from smatcli.data.catalogue.tuning import FGVC, VTAB
+from smatcli.data.catalogue.datasets import COLLECTIONS, TITLES, KnownDataset
 
-GROUPS: Mapping[str, tuple[Known, ...]] = {"Natural": VTAB[:7], "Specialized": VTAB[7:11], "Structured": VTAB[11:]}
-SUITES: Mapping[str, tuple[Known, ...]] = {"vtab": VTAB, "fgvc": FGVC}
-TITLES = {"vtab": "VTAB-1k", "fgvc": "FGVC"}
+__all__ = ["GROUPS", "SUITES", "TITLES", "grouped", "means", "stores_of", "task_of"]
+
+SUITES: Mapping[str, tuple[KnownDataset, ...]] = {name: COLLECTIONS[name] for name in ("vtab", "fgvc")}
+GROUPS: Mapping[str, tuple[KnownDataset, ...]] = {
+    group: tuple(task for task in SUITES["vtab"] if task.group == group) for group in ("Natural", "Specialized", "Structured")
+}
 
 
-def stores_of(suite: str, files: Mapping[str, Path]) -> tuple[dict[str, Known], list[Known]]:
-    """Store name -> task for the tasks of a suite that are among `files`, in the suite's order, and the tasks that are not."""
-    found: dict[str, Known] = {}
+def stores_of(suite: str, files: Mapping[str, Path]) -> tuple[dict[str, KnownDataset], list[KnownDataset]]:
+    """Map store name to task for the tasks of a suite that have a store in `files`, in the suite's order; also return the other tasks."""
+    stores: dict[str, KnownDataset] = {}
     missing = []
     for task in SUITES[suite]:
-        name = next((name for name in (task.name, *task.also) if name in files), None)
+        name = next((name for name in task.names if name in files), None)
         if name is None:
             missing.append(task)
         else:
-            found[name] = task
-    return found, missing
+            stores[name] = task
+    return stores, missing
 
 
-def task_of(store: str) -> tuple[str, Known] | None:
-    """Suite and task of a store by its name; None for any other."""
-    for suite, tasks in SUITES.items():
-        for task in tasks:
-            if store in (task.name, *task.also):
-                return suite, task
-    return None
-
-
-def group_of(task: Known) -> str:
-    """VTAB-1k's group of a task; empty for others."""
-    return next((name for name, tasks in GROUPS.items() if task in tasks), "")
+def task_of(store: str) -> tuple[str, KnownDataset] | None:
+    """Return suite and task of a store by its name, or None if it belongs to no suite."""
+    return next(((suite, task) for suite, tasks in SUITES.items() for task in tasks if store in task.names), None)
 
 
 def grouped(names: Sequence[str]) -> dict[str, list[str]]:
-    """Stores by VTAB-1k's groups, in its order; under "" those of no group."""
-    found: dict[str, list[str]] = {name: [] for name in (*GROUPS, "")}
+    """Sort stores into VTAB-1k's groups, in its order; stores that belong to no group are under ""."""
+    members: dict[str, list[str]] = {group: [] for group in (*GROUPS, "")}
     for name in names:
-        known = task_of(name)
-        found[group_of(known[1]) if known else ""].append(name)
-    return {group: members for group, members in found.items() if members}
+        match = task_of(name)
+        members[match[1].group if match else ""].append(name)
+    return {group: names for group, names in members.items() if names}
 
 
 def means(values: Mapping[str, float], suite: str = "") -> dict[str, float]:
-    """Means of the groups that are complete and, with all three, `Mean`: the mean of the groups' means; without groups the plain mean.
+    """Return the mean of each complete VTAB-1k group and, if all three are complete, their mean as `Mean`.
 
-    For a suite a mean is given only where each of its tasks is among `values`.
+    Without groups, `Mean` is the mean of all values. For a suite, a mean is given only if `values` has all of its tasks.
     """
     if suite == "vtab":
-        found = {}
+        group_means = {}
         for group, tasks in GROUPS.items():
-            own = [next((values[n] for n in (task.name, *task.also) if n in values), None) for task in tasks]
-            known = [value for value in own if value is not None]
-            if len(known) == len(tasks):
-                found[group] = sum(known) / len(known)
-        return {**found, "Mean": sum(found.values()) / len(found)} if len(found) == len(GROUPS) else found
-    whole = not suite or all(any(n in values for n in (task.name, *task.also)) for task in SUITES[suite])
-    return {"Mean": sum(values.values()) / len(values)} if values and whole else {}
+            members = [value for task in tasks if (value := _value(values, task)) is not None]
+            if len(members) == len(tasks):
+                group_means[group] = sum(members) / len(members)
+        return {**group_means, "Mean": sum(group_means.values()) / len(GROUPS)} if len(group_means) == len(GROUPS) else group_means
+    complete = not suite or all(_value(values, task) is not None for task in SUITES[suite])
+    return {"Mean": sum(values.values()) / len(values)} if values and complete else {}
 
 
-def collections() -> dict[str, tuple[Known, ...]]:
-    """All known datasets by collection: paper, vtab, fgvc."""
-    from smatcli.data.catalogue.tuning import FGVC, VTAB
-
-    return {"paper": PAPER, "vtab": VTAB, "fgvc": FGVC}
-
-
-def by_name(name: str, among: tuple[Known, ...]) -> Known | None:
-    """The dataset whose name, or one of whose other names, is `name`, whatever its case, hyphens and underscores."""
-    wanted = plain(name)
-    return next((known for known in among if wanted in {plain(other) for other in (known.name, *known.also)}), None)
+def _value(values: Mapping[str, float], task: KnownDataset) -> float | None:
+    return next((values[name] for name in task.names if name in values), None)

@@ -109,7 +109,7 @@ def _mean(values: Sequence[float]) -> Estimate:
 
 def _order(suite: str, names: set[str]) -> list[str]:
     """Datasets in the suite's order, others by name."""
-    tasks = [name for task in SUITES.get(suite, ()) for name in (task.name, *task.also)]
+    tasks = [name for task in SUITES.get(suite, ()) for name in task.names]
     return sorted(names, key=lambda n: (tasks.index(n) if n in tasks else len(tasks), n))
 
 
@@ -152,7 +152,7 @@ def _notes(tuned: Sequence[Tuned], suite: str) -> list[str]:
     if any(one.facts.get("searched") for one in tuned):
         notes.append("Some settings were searched on the validation images of each dataset (tune.search).")
     there = {one.dataset for one in tuned}
-    missing = [task.title for task in SUITES.get(suite, ()) if not there & {task.name, *task.also}]
+    missing = [task.title for task in SUITES.get(suite, ()) if not there & set(task.names)]
     if missing:
         notes.append(f"Without a result: {', '.join(missing)}; means of groups with such a task are left out.")
     return notes

@@ -5,12 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
+from smatcli.data.catalogue.datasets import COLLECTIONS
 from smatcli.data.catalogue.doctor import diagnose
 from smatcli.data.catalogue.expected import compare, identify
-from smatcli.data.catalogue.paper import PAPER
-from smatcli.data.catalogue.tuning import VTAB
 from smatcli.data.stores.store import Store, write_store
 from tests.data.knownstores import paper, spread, write_known, write_task
+
+PAPER = COLLECTIONS["paper"]
+VTAB = COLLECTIONS["vtab"]
 
 DTD_TASK = next(known for known in VTAB if known.name == "vtab_dtd")
 
@@ -25,10 +27,10 @@ def opened(path):
 @pytest.mark.parametrize("name", ["omniglot", "aircraft", "dtd", "vgg_flower", "traffic_sign", "cifar10", "cars"])
 def test_a_store_as_it_should_be(tmp_path, name):
     store, comparison = opened(write_known(tmp_path, paper(name)))
-    assert comparison.known.name == name
+    assert comparison.dataset.name == name
     assert comparison.mismatches == []
     assert comparison.remarks == ()
-    items = {item.what: item.found for item in comparison.items}
+    items = {item.what: item.actual for item in comparison.items}
     assert items["images"] == f"{len(store):,}"
     assert ("ontology" in items) == (name == "omniglot")
 
@@ -40,7 +42,7 @@ def test_every_mismatch_is_named(tmp_path):
     assert comparison.mismatches == [
         "classes train/valid/test 33/7/10, expected 70/15/15",
         "images 4,907, expected 10,000",
-        "images a class 7 to 100, expected 100",
+        "images per class 7 to 100, expected 100",
     ]
 
 
@@ -51,10 +53,10 @@ def test_one_lost_image_and_a_lost_ontology_are_noticed(tmp_path):
     _, comparison = opened(path)
     assert comparison.mismatches == [
         "images 32,459, expected 32,460",
-        "images a class 19 to 20, expected 20",
+        "images per class 19 to 20, expected 20",
         "ontology none, expected bilevel",
     ]
-    assert comparison.remarks == ("1 unreadable file of the source left out",)
+    assert comparison.remarks == ("1 unreadable file of the source skipped",)
 
 
 def test_other_splits_are_a_mismatch(tmp_path):
@@ -91,12 +93,12 @@ def test_stores_are_known_by_their_name_or_their_origin(tmp_path, name, source, 
 
 def test_tuning_tasks_are_compared_by_image(tmp_path):
     good = write_task(tmp_path / "a", DTD_TASK, (800, 200, 1880), 47, "vtab /VTAB/dtd")
-    assert opened(good)[1].known is DTD_TASK
+    assert opened(good)[1].dataset is DTD_TASK
     assert opened(good)[1].mismatches == []
     bad = write_task(tmp_path / "b", DTD_TASK, (800, 200, 1879), 46, "vtab /VTAB/dtd")
     assert opened(bad)[1].mismatches == ["classes 46, expected 47", "images train/valid/test 800/200/1,879, expected 800/200/1,880"]
     renamed = write_task(tmp_path / "c", dataclasses.replace(DTD_TASK, name="textures"), (800, 200, 1880), 47, "vtab /VTAB/dtd")
-    assert opened(renamed)[1].known is DTD_TASK
+    assert opened(renamed)[1].dataset is DTD_TASK
 
 
 def test_diagnose_prefers_the_right_store(tmp_path):
@@ -105,7 +107,7 @@ def test_diagnose_prefers_the_right_store(tmp_path):
     write_known(tmp_path / "c", paper("aircraft"), [3, 4], [0, 2])
     (tmp_path / "c/cars.h5").write_bytes(b"no store")
     (tmp_path / "c/other.h5").write_bytes(b"no store")
-    findings = {finding.known.name: finding for finding in diagnose(tmp_path, PAPER)}
+    findings = {finding.dataset.name: finding for finding in diagnose(tmp_path, PAPER)}
     assert [known.name for known in PAPER] == list(findings)
     assert (findings["dtd"].state, findings["dtd"].path) == ("present", right)
     assert findings["aircraft"].state == "wrong"

@@ -10,10 +10,12 @@ import pytest
 import yaml
 from scipy import stats
 
-from smatcli.data.catalogue.tuning import VTAB
+from smatcli.data.catalogue.datasets import COLLECTIONS
 from smatcli.errors import UserError
 from smatcli.report import report
 from smatcli.runs.analysis import Analysis, texts, write_analysis
+
+VTAB = COLLECTIONS["vtab"]
 
 A, B = (0.61, 0.64, 0.60), (0.58, 0.57, 0.59)
 

@@ -8,13 +8,14 @@ import typer
 
 from smatcli.cli import app
 from smatcli.cli.datasets_page import BEGIN, END, render, update
-from smatcli.data.catalogue.known import Counts, Known
-from smatcli.data.catalogue.paper import PAPER
-from smatcli.data.catalogue.suites import by_name, collections
-from smatcli.data.catalogue.tuning import FGVC, VTAB
+from smatcli.data.catalogue.datasets import COLLECTIONS, Counts, KnownDataset, find_dataset, read_collection
 from smatcli.data.sources import SOURCES
 
-EVERY = [known for group in collections().values() for known in group]
+PAPER = COLLECTIONS["paper"]
+FGVC = COLLECTIONS["fgvc"]
+VTAB = COLLECTIONS["vtab"]
+
+EVERY = [known for group in COLLECTIONS.values() for known in group]
 TEN = [known for known in PAPER if "meta-dataset" in known.command]
 
 # Triantafillou et al., Meta-Dataset, ICLR 2020: classes for training, validation and test.
@@ -32,11 +33,11 @@ META_DATASET = {
 }
 
 
-def named(name: str) -> Known:
+def named(name: str) -> KnownDataset:
     return next(known for known in EVERY if known.name == name)
 
 
-def by_split(known: Known) -> Counts:
+def by_split(known: KnownDataset) -> Counts:
     """Classes by split; of a tuning task, images."""
     counts = known.images_by_split or known.classes
     assert not isinstance(counts, int)
@@ -107,8 +108,8 @@ def test_numbers_are_consistent(known):
         return
     assert isinstance(known.classes, tuple)
     assert len(known.classes) == 3
-    if known.images_a_class:
-        low, high = known.images_a_class
+    if known.images_per_class:
+        low, high = known.images_per_class
         assert low * known.number_of_classes <= known.images <= high * known.number_of_classes
     assert all(other != known.images for other in known.variants)
 
@@ -116,9 +117,9 @@ def test_numbers_are_consistent(known):
 @pytest.mark.parametrize("group", [PAPER, VTAB + FGVC])
 def test_names_lead_to_one_dataset_only(group):
     for known in group:
-        for name in (known.name, known.name.upper().replace("_", "-"), *known.also):
-            assert [one.name for one in group if by_name(name, (one,))] == [known.name]
-    assert by_name("no such", group) is None
+        for name in (known.name, known.name.upper().replace("_", "-"), *known.aliases):
+            assert [one.name for one in group if find_dataset(name, (one,))] == [known.name]
+    assert find_dataset("no such", group) is None
 
 
 def parsed(command: str) -> tuple[str, click.Context]:
@@ -172,3 +173,25 @@ def test_update_keeps_what_is_outside_the_marks(tmp_path):
     assert once.endswith("\n\nend\n")
     assert "STALE" not in once
     assert page.read_text(encoding="utf-8") == once
+
+
+def test_a_wrong_fact_names_file_dataset_and_key(tmp_path):
+    facts = """title = "x"
+[[dataset]]
+name = "a"
+title = "A"
+classes = [1, 2]
+origin = "http://a"
+licence = "MIT"
+download = "1 MB"
+command = "smat"
+"""
+    path = tmp_path / "vtab.toml"
+    path.write_text(facts, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"vtab\.toml, dataset a: classes"):
+        read_collection(path)
+    path.write_text(facts.replace("[1, 2]", "3") + 'licens = "MIT"\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="dataset a: licens: Unexpected"):
+        read_collection(path)
+    path.write_text(facts.replace("[1, 2]", "3"), encoding="utf-8")
+    assert read_collection(path)[0][0].classes == 3
