@@ -91,12 +91,11 @@ def report(
         made["files"] = [index, *_write_tables(out, tables), *_write_figures(out / "figures", figures)]
         atomic_write_text(index, markdown.index(title, tables, shown, lines))
     if "html" in formats:
-        from smatcli.report.formats.html import write_page
+        from smatcli.report.formats.html import Content, write_page
 
-        drawn = out / "figures" if made else None
-        made["html"] = [
-            write_page(out, title, tables, figures, frame, groups, [*_run_labels(frame, groups), *tuned_labels(frame.tuned)], lines, drawn)
-        ]
+        labels = [*_run_labels(frame, groups), *tuned_labels(frame.tuned)]
+        content = Content(title, tables, figures, frame, groups, labels, lines)
+        made["html"] = [write_page(out, content, drawn=out / "figures" if made else None)]
     lines += settle(out, made)
     files = [path for own in made.values() for path in own]
     return Report(files[0], sorted(files), lines)

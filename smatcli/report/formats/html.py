@@ -1,44 +1,118 @@
-"""The report as one self-contained HTML page: nothing is fetched, everything is embedded."""
+"""The report as one self-contained HTML page, from the templates, style and script beside this file: it loads nothing from elsewhere."""
 
 import base64
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import jinja2
+import yaml
+
 from smatcli.report.figures.types import Figure
-from smatcli.report.formats.html_assets import CSS, SCRIPT
-from smatcli.report.formats.html_parts import differences, environment, escape, grid, protocols, table
+from smatcli.report.formats.html_tables import HtmlTable, from_grid, from_table
+from smatcli.report.formats.run_grids import differences, environment, protocols
 from smatcli.report.results.frame import Frame
-from smatcli.report.results.groups import DOMAINS, Column, Group
+from smatcli.report.results.groups import DOMAINS, Group
 from smatcli.report.results.runs import Run
 from smatcli.report.tables.table import Table
 from smatcli.safe.files import atomic_write_text
 
 NAME = "report.html"
-MOST_COMPARED = 24  # runs whose recipes stand side by side
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+MOST_COMPARED = 24  # runs whose recipes are compared
+FOLDER = Path(__file__).parent
 
 
-def write_page(
-    out: Path,
-    title: str,
-    tables: Sequence[Table],
-    figures: Sequence[Figure],
-    frame: Frame,
-    groups: Sequence[Group],
-    labels: Sequence[tuple[str, Run]],
-    lines: Sequence[str],
-    drawn: Path | None = None,
-) -> Path:
-    """Write `out`/report.html; `drawn` is the folder that holds the figures' PNG files already (None: they are drawn for this page)."""
+@dataclass(frozen=True)
+class Content:
+    """Everything that a page shows: `labels` are the runs with their labels, `lines` what was skipped or is noteworthy."""
+
+    title: str
+    tables: Sequence[Table]
+    figures: Sequence[Figure]
+    frame: Frame
+    groups: Sequence[Group]
+    labels: Sequence[tuple[str, Run]]
+    lines: Sequence[str]
+
+
+@dataclass(frozen=True)
+class TableSection:
+    """A table with its heading; one that is not `inline` is folded."""
+
+    id: str
+    heading: str
+    table: HtmlTable
+    inline: bool
+
+
+@dataclass(frozen=True)
+class FigureSection:
+    """A figure with its heading and caption; `address` is a data: URL."""
+
+    id: str
+    heading: str
+    caption: str
+    address: str
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best column of a group of evaluations on one domain."""
+
+    domain: str
+    label: str
+    accuracy: str
+    datasets: str
+
+
+@dataclass(frozen=True)
+class GroupSummary:
+    """The best columns of a group of evaluations."""
+
+    name: str
+    domains: list[Best]
+
+
+@dataclass(frozen=True)
+class RecipeText:
+    """The recipe of a run as lines of YAML."""
+
+    label: str
+    path: str
+    lines: list[str]
+
+
+@dataclass(frozen=True)
+class Page:
+    """The values that the template prints; all text is escaped there."""
+
+    title: str
+    counts: str
+    best: list[GroupSummary]
+    warnings: list[str]
+    tables: list[TableSection]
+    figures: list[FigureSection]
+    runs: int
+    compared: int
+    differences: HtmlTable | None
+    protocols: HtmlTable
+    environment: HtmlTable
+    recipes: list[RecipeText]
+
+
+def write_page(out: Path, content: Content, drawn: Path | None = None) -> Path:
+    """Write `out`/report.html; `drawn` is the folder of the figures' PNG files (None: draw them for this page)."""
     with ExitStack() as stack:
         folder = drawn
         if folder is None:
             folder = Path(stack.enter_context(TemporaryDirectory()))
-            _draw(figures, folder)
-        pictures = [_picture(folder / f"{figure.stem}.png") for figure in figures]
-    atomic_write_text(out / NAME, page(title, tables, list(zip(figures, pictures, strict=True)), frame, groups, labels, lines))
+            _draw(content.figures, folder)
+        pictures = {figure.stem: _data_url(folder / f"{figure.stem}.png") for figure in content.figures}
+    atomic_write_text(out / NAME, render(make_page(content, pictures)))
     return out / NAME
 
 
@@ -52,111 +126,70 @@ def _draw(figures: Sequence[Figure], folder: Path) -> None:
                 draw(figure, folder / figure.stem)
 
 
-def _picture(path: Path) -> str:
+def _data_url(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def page(
-    title: str,
-    tables: Sequence[Table],
-    figures: Sequence[tuple[Figure, str]],
-    frame: Frame,
-    groups: Sequence[Group],
-    labels: Sequence[tuple[str, Run]],
-    lines: Sequence[str],
-) -> str:
-    """The page's text; `figures` come with the address of their picture (a data: address)."""
-    shown = title or "Report"
-    heads = "".join(f"<li>{text}</li>" for text in _summary(frame, groups))
-    warnings = _warnings(tables, lines)
-    parts = [
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(shown)}</title><style>{CSS}</style></head><body>",
-        f'<h1>{escape(shown)}</h1><div class="summary"><ul>{heads}</ul></div>{warnings}',
-        _contents(tables, figures),
-        "<h2 id=tables>Tables</h2><p class=soft>Click on a heading to sort, again to reverse, a third time for the order of the paper.</p>",
-        *map(_table, tables),
-        "<h2 id=figures>Figures</h2>" if figures else "",
-        *(_figure(figure, address) for figure, address in figures),
-        *_about_runs(frame, labels),
-        f"<script>{SCRIPT}</script></body></html>\n",
-    ]
-    return "\n".join(parts)
+def render(page: Page) -> str:
+    """Return the page as HTML. Raises `jinja2.UndefinedError` where the template uses an undefined name."""
+    style, script = ((FOLDER / name).read_text("utf-8") for name in ("report.css", "report.js"))
+    return templates().get_template("report.html.j2").render(page=page, style=style, script=script) + "\n"
 
 
-def _id(kind: str, stem: str) -> str:
-    return f"{kind}-{escape(stem)}"
+@cache
+def templates() -> jinja2.Environment:
+    """Jinja's environment: every value is escaped and printed on one line, undefined names are errors."""
+    loader = jinja2.FileSystemLoader(FOLDER)
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, finalize=_one_line)
 
 
-def _contents(tables: Sequence[Table], figures: Sequence[tuple[Figure, str]]) -> str:
-    links = [(_id("table", t.stem), t.heading) for t in tables] + [(_id("figure", f.stem), f.heading) for f, _ in figures]
-    links += [("differences", "Differences between recipes"), ("protocols", "Protocols"), ("environment", "Environment")]
-    links.append(("recipes", "Recipes"))
-    return "<nav>" + "".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading in links) + "</nav>"
+def _one_line(value: object) -> object:
+    """Replace control characters, line breaks and lone surrogates in `value` by spaces, unless it is markup."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    return "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp", "Cs") else c for c in value)
 
 
-def _table(content: Table) -> str:
-    made = table(content, _id("data", content.stem))
-    made = made if content.inline else f"<details><summary>Show the table</summary>{made}</details>"
-    return f'<h3 id="{_id("table", content.stem)}">{escape(content.heading)}</h3>{made}'
-
-
-def _figure(figure: Figure, address: str) -> str:
-    return (
-        f'<h3 id="{_id("figure", figure.stem)}">{escape(figure.heading)}</h3><figure><img alt="{escape(figure.heading)}" src="{address}">'
-        f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
+def make_page(content: Content, pictures: Mapping[str, str]) -> Page:
+    """Collect the values of the page; `pictures` maps the stems of figures to data: URLs."""
+    labels, compared = content.labels, content.labels[:MOST_COMPARED]
+    different = differences(compared)
+    warnings = dict.fromkeys([*(note for table in content.tables for note in table.notes), *content.lines])
+    return Page(
+        title=content.title or "Report",
+        counts=_counts(content.frame),
+        best=[GroupSummary(group.brief, best) for group in content.groups if (best := _best(group))],
+        warnings=list(warnings),
+        tables=[TableSection(f"table-{t.stem}", t.heading, from_table(t, f"data-{t.stem}"), t.inline) for t in content.tables],
+        figures=[FigureSection(f"figure-{f.stem}", f.heading, f.caption, pictures[f.stem]) for f in content.figures],
+        runs=len(labels),
+        compared=len(compared),
+        differences=from_grid(different, "grid-differences") if different.rows else None,
+        protocols=from_grid(protocols(content.frame), "grid-protocols"),
+        environment=from_grid(environment(labels), "grid-environment"),
+        recipes=[RecipeText(label, str(run.path), _yaml_lines(run)) for label, run in labels if run.recipe],
     )
 
 
-def _summary(frame: Frame, groups: Sequence[Group]) -> list[str]:
-    """Sentences in HTML: what is here, and the best of each group of evaluations."""
+def _yaml_lines(run: Run) -> list[str]:
+    return yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True).splitlines()
+
+
+def _counts(frame: Frame) -> str:
+    """How many runs, evaluations and datasets the report covers."""
     datasets = {result.dataset for e in frame.evaluations for result in e.results}
     counts = [(len(frame.runs), "run"), (len(frame.evaluations), "evaluation"), (len(datasets), "dataset")]
-    found = [", ".join(f"{n} {word}{'' if n == 1 else 's'}" for n, word in counts)]
-    for group in groups:
-        best = [text for domain in DOMAINS if (text := _best(group, domain))]
-        if best:
-            found.append(f"{escape(group.brief)}: {'; '.join(best)}")
-    return found
+    return ", ".join(f"{n} {word}{'' if n == 1 else 's'}" for n, word in counts)
 
 
-def _best(group: Group, domain: str) -> str:
-    columns: list[Column] = group.everything
-    keys = group.keys(domain, columns)
-    known = [(c.average(keys).mean, c) for c in columns if keys and c.average(keys).known]
-    if not known:
-        return ""
-    mean, column = max(known, key=lambda pair: pair[0])
-    return f"best {DOMAINS[domain].lower()} <b>{escape(column.label)}</b> with {100 * mean:.1f}% over {len(keys)} datasets"
-
-
-def _warnings(tables: Sequence[Table], lines: Sequence[str]) -> str:
-    """What readers must know before they compare: footnotes of the tables, and what was left out."""
-    notes = dict.fromkeys([*(note for t in tables for note in t.notes), *lines])
-    if not notes:
-        return ""
-    return f'<div class="warnings"><b>Before comparing</b><ul>{"".join(f"<li>{escape(n)}</li>" for n in notes)}</ul></div>'
-
-
-def _about_runs(frame: Frame, labels: Sequence[tuple[str, Run]]) -> list[str]:
-    import yaml
-
-    compared = labels[:MOST_COMPARED]
-    told = differences(compared)
-    more = f"<p class=soft>The first {MOST_COMPARED} of {len(labels)} runs are compared.</p>" if len(labels) > MOST_COMPARED else ""
-    recipes = [
-        f"<details><summary>{escape(label)} <span class=soft>{escape(run.path)}</span></summary><pre>"
-        + "\n".join(escape(line) for line in yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True).splitlines())
-        + "</pre></details>"
-        for label, run in labels
-        if run.recipe
-    ]
-    return [
-        f"<h2 id=differences>Differences between recipes</h2>{more}",
-        grid(told, "grid-differences") if told.rows else "<p>None.</p>",
-        f"<h2 id=protocols>Protocols</h2>{grid(protocols(frame), 'grid-protocols')}",
-        f"<h2 id=environment>Environment</h2>{grid(environment(labels), 'grid-environment')}",
-        "<h2 id=recipes>Recipes</h2>",
-        *recipes,
-    ]
+def _best(group: Group) -> list[Best]:
+    """The column with the highest average of each domain."""
+    best = []
+    for domain, name in DOMAINS.items():
+        keys = group.keys(domain, group.everything)
+        averages = [(column.average(keys).mean, column) for column in group.everything if keys and column.average(keys).known]
+        if averages:
+            mean, column = max(averages, key=lambda pair: pair[0])
+            count = f"{len(keys)} dataset{'' if len(keys) == 1 else 's'}"
+            best.append(Best(name.lower(), column.label, f"{100 * mean:.1f}%", count))
+    return best

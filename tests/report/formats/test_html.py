@@ -1,4 +1,4 @@
-"""The HTML page: complete, self-contained, literal; and in a real browser: quiet, sortable, filterable."""
+"""The HTML page: complete, self-contained, escaped; and in a real browser: no console output, sortable, filterable."""
 
 import json
 import shutil
@@ -9,12 +9,15 @@ from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import pytest
 from PIL import Image
 
 from smatcli.report import manifest, report
-from smatcli.report.formats.html_parts import Grid, differences, environment, escape, grid, table
+from smatcli.report.formats import html
+from smatcli.report.formats.html_tables import HtmlTable, from_grid, from_table
+from smatcli.report.formats.run_grids import Grid, differences, environment
 from smatcli.report.results.runs import Run
 from smatcli.report.tables.table import Block, Cell, Row, Table
 from smatcli.runs.statistics import Estimate
@@ -48,6 +51,11 @@ class Reader(HTMLParser):
     def handle_data(self, data: str) -> None:
         if not self.open or self.open[-1] not in ("script", "style"):
             self.text += data
+
+
+def printed(table: HtmlTable) -> str:
+    """A table alone, as the page's template prints it."""
+    return str(html.templates().from_string('{% from "table.html.j2" import data_table %}{{ data_table(table) }}').render(table=table))
 
 
 def parsed(text: str) -> Reader:
@@ -97,24 +105,41 @@ def test_is_the_same_each_time(study: Path, made: Path, tmp_path: Path):
     assert (tmp_path / "figures").is_dir()
 
 
-def test_names_come_out_literally(made: Path):
-    assert parsed(f"<p>{escape(NASTY)}</p>").text == NASTY.replace("\x00", " ")
-    assert parsed(f'<p id="{escape(NASTY)}"></p>').ids == [NASTY.replace("\x00", " ")]
+def test_all_text_is_escaped(made: Path):
+    escaped = html.templates().from_string('<p id="{{ text }}">{{ text }}</p>').render(text=NASTY)
+    assert parsed(escaped).text == NASTY.replace("\x00", " ")
+    assert parsed(escaped).ids == [NASTY.replace("\x00", " ")]
     reader = parsed(made.read_text())
     assert reader.text.count("<script>alert('x')</script>") > 3
     assert made.read_text().count("<script>") == 1
     rows = [Row(NASTY, [Cell(Estimate(0.5, 0.1), bold=True), Cell(text=NASTY, bold=True)])]
-    text = table(Table("s", "h", NASTY, NASTY, [NASTY, "b"], [Block(NASTY, rows)], [(NASTY, 2)], notes=[NASTY]), "x")
+    table = Table("s", "h", NASTY, NASTY, [NASTY, "b"], [Block(NASTY, rows)], [(NASTY, 2)], notes=[NASTY])
+    text = printed(from_table(table, "x"))
     assert parsed(text).text.count("<script>alert") == 8
     assert "<script>" not in text
 
 
-def test_numbers_carry_their_full_value(made: Path):
+def test_line_breaks_and_surrogates_become_spaces():
+    assert html.templates().from_string("{{ text }}").render(text="a\nb\u2028c\ud800d\te") == "a b c d e"
+
+
+def test_an_undefined_name_is_an_error():
+    with pytest.raises(jinja2.UndefinedError, match="no attribute 'captoin'"):
+        html.templates().from_string("{{ table.captoin }}").render(table=HtmlTable("x", [], []))
+
+
+def test_style_and_script_can_be_embedded():
+    for name in ("report.css", "report.js"):
+        assert "</" not in (html.FOLDER / name).read_text("utf-8")
+
+
+def test_numbers_carry_their_full_value():
     rows = [Row("r", [Cell(Estimate(-0.000123456, 0.01), signed=True), Cell(), Cell(text="1,234"), Cell(text="3 / 4"), Cell(text="0.89")])]
-    text = table(Table("s", "h", "c", "k", list("abcde"), [Block("", [*rows, Row("mean", rows[0].cells, True)])]), "x")
+    table = Table("s", "h", "c", "k", list("abcde"), [Block("", [*rows, Row("mean", rows[0].cells, True)])])
+    text = printed(from_table(table, "x"))
     assert '<td data-value="-0.000123456">+0.0 ± 1.0</td><td data-value=""></td><td data-value="1234">1,234</td><td>3 / 4</td>' in text
     assert '<td data-value="0.89">0.89</td>' in text
-    assert "<tr class=average>" in text
+    assert '<tr class="average">' in text
 
 
 def test_differences_and_environment(tmp_path: Path):
@@ -124,7 +149,7 @@ def test_differences_and_environment(tmp_path: Path):
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "run.json").write_text("{ half")
     assert environment(runs).rows[0][2:] == [""] * 7
-    assert parsed(grid(environment(runs), "g")).ids == ["g"]
+    assert parsed(printed(from_grid(environment(runs), "g"))).ids == ["g"]
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +183,7 @@ def rows(browser: Browser, column: int) -> list[list[list[str]]]:
     return found
 
 
-def test_opens_without_a_word_and_asks_for_nothing(browser: Browser, made: Path):
+def test_opens_without_console_output_or_requests(browser: Browser, made: Path):
     assert browser.console == []
     assert [a[:60] for a in browser.requested if not a.startswith("data:")] == [made.as_uri()[:60]]
     assert browser.run("document.title").startswith("<script>alert")

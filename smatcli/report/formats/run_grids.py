@@ -1,0 +1,88 @@
+"""Tables of text about the runs of a report: environments, differences between recipes, evaluation protocols."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smatcli.report.results.frame import Evaluation, Frame
+from smatcli.report.results.runs import Run
+from smatcli.safe import text as safe
+
+_MISSING = object()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A plain table of text."""
+
+    heads: list[str]
+    rows: list[list[str]]
+
+
+def environment(runs: Sequence[tuple[str, Run]]) -> Grid:
+    """Status, device, precision, versions, times and command of each run, from `run.json`; empty cells where it cannot be read."""
+    heads = ["run", "folder", "status", "device", "precision", "versions", "started", "finished", "command"]
+    rows = []
+    for label, run in runs:
+        info = _read_object(run.path / "run.json")
+        versions = info.get("versions")
+        shown = ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else ""
+        command = info.get("command")
+        line = " ".join(map(str, command)) if isinstance(command, list) else ""
+        plain = [str(info.get(key, "")) for key in ("status", "device", "precision")]
+        rows.append([label, str(run.path), *plain, shown, str(info.get("started", "")), str(info.get("finished", "")), line])
+    return Grid(heads, rows)
+
+
+def differences(runs: Sequence[tuple[str, Run]]) -> Grid:
+    """Recipe keys whose values differ between the runs: one row per key, one column per run."""
+    recipes = [dict(flatten(run.recipe)) for _, run in runs]
+    rows = []
+    for key in dict.fromkeys(key for recipe in recipes for key in recipe):
+        values = [recipe.get(key, _MISSING) for recipe in recipes]
+        texts = ["" if v is _MISSING else v if isinstance(v, str) else json.dumps(v, default=str) for v in values]
+        if len(set(texts)) > 1:
+            rows.append([key, *texts])
+    return Grid(["key", *(label for label, _ in runs)], rows)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested dictionaries, keys joined by dots."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def protocols(frame: Frame) -> Grid:
+    """The protocol of each evaluation: episodes and the hash of their list, seed, image size, precision, adaptation, search, weights."""
+    heads = ["run", "adaptation", "datasets", "protocol", "episodes", "list hash", "seed", "image size", "precision", "search", "weights"]
+    return Grid(heads, [_protocol(e) for evaluation in frame.evaluations for e in evaluation.members or [evaluation]])
+
+
+def _protocol(evaluation: Evaluation) -> list[str]:
+    settings, results = evaluation.settings, evaluation.results
+    hashes = "; ".join(dict.fromkeys(f"{r.dataset} {r.list_hash[:12]}" for r in results if r.list_hash))
+    return [
+        evaluation.run.name,
+        evaluation.adapt,
+        ", ".join(r.dataset for r in results),
+        ", ".join(dict.fromkeys(r.protocol for r in results)),
+        ", ".join(dict.fromkeys(str(r.episodes) for r in results)),
+        hashes,
+        *(str(settings.get(key, "")) for key in ("seed", "image_size", "precision")),
+        ", ".join(dict.fromkeys(f"{r.search} (rate {r.lr:g})" if r.lr is not None else r.search for r in results if r.search)),
+        str(settings.get("weights", ""))[:12],
+    ]
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in `path`, or an empty one if it cannot be read."""
+    try:
+        content = safe.read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
