@@ -1,7 +1,9 @@
-"""What every test shares: one CPU thread, no network, no leftovers of the caller's environment."""
+"""Shared by all tests: one CPU thread, no network, a small recipe, and a summary of what was skipped for a missing package."""
 
 import os
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +15,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("COLUMNS", "160")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# What `pytest.importorskip` writes, and what our own reasons of a skip say.
+MISSING = re.compile(r"could not import '([\w.]+)'|([\w.-]+) is not installed")
 
 RECIPE = """\
 # A small recipe for tests.
@@ -57,3 +62,13 @@ def recipe_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List the packages and programs that are not installed, with the number of tests that were skipped for each."""
+    reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", []) if isinstance(report.longrepr, tuple)]
+    count = Counter(match[1] or match[2] for reason in reasons if (match := MISSING.search(reason)))
+    if count:
+        terminalreporter.section("skipped: not installed")
+        for name, number in sorted(count.items()):
+            terminalreporter.line(f"{name}: {number} test{'s' if number > 1 else ''}")

@@ -108,9 +108,7 @@ def test_the_site_has_every_page_that_its_contents_name():
     assert len(set(listed)) == len(listed)
 
 
-@pytest.mark.skipif(
-    find_spec("mkdocs") is None or find_spec("material") is None, reason="no mkdocs-material here: pip install -e '.[docs]'"
-)
+@pytest.mark.skipif(find_spec("mkdocs") is None or find_spec("material") is None, reason="mkdocs-material is not installed (extra `docs`)")
 def test_the_site_builds_without_a_warning(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
