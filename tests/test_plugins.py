@@ -76,7 +76,7 @@ def test_the_package_of_the_page_works_from_preparing_to_reporting(site, tmp_pat
     write_npz(tmp_path / "dots.npz")
     done = smat("data", "prepare", "npz", "dots.npz", "--out", "data", "--least", "3", "--split", "40/30/30")
     assert done.exit_code == 0, done.output
-    assert "classes with fewer than 3 images left out: 21" in done.output
+    assert "skipped classes with fewer than 3 images: 21" in done.output
     assert "dots" in done.stdout
     from smatcli.data.stores.store import Store
 
@@ -94,8 +94,8 @@ def test_the_package_of_the_page_works_from_preparing_to_reporting(site, tmp_pat
     from safetensors.torch import load_file
 
     state = load_file(tmp_path / "runs/biases/checkpoints/last/model.safetensors")
-    assert "moved" in state
-    assert bool(state["moved"].any())
+    assert "offset" in state
+    assert bool(state["offset"].any())
 
     done = smat("eval", "runs/biases")
     assert done.exit_code == 0, done.output
