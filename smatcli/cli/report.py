@@ -50,7 +50,8 @@ def report(
     Start at README.md or report.html in the folder.
     """
     from smatcli.errors import UserError
-    from smatcli.report import report as make_report
+    from smatcli.report import ReportOptions
+    from smatcli.report import report as write_report
 
     labels: dict[str, str] = {}
     for text in names or []:
@@ -59,15 +60,17 @@ def report(
             raise UserError(f"--names {text!r} is not of the form RUN=LABEL")
         labels[run] = label
 
-    def make() -> None:
-        made = make_report(runs, out, baseline or (), labels, digits, title, published or (), delta, formats or ("files",))
-        for line in made.lines:
+    options = ReportOptions(baseline or (), labels, digits, title, published or (), delta, formats or ("files",))
+
+    def write() -> None:
+        result = write_report(runs, out, options)
+        for line in result.lines:
             typer.echo(line, err=True)
-        typer.echo(f"{made.index}: {len(made.files)} file{'' if len(made.files) == 1 else 's'}")
+        typer.echo(f"{result.index}: {len(result.files)} file{'' if len(result.files) == 1 else 's'}")
 
     if not watch:
-        make()
+        write()
         return
     from smatcli.report.watch import watch as keep_watching
 
-    keep_watching(make, runs, every, lambda line: typer.echo(line, err=True))
+    keep_watching(write, runs, every, lambda line: typer.echo(line, err=True))

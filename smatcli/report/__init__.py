@@ -1,5 +1,5 @@
-"""Results of runs -> tables (LaTeX, CSV, Markdown) and figures (PNG, PDF, CSV) in one folder, with an index page. Knows no torch."""
+"""Reports: tables (LaTeX, CSV, Markdown), figures (PNG, PDF, CSV) and an HTML page from the results of runs. Imports no torch."""
 
-from smatcli.report.write import Report, report
+from smatcli.report.write import Report, ReportOptions, report
 
-__all__ = ["Report", "report"]
+__all__ = ["Report", "ReportOptions", "report"]

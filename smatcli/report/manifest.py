@@ -1,4 +1,4 @@
-"""Which files a report made: the next one in the same folder removes those that it does not make again, and nothing else."""
+"""The files that a report wrote. The next report in the same folder removes those that it does not replace, and no other files."""
 
 import hashlib
 import json
@@ -11,22 +11,22 @@ from smatcli.safe.text import read_json
 NAME = ".smat-report.json"
 
 
-def settle(out: Path, made: Mapping[str, Sequence[Path]]) -> list[str]:
-    """Remove what an earlier report left in `out` and this one did not make, and record `made` (format -> files) for the next.
+def settle(out: Path, written: Mapping[str, Sequence[Path]]) -> list[str]:
+    """Remove the files of an earlier report in `out` that are not in `written` (format -> files), then record `written`.
 
-    Only formats of `made` are cleared, and only files whose content is still what the report wrote; lines name what was kept.
+    Files of formats that `written` does not list are kept, and so are files that were edited; return a line for each edited one.
     """
     before = _read(out)
-    now = {form: {path.relative_to(out).as_posix(): _digest(path) for path in files} for form, files in made.items()}
-    written = {name for files in now.values() for name in files}
+    now = {form: {path.relative_to(out).as_posix(): _digest(path) for path in files} for form, files in written.items()}
+    current = {name for files in now.values() for name in files}
     lines = []
-    for form in made:
+    for form in written:
         for name, digest in before.get(form, {}).items():
             path = out / name
-            if name in written or not path.is_file() or path.is_symlink():
+            if name in current or not path.is_file() or path.is_symlink():
                 continue
             if _digest(path) != digest:
-                lines.append(f"{path}: of an earlier report, changed since: kept")
+                lines.append(f"{path}: kept: from an earlier report, but edited since")
                 continue
             path.unlink()
             if path.parent != out and not any(path.parent.iterdir()):
@@ -36,10 +36,10 @@ def settle(out: Path, made: Mapping[str, Sequence[Path]]) -> list[str]:
 
 
 def _read(out: Path) -> dict[str, dict[str, str]]:
-    """Format -> file -> digest of the last report; empty for a missing or damaged record, whose files then stay."""
+    """Return format -> file -> digest of the last report; empty if the record is missing or damaged, so that no file is removed."""
     try:
-        found = read_json(out / NAME)["files"]
-        return {str(form): {str(name): str(d) for name, d in files.items() if _inside(str(name))} for form, files in found.items()}
+        recorded = read_json(out / NAME)["files"]
+        return {str(form): {str(name): str(d) for name, d in files.items() if _inside(str(name))} for form, files in recorded.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 

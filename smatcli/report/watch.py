@@ -1,4 +1,4 @@
-"""Makes a report again whenever its runs have changed."""
+"""Write a report anew whenever its runs have changed."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,50 +8,50 @@ from smatcli.errors import UserError
 from smatcli.report.results.runs import run_folders
 from smatcli.runs.analysis import FOLDER
 
-_READ = ("recipe.yaml", "metrics.jsonl", "eval/*/summary.csv", "eval/*/results.h5", f"{FOLDER}/*.h5")
+_READ = ("recipe.yaml", "metrics.jsonl", "tune.json", "eval/*/summary.csv", "eval/*/results.h5", "segment/*.*", f"{FOLDER}/*.h5")
 
 
 def state(roots: Sequence[Path]) -> dict[str, tuple[int, int]]:
-    """Time of change (ns) and size of every file that a report of `roots` reads."""
-    found = {}
+    """Return the modification time (ns) and size of every file that a report on `roots` reads."""
+    stamps = {}
     for root in roots:
         for folder in run_folders(root) if root.is_dir() else ():
             for pattern in _READ:
                 for path in folder.glob(pattern):
                     try:
                         status = path.stat()
-                    except OSError:  # replaced at this moment: the next look sees it
+                    except OSError:  # being replaced right now: the next check sees it
                         continue
-                    found[str(path)] = (status.st_mtime_ns, status.st_size)
-    return found
+                    stamps[str(path)] = (status.st_mtime_ns, status.st_size)
+    return stamps
 
 
 def watch(
-    make: Callable[[], None],
+    write: Callable[[], None],
     roots: Sequence[str | Path],
     every: float,
-    say: Callable[[str], None],
+    show: Callable[[str], None],
     pause: Callable[[float], None] = time.sleep,
     times: int | None = None,
 ) -> None:
-    """Call `make` now and whenever the runs have changed, looking every `every` seconds, until interrupted (or `times` looks were taken).
+    """Call `write` now and whenever the runs have changed, checking every `every` seconds until interrupted (or `times` times).
 
-    While there are no results yet it waits for them; any other `UserError` of the first call is raised, of later ones it is said.
+    As long as there are no results, wait for them. Any other `UserError` of the first call is raised, that of a later call is shown.
     """
-    folders, made, looks = [Path(root) for root in roots], False, 0
-    known: dict[str, tuple[int, int]] | None = None
-    while times is None or looks < times:
-        if looks:
+    folders, succeeded, checks = [Path(root) for root in roots], False, 0
+    last: dict[str, tuple[int, int]] | None = None
+    while times is None or checks < times:
+        if checks:
             pause(every)
-        looks += 1
+        checks += 1
         now = state(folders)
-        if now == known:
+        if now == last:
             continue
-        known = now
+        last = now
         try:
-            make()
-            made = True
+            write()
+            succeeded = True
         except UserError as error:
-            if not made and not str(error).startswith("no results"):
+            if not succeeded and not str(error).startswith("no results"):
                 raise
-            say(f"{error}; waiting")
+            show(f"{error}; waiting")

@@ -1,4 +1,4 @@
-"""A report that follows its runs."""
+"""A report that is written anew when its runs change."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from smatcli.report.watch import state, watch
 from tests.report.fakes import add_eval, draw, make_run
 
 
-def test_makes_it_again_only_when_something_changed(tmp_path: Path):
+def test_writes_again_only_after_a_change(tmp_path: Path):
     run = make_run(tmp_path / "a", valid=[0.1, 0.2])
     made: list[int] = []
     said: list[str] = []
@@ -27,7 +27,7 @@ def test_makes_it_again_only_when_something_changed(tmp_path: Path):
     assert said == []
 
 
-def test_waits_for_the_first_results_and_survives_what_comes_later(tmp_path: Path):
+def test_waits_for_the_first_results_and_survives_later_errors(tmp_path: Path):
     run = make_run(tmp_path / "a")
     problems = iter([UserError("no results below a; run it"), None, UserError("x is damaged"), None])
     calls: list[int] = []
@@ -47,7 +47,7 @@ def test_waits_for_the_first_results_and_survives_what_comes_later(tmp_path: Pat
     assert said == ["no results below a; run it; waiting", "x is damaged; waiting"]
 
 
-def test_a_wrong_option_ends_it(tmp_path: Path):
+def test_an_invalid_option_is_raised(tmp_path: Path):
     def make() -> None:
         raise UserError("--names x: no such run")
 
@@ -55,9 +55,13 @@ def test_a_wrong_option_ends_it(tmp_path: Path):
         watch(make, [tmp_path], 1.0, print, times=3)
 
 
-def test_sees_what_a_report_reads(tmp_path: Path):
+def test_watches_all_files_that_a_report_reads(tmp_path: Path):
     run = make_run(tmp_path / "s" / "tau=0.5", valid=[0.1])
     folder = add_eval(run, "proto", draw(0, 0, 4))
     (run / "notes.txt").write_text("x")
-    found = {Path(p).relative_to(run).as_posix() for p in state([tmp_path, tmp_path / "nowhere"])}
-    assert found == {"recipe.yaml", "metrics.jsonl", f"eval/{folder.name}/summary.csv", f"eval/{folder.name}/results.h5"}
+    (run / "tune.json").write_text("{}")
+    (run / "segment").mkdir()
+    (run / "segment" / "fold0.json").write_text("{}")
+    watched = {Path(p).relative_to(run).as_posix() for p in state([tmp_path, tmp_path / "nowhere"])}
+    evaluation = {f"eval/{folder.name}/summary.csv", f"eval/{folder.name}/results.h5"}
+    assert watched == {"recipe.yaml", "metrics.jsonl", "tune.json", "segment/fold0.json"} | evaluation

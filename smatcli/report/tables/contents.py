@@ -16,7 +16,7 @@ MOST_PAIRS = 8  # columns; more would make a table of pairs that nobody reads
 
 
 @dataclass(frozen=True)
-class Wishes:
+class TableOptions:
     """What the user asked for: digits after the point, columns of papers, and whether to subtract them."""
 
     digits: int = 1
@@ -24,17 +24,17 @@ class Wishes:
     delta: bool = False
 
 
-def all_tables(groups: Sequence[Group], baselines: Mapping[str, list[Column]], wishes: Wishes) -> list[Table]:
+def all_tables(groups: Sequence[Group], baselines: Mapping[str, list[Column]], options: TableOptions) -> list[Table]:
     """The tables of all groups in the order of the page; `baselines` by the groups' tags."""
-    return [table for group in groups for table in _of_group(group, baselines[group.tag], wishes) if table is not None]
+    return [table for group in groups for table in _of_group(group, baselines[group.tag], options) if table is not None]
 
 
-def _of_group(group: Group, baselines: Sequence[Column], wishes: Wishes) -> Iterable[Table | None]:
-    columns, digits = group.columns, wishes.digits
+def _of_group(group: Group, baselines: Sequence[Column], options: TableOptions) -> Iterable[Table | None]:
+    columns, digits = group.columns, options.digits
     if columns:
-        beside = [p for p in wishes.published if any(key.dataset in p.estimates for c in columns for key in c.estimates)]
+        beside = [p for p in options.published if any(key.dataset in p.estimates for c in columns for key in c.estimates)]
         yield main_table(group, digits, beside)
-        yield delta_table(group, beside, digits) if wishes.delta else None
+        yield delta_table(group, beside, digits) if options.delta else None
     if len(columns) > 1:
         yield from (gains_table(group, baseline, digits) for baseline in baselines)
     if 2 < len(columns) <= MOST_PAIRS:
@@ -51,17 +51,17 @@ def _of_group(group: Group, baselines: Sequence[Column], wishes: Wishes) -> Iter
     yield from plugin_tables(group, digits)
 
 
-def unmatched(groups: Sequence[Group], wishes: Wishes, tables: Sequence[Table]) -> list[str]:
+def unmatched(groups: Sequence[Group], options: TableOptions, tables: Sequence[Table]) -> list[str]:
     """Lines on published columns that found no dataset of ours, and on differences that found no method."""
     ours = {key.dataset for group in groups for column in group.columns for key in column.estimates}
     lines = []
-    for paper in dict.fromkeys(p.paper for p in wishes.published):
-        own = [p for p in wishes.published if p.paper == paper]
+    for paper in dict.fromkeys(p.paper for p in options.published):
+        own = [p for p in options.published if p.paper == paper]
         if not any(ours & p.estimates.keys() for p in own):
             theirs = sorted({name for p in own for name in p.estimates})
             lines.append(f"--published {paper}: none of its datasets is in this report; they are {', '.join(theirs)}")
-    if wishes.delta and not any(table.stem.startswith("delta-") for table in tables):
-        known = sorted({f"{p.method} + {p.adapt}" for p in wishes.published if p.method})
+    if options.delta and not any(table.stem.startswith("delta-") for table in tables):
+        known = sorted({f"{p.method} + {p.adapt}" for p in options.published if p.method})
         lines.append(f"--delta: no column here is a published one's method and adaptation ({', '.join(known) or 'none is named'})")
     return lines
 

@@ -115,10 +115,10 @@ DIGITS = 3
 COLUMNS = ("cosine", "|cosine|", "|cosine| of b", "|cosine| of a")
 
 
-def similarity_table(tuned: Sequence["Tuned"]) -> Table | None:
+def similarity_tables(tuned: Sequence["Tuned"]) -> list[Table]:
     """A row a tuner, for each dataset the mean cosine and |cosine| of all pairs within the layers, and |cosine| of their factors.
 
-    None without an analysis.
+    Empty without an analysis `similarity`.
     """
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     for one in tuned:
@@ -131,7 +131,7 @@ def similarity_table(tuned: Sequence["Tuned"]) -> Table | None:
         if values is not None and np.shape(values) == (4,) and np.isfinite(values).all():
             found.setdefault((one.label, one.dataset), []).append(np.asarray(values, np.float64))
     if not found:
-        return None
+        return []
     labels = list(dict.fromkeys(one.label for one in tuned if any(label == one.label for label, _ in found)))
     datasets = sorted({dataset for _, dataset in found})
     rows = [Row(label, [cell for d in datasets for cell in _cells(found.get((label, d), []))]) for label in labels]
@@ -144,7 +144,7 @@ def similarity_table(tuned: Sequence["Tuned"]) -> Table | None:
         "all layers, and |cosine| of their factors alone (change = b a); "
         f"mean{' ± standard deviation' if counts[0] > 1 else ''} of {seeds}. 0: the experts are orthogonal."
     )
-    return Table("tuning-similarity", "Similarity of experts", caption, "Tuner", heads, [Block("", rows)])
+    return [Table("tuning-similarity", "Similarity of experts", caption, "Tuner", heads, [Block("", rows)])]
 
 
 def _cells(values: Sequence[np.ndarray]) -> list[Cell]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smatcli.report import manifest, report
+from smatcli.report import ReportOptions, manifest, report
 from smatcli.report.formats import html
 from smatcli.report.formats.html_tables import HtmlTable, from_grid, from_table
 from smatcli.report.formats.run_grids import Grid, differences, environment
@@ -77,7 +77,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out")
-    found = report([study], out, title=NASTY, formats=["html"])
+    found = report([study], out, ReportOptions(title=NASTY, formats=["html"]))
     assert found.index == out / "report.html"
     assert found.files == [found.index]
     assert set(out.iterdir()) == {found.index, out / manifest.NAME}
@@ -99,7 +99,7 @@ def test_is_one_self_contained_page(made: Path):
 
 
 def test_is_the_same_each_time(study: Path, made: Path, tmp_path: Path):
-    both = report([study], tmp_path, title=NASTY, formats=["files", "html"])
+    both = report([study], tmp_path, ReportOptions(title=NASTY, formats=["files", "html"]))
     assert (tmp_path / "report.html").read_bytes() == made.read_bytes()
     assert both.index == tmp_path / "README.md"
     assert (tmp_path / "figures").is_dir()

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from smatcli.cli import app
 from smatcli.errors import UserError
-from smatcli.report import report
+from smatcli.report import ReportOptions, report
 from smatcli.report.results.frame import read
 from tests.report.fakes import add_eval, draw, make_run
 
@@ -144,7 +144,7 @@ def test_datasets_and_columns_of_any_name(tmp_path: Path, nasty: str):
     name = nasty if nasty != ".." else "dots.."
     for method in ("pretrained", "smat"):
         add_eval(make_run(tmp_path / "runs" / method, method), "proto", {name: np.array([0.4, 0.6, 0.5])}, method)
-    report([tmp_path / "runs"], tmp_path / "out", names={"smat": nasty}, formats=["files", "html"])
+    report([tmp_path / "runs"], tmp_path / "out", ReportOptions(names={"smat": nasty}, formats=["files", "html"]))
     made = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
     assert all(re.fullmatch(r"[A-Za-z0-9._=-]+", p.name) for p in made)
     for path in made:

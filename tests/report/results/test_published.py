@@ -9,7 +9,7 @@ from smatcli.errors import UserError
 from smatcli.report.results.frame import read
 from smatcli.report.results.groups import make_groups
 from smatcli.report.results.published import FOLDER, choose, papers, read_published
-from smatcli.report.tables.contents import Wishes, all_tables, unmatched
+from smatcli.report.tables.contents import TableOptions, all_tables, unmatched
 from smatcli.report.tables.ours import main_table
 from tests.report.fakes import add_eval, draw, make_run
 
@@ -62,16 +62,16 @@ def test_shown_beside_ours(tmp_path: Path):
 def test_subtracted_where_method_and_adaptation_agree(tmp_path: Path):
     group = study(tmp_path)
     columns, _ = choose(["pmf", "meta_dataset:URL (all)"])
-    wishes = Wishes(published=columns, delta=True)
-    tables = all_tables([group], {group.tag: []}, wishes)
+    options = TableOptions(published=columns, delta=True)
+    tables = all_tables([group], {group.tag: []}, options)
     (delta,) = [t for t in tables if t.stem.startswith("delta-")]
     assert delta.heads == ["PMF + full-steps20 − PMF + fine-tuning (all) [pmf]"]
     found = delta.blocks[0].rows[0].cells[0].estimate
     ours = next(c for c in group.columns if c.evaluation.adapt != "proto").estimates[group.keys("ID")[0]]
     assert found.mean == pytest.approx(ours.mean - 0.8949)
     assert found.half_width == pytest.approx(math.hypot(ours.half_width, 0.0052))
-    assert unmatched([group], wishes, tables) == []
-    other = Wishes(published=choose(["mlae"])[0], delta=True)
+    assert unmatched([group], options, tables) == []
+    other = TableOptions(published=choose(["mlae"])[0], delta=True)
     assert [line.split(":")[0] for line in unmatched([group], other, [])] == ["--published mlae", "--delta"]
 
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 from smatcli.data.catalogue.datasets import COLLECTIONS
 from smatcli.errors import UserError
-from smatcli.report import report
+from smatcli.report import ReportOptions, report
 from smatcli.runs.analysis import Analysis, texts, write_analysis
 
 VTAB = COLLECTIONS["vtab"]
@@ -75,7 +75,7 @@ def test_wide_tables_are_turned(tmp_path):
 
 
 def test_paired_differences_are_those_of_a_paired_t_test(tmp_path):
-    report([study(tmp_path / "runs")], tmp_path / "out", baselines=["mlae p=0"])
+    report([study(tmp_path / "runs")], tmp_path / "out", ReportOptions(baselines=["mlae p=0"]))
     (row,) = rows(tmp_path / "out" / "tuning-pairs-datasets-accuracy.csv").items()
     assert row[0] == "mlae p=0.5 vs. mlae p=0"
     assert row[1]["Better / worse"] == "6 / 0 of 6"
@@ -106,7 +106,7 @@ def test_of_many_rows_only_those_of_one_tuner_are_paired(tmp_path):
     assert list(rows(tmp_path / "out" / "tuning-pairs-datasets-accuracy.csv")) == ["mlae p=0.5 vs. mlae p=0"]
     order = list(rows(tmp_path / "out" / "tuning-datasets-accuracy.csv"))
     assert order == ["full", "linear", "bias", "gapt", "adapter", "ssf", "lora", "mlae p=0", "mlae p=0.5"]
-    report([tmp_path / "runs"], tmp_path / "out", baselines=["lora", "linear"])
+    report([tmp_path / "runs"], tmp_path / "out", ReportOptions(baselines=["lora", "linear"]))
     assert len(rows(tmp_path / "out" / "tuning-pairs-datasets-accuracy.csv")) == 8 + 7
 
 
@@ -126,13 +126,13 @@ def test_other_settings_are_other_rows_and_a_seed_counts_once(tmp_path):
 
 def test_names_are_of_whole_rows(tmp_path):
     runs = study(tmp_path / "runs", ("a",))
-    report([runs], tmp_path / "out", names={"half-a-1": "MLAE", "mlae p": "0=without"})  # --names "mlae p=0=without"
+    report([runs], tmp_path / "out", ReportOptions(names={"half-a-1": "MLAE", "mlae p": "0=without"}))  # --names "mlae p=0=without"
     assert list(rows(tmp_path / "out" / "tuning-datasets-accuracy.csv")) == ["without", "MLAE"]
 
 
 def test_an_unknown_baseline_lists_the_rows(tmp_path):
     with pytest.raises(UserError, match=r"--baseline lorra: no such column; there are mlae p=0, mlae p=0\.5"):
-        report([study(tmp_path / "runs")], tmp_path / "out", baselines=["lorra"])
+        report([study(tmp_path / "runs")], tmp_path / "out", ReportOptions(baselines=["lorra"]))
 
 
 def test_similarity_of_the_runs_that_were_analysed(tmp_path):
