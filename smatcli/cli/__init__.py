@@ -1,8 +1,10 @@
-"""The command line: one small file per verb, registered here in the order of the flow. Imports nothing heavy."""
+"""The command line: one module per verb, registered here in the order of the workflow. Imports nothing heavy."""
 
 import importlib
+import inspect
 import io
 import os
+import re
 import sys
 from typing import Annotated
 
@@ -16,7 +18,7 @@ Start with [bold]smat recipes ls[/], look at one with [bold]smat recipes cat qui
 [bold]smat train quickstart/smat train.steps=200[/]. Every value of a recipe can be set as key.path=value.
 """
 
-# verb -> module; `eval` is no good module name. A module holds `app` (a group of verbs) or a function named like itself.
+# Verb -> module (`eval` and `import` are reserved names). A module has `app` (a group of verbs) or a function of its own name.
 VERBS = {
     "data": "data",
     "pretrain": "pretrain",
@@ -60,7 +62,7 @@ def _version(value: bool) -> None:
 @app.callback()
 def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (also SMAT_DEBUG=1).")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
 ) -> None:
     if debug:
         os.environ[DEBUG_VARIABLE] = "1"
@@ -75,21 +77,31 @@ def _register() -> None:
             app.command(verb, no_args_is_help=verb != "env", epilog=getattr(module, "EPILOG", None))(getattr(module, name))
 
 
+def _unwrap_help(group: typer.Typer) -> None:
+    """Join the lines of each paragraph of the docstrings, since typer would keep their line breaks."""
+    for command in group.registered_commands:
+        command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command.callback) or "")
+    for child in group.registered_groups:
+        if child.typer_instance is not None:
+            _unwrap_help(child.typer_instance)
+
+
 _register()
+_unwrap_help(app)
 
 
 def main() -> None:
-    """Entry point of `smat`: `--debug` may stand anywhere before a `--`."""
+    """Entry point of `smat`. `--debug` may be given anywhere before a `--`."""
     args = sys.argv[1:]
     end = args.index("--") if "--" in args else len(args)
     if "--debug" in args[:end]:
         os.environ[DEBUG_VARIABLE] = "1"
         args = [a for i, a in enumerate(args) if i >= end or a != "--debug"]
     catch_sigterm()
-    for stream in (sys.stdout, sys.stderr):  # file names need not be text, nor the terminal's encoding Unicode
+    for stream in (sys.stdout, sys.stderr):  # file names may not be valid text, and the terminal may not be Unicode
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    # Threads that spin at OpenMP's barriers starve each other where cores are shared (benchmarks/RESULTS.md).
+    # Spinning at OpenMP's barriers slows threads down when cores are shared (benchmarks/RESULTS.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(args, prog_name="smat")

@@ -1,4 +1,4 @@
-"""`smat analyze`: look into trained runs."""
+"""`smat analyze`: analyse trained runs."""
 
 from typing import Annotated
 
@@ -7,35 +7,35 @@ import typer
 from smatcli.cli.options import check_checkpoint, comma_list, split_overrides
 
 EPILOG = """
-Example: [bold]smat analyze runs/smat --only masks,gradients[/], then [bold]smat report runs/* --out report[/] draws what was found.
+Example: [bold]smat analyze runs/smat --only masks,gradients[/], then [bold]smat report runs/* --out report[/] draws the results.
 """
 
 
 def analyze(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN... [KEY=VALUE]...", help="run directories, and recipe values such as eval.seed=1")
+        list[str], typer.Argument(metavar="RUN... [KEY=VALUE]...", help="Run directories, and recipe values such as eval.seed=1.")
     ],
     only: Annotated[
         str | None,
-        typer.Option("--only", help="masks,gradients,predictions,flip,features; smat tune: paths,similarity,expert-maps (default: all)"),
+        typer.Option("--only", help="Only these: masks,gradients,predictions,flip,features; for smat tune: paths,similarity,expert-maps."),
     ] = None,
     adapt: Annotated[
-        list[str] | None, typer.Option("--adapt", help="adaptation of predictions and features; repeat for several (default: eval.adapt)")
+        list[str] | None, typer.Option("--adapt", help="Adaptation for predictions and features; repeatable. Default: eval.adapt.")
     ] = None,
-    datasets: Annotated[str | None, typer.Option("--datasets", help="only these: a,b,c (default: all of data.id and data.ood)")] = None,
+    datasets: Annotated[str | None, typer.Option("--datasets", help="Only these: a,b,c. Default: all of data.id and data.ood.")] = None,
     episodes: Annotated[
         int | None,
-        typer.Option("--episodes", "-n", min=1, help="episodes a dataset (default: gradients 2, predictions 50, flip 20)"),
+        typer.Option("--episodes", "-n", min=1, help="Episodes per dataset. Default: gradients 2, predictions 50, flip 20."),
     ] = None,
-    index: Annotated[int, typer.Option("--index", min=0, help="number of the episode that features shows")] = 0,
-    which: Annotated[str, typer.Option("--which", help="checkpoint: best or last")] = "best",
-    replace: Annotated[bool, typer.Option("--replace", help="replace analyses that were made with other settings")] = False,
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 (default: the recipe's)")] = None,
+    index: Annotated[int, typer.Option("--index", min=0, help="Index of the episode for features.")] = 0,
+    which: Annotated[str, typer.Option("--which", help="Checkpoint: best or last.")] = "best",
+    replace: Annotated[bool, typer.Option("--replace", help="Replace analyses made with other settings.")] = False,
+    device: Annotated[str | None, typer.Option("--device", help="Device: auto, cpu, cuda, cuda:1. Default: the recipe's.")] = None,
 ) -> None:
-    """Look into runs: experts' capacity and overlap, gradient alignment, calibration and confusion, flip searches, features of an episode.
+    """Analyse runs: capacity and overlap of experts, gradient alignment, calibration, confusion, flip searches, features of an episode.
 
-    Writes RUN/analysis/*.h5 with tables as CSV beside them; smat report draws them. Episodes are those of smat eval (gradients: of
-    meta-training). What is there with the same settings is not repeated.
+    Writes RUN/analysis/*.h5 and tables as CSV; smat report draws them. The episodes are those of smat eval (gradients: of meta-training).
+    Analyses that exist with the same settings are skipped.
     """
     from smatcli.errors import UserError
 

@@ -1,4 +1,4 @@
-"""`smat data`: make, list, check and look at stores."""
+"""`smat data`: create, list, check and view stores."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,9 +11,9 @@ from smatcli.cli.episodes import episodes
 from smatcli.cli.output import print_table, size_text
 from smatcli.safe.text import shown
 
-ROOT_HELP = "Folder of the stores, searched with its subfolders, by default $SMAT_DATA, else data."
+ROOT_HELP = "Folder of the stores, searched recursively. Default: $SMAT_DATA, else data."
 
-app = typer.Typer(help="Make, list, check and look at stores of images (one HDF5 file per dataset).", no_args_is_help=True)
+app = typer.Typer(help="Create, list, check and view stores of images (one HDF5 file per dataset).", no_args_is_help=True)
 app.add_typer(prepare.app, name="prepare")
 
 Name = Annotated[str, typer.Argument(help="Dataset name, folder/name, or the path of a store.")]
@@ -22,7 +22,7 @@ RootOption = Annotated[Path | None, typer.Option("--root", help=ROOT_HELP, show_
 
 @app.command("ls")
 def list_stores(root: Annotated[Path | None, typer.Argument(help=ROOT_HELP, show_default=False)] = None) -> None:
-    """List the stores below a folder."""
+    """List the stores in a folder and its subfolders."""
     from smatcli.data.stores.opening import all_stores, default_root
     from smatcli.data.stores.store import Store
     from smatcli.errors import UserError
@@ -40,19 +40,27 @@ def list_stores(root: Annotated[Path | None, typer.Argument(help=ROOT_HELP, show
         low, high = int(store.counts.min()), int(store.counts.max())
         spread = f"{low}" if low == high else f"{low} to {high}"
         rows.append(
-            [key, *_parts(store), f"{len(store):,}", spread, store.image_size, size_text(path.stat().st_size), store.content_hash[:12]]
+            [
+                key,
+                *_classes(store),
+                f"{len(store):,}",
+                spread,
+                store.image_size,
+                size_text(path.stat().st_size),
+                store.content_hash[:12],
+            ]
         )
     if rows:
-        print_table(["dataset", "train", "valid", "test", "images", "a class", "px", "on disk", "content"], rows)
+        print_table(["dataset", "train", "valid", "test", "images", "per class", "px", "on disk", "content"], rows)
     elif not damaged:
-        typer.echo(f"{folder}: no stores; `smat data prepare folder SRC... --out {folder}` makes some")
+        typer.echo(f"{folder}: no stores; `smat data prepare folder SRC... --out {folder}` creates them")
     for line in damaged:
         typer.echo(line, err=True)
 
 
 @app.command("info", no_args_is_help=True)
 def info(name: Name, root: RootOption = None) -> None:
-    """Describe one store: origin, licence, hash, and its classes by split."""
+    """Describe a store: origin, licence, hash, and classes by split."""
     from smatcli.data.stores.opening import find_store
     from smatcli.data.stores.store import SPLITS, Store
 
@@ -69,7 +77,7 @@ def info(name: Name, root: RootOption = None) -> None:
     for key, value in facts.items():
         typer.echo(shown(f"{key:<11}{value}"))
     if store.ontology is not None:
-        nodes = ", ".join(f"{len(found)} {split}" for split, found in store.ontology.nodes.items())
+        nodes = ", ".join(f"{len(members)} {split}" for split, members in store.ontology.nodes.items())
         typer.echo(f"{'ontology':<11}{store.ontology.kind}: {nodes}")
     if store.image_split is not None:
         for split in SPLITS:
@@ -85,15 +93,13 @@ def info(name: Name, root: RootOption = None) -> None:
 
 @app.command("verify")
 def verify(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Dataset names or paths (default: all below the root).", show_default=False)
-    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Dataset names or paths. Default: all in the root.", show_default=False)] = None,
     root: RootOption = None,
 ) -> None:
-    """Read every image again and compare with the content hash; exit code 1 if a store is damaged.
+    """Read every image and compare it with the content hash; exit code 1 if a store is damaged.
 
-    Of stores that are named like a dataset of the paper (`smat data doctor` lists them), the numbers of classes and images are compared
-    with what that dataset should hold. A mismatch is named; it does not change the exit code.
+    For stores named like a dataset of the paper (`smat data doctor` lists them), the numbers of classes and images are also compared with
+    the expected ones. A mismatch is reported, but does not change the exit code.
     """
     from smatcli.cli.doctor import print_comparisons
     from smatcli.data.catalogue.expected import compare, identify
@@ -113,8 +119,8 @@ def verify(
         problem = verify_store(path)
         typer.echo(f"{path}: {problem or 'sound'}")
         bad += [path] if problem else []
-        if not problem and (known := identify(store := Store.open(path))):
-            compared.append((path, compare(store, known)))
+        if not problem and (dataset := identify(store := Store.open(path))):
+            compared.append((path, compare(store, dataset)))
         reporter.update(done, damaged=len(bad))
     reporter.finish()
     print_comparisons(compared)
@@ -128,14 +134,14 @@ app.command("doctor")(doctor)
 @app.command("show", no_args_is_help=True)
 def show(
     name: Name,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Picture file (default: <name>.png).", show_default=False)] = None,
-    rows: Annotated[int, typer.Option("--rows", min=1, max=200, help="Classes.")] = 20,
-    columns: Annotated[int, typer.Option("--columns", min=1, max=100, help="Images a class.")] = 12,
-    split: Annotated[Literal["train", "valid", "test", "all"], typer.Option("--split", help="Classes of this split only.")] = "all",
-    replace: Annotated[bool, typer.Option("--replace", help="Overwrite the picture if it exists.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Image file. Default: <name>.png.", show_default=False)] = None,
+    rows: Annotated[int, typer.Option("--rows", min=1, max=200, help="Number of classes.")] = 20,
+    columns: Annotated[int, typer.Option("--columns", min=1, max=100, help="Images per class.")] = 12,
+    split: Annotated[Literal["train", "valid", "test", "all"], typer.Option("--split", help="Only classes of this split.")] = "all",
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite an existing file.")] = False,
     root: RootOption = None,
 ) -> None:
-    """Draw a contact sheet: one row of images a class, with its name and split."""
+    """Draw a contact sheet: a row of images per class, with its name and split."""
     from smatcli.data.pictures import write_contact_sheet
     from smatcli.data.stores.opening import find_store
     from smatcli.data.stores.store import Store
@@ -149,14 +155,14 @@ app.command("episodes", no_args_is_help=True)(episodes)
 
 @app.command("synthetic", no_args_is_help=True)
 def synthetic(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the stores; made if missing.")],
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Equal seeds give equal images.")] = 0,
-    size: Annotated[int, typer.Option("--size", min=8, max=512, help="Side of the images, pixels.")] = 32,
-    classes: Annotated[int, typer.Option("--classes", min=1, help="Classes a domain.")] = 40,
-    per_class: Annotated[int, typer.Option("--per-class", min=2, help="Images a class.")] = 30,
-    domains: Annotated[str | None, typer.Option("--domains", help="Only these, a,b,c (default: all).", show_default=False)] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the stores; created if missing.")],
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the images.")] = 0,
+    size: Annotated[int, typer.Option("--size", min=8, max=512, help="Image side in pixels.")] = 32,
+    classes: Annotated[int, typer.Option("--classes", min=1, help="Classes per domain.")] = 40,
+    per_class: Annotated[int, typer.Option("--per-class", min=2, help="Images per class.")] = 30,
+    domains: Annotated[str | None, typer.Option("--domains", help="Only these: a,b,c. Default: all.", show_default=False)] = None,
 ) -> None:
-    """Draw the synthetic datasets: training domains and unseen ones, from a seed, without any download."""
+    """Generate the synthetic datasets from a seed: training domains and unseen ones. Nothing is downloaded."""
     from smatcli.data.synthetic import make_synthetic
     from smatcli.runs.reporter import auto_reporter
 
@@ -165,5 +171,5 @@ def synthetic(
         typer.echo(path)
 
 
-def _parts(store: Any) -> list[int]:
+def _classes(store: Any) -> list[int]:
     return [len(store.classes(split)) for split in ("train", "valid", "test")]

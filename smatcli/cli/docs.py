@@ -1,4 +1,4 @@
-"""`python -m smatcli.cli.docs FOLDER` writes one Markdown page per verb, from its `--help`."""
+"""Write a Markdown page per verb from its `--help`: `python -m smatcli.cli.docs FOLDER`."""
 
 import sys
 from pathlib import Path
@@ -8,26 +8,26 @@ WIDTH = 100
 
 
 def pages() -> dict[str, str]:
-    """File name -> Markdown of every verb, and `README.md` that lists them."""
+    """Return file name -> Markdown: a page per verb, and `README.md`, which lists them."""
     import typer
 
     from smatcli.cli import VERBS, app
 
     root = typer.main.get_command(app)
     commands: dict[str, Any] = root.commands  # type: ignore[attr-defined]
-    made = {"README.md": _index({verb: commands[verb] for verb in VERBS})}
+    result = {"README.md": _index({verb: commands[verb] for verb in VERBS})}
     for verb in VERBS:
         text = [f"# smat {verb}", ""]
         for path in _paths(commands[verb], (verb,)):
             if len(path) > 1:
                 text += [f"## smat {' '.join(path)}", ""]
             text += ["```text", _help(path), "```", ""]
-        made[f"{verb}.md"] = "\n".join(text).rstrip() + "\n"
-    return made
+        result[f"{verb}.md"] = "\n".join(text).rstrip() + "\n"
+    return result
 
 
 def write(folder: Path) -> list[Path]:
-    """Write the pages below `folder` and remove pages of verbs that are gone."""
+    """Write the pages into `folder` and remove pages of verbs that no longer exist."""
     from smatcli.safe.files import atomic_write_text
 
     wanted = pages()
@@ -41,14 +41,14 @@ def write(folder: Path) -> list[Path]:
 
 
 def _index(commands: dict[str, Any]) -> str:
-    lines = ["# The command line", "", "Made by `make docs` from each verb's `--help`.", ""]
+    lines = ["# The command line", "", "Generated from each verb's `--help` by `make docs`.", ""]
     lines += [f"- [`smat {verb}`]({verb}.md) {command.get_short_help_str(200)}" for verb, command in commands.items()]
     return "\n".join(lines) + "\n"
 
 
 def _paths(command: Any, path: tuple[str, ...]) -> list[tuple[str, ...]]:
     children = getattr(command, "commands", {})
-    return [path] + [found for name, child in children.items() for found in _paths(child, (*path, name))]
+    return [path] + [deeper for name, child in children.items() for deeper in _paths(child, (*path, name))]
 
 
 def _help(path: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""`smat data doctor`, and the table of expected and found numbers of `smat data verify`."""
+"""`smat data doctor`, and the table of expected and actual numbers of `smat data verify`."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from smatcli.data.catalogue.doctor import Finding
     from smatcli.data.catalogue.expected import Comparison
 
-ROOT_HELP = "Folder of the stores, searched with its subfolders, by default $SMAT_DATA, else data."
-NAMES_HELP = "Only these datasets, such as omniglot (default: all of the collection)."
+ROOT_HELP = "Folder of the stores, searched recursively. Default: $SMAT_DATA, else data."
+NAMES_HELP = "Only these datasets, such as omniglot. Default: all of the collection."
 COLLECTION_HELP = "The paper's 18 datasets, the 19 tasks of VTAB-1k, the 5 of FGVC, or all of them."
 
 
@@ -22,9 +22,9 @@ def doctor(
     collection: Annotated[Literal["paper", "vtab", "fgvc", "all"], typer.Option("--collection", "-c", help=COLLECTION_HELP)] = "paper",
     root: Annotated[Path | None, typer.Option("--root", help=ROOT_HELP, show_default=False)] = None,
 ) -> None:
-    """Say of each dataset of the paper whether it is present, wrong or missing, and how to get it.
+    """Show which datasets of the paper are present, wrong or missing, and how to get them.
 
-    Stores are known by their names. Only their descriptions are read, which takes a moment; `smat data verify` reads the images too.
+    Stores are identified by name. Only their metadata are read, which is fast; `smat data verify` reads the images too.
     """
     from smatcli.data.catalogue.doctor import diagnose
     from smatcli.data.stores.opening import default_root
@@ -34,29 +34,29 @@ def doctor(
     print_table(["dataset", "", "state", "classes", "images", "px", "store"], [_row(f) for f in findings], left=("", "state", "store"))
     for finding in findings:
         if finding.problems:
-            typer.echo(f"{finding.path}: not as {finding.dataset.title} should be: {'; '.join(finding.problems)}")
+            typer.echo(f"{finding.path}: differs from {finding.dataset.title}: {'; '.join(finding.problems)}")
         for remark in finding.remarks:
             typer.echo(f"{finding.path}: {remark}")
     counts = {state: sum(f.state == state for f in findings) for state in ("present", "wrong", "missing")}
-    typer.echo(f"\n{len(findings)} datasets below {folder}: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+    typer.echo(f"\n{len(findings)} datasets in {folder}: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
     lacking = [f for f in findings if f.state != "present"]
     if lacking:
-        _print_how(lacking, str(folder))
+        _print_instructions(lacking, str(folder))
 
 
 def print_comparisons(comparisons: "Iterable[tuple[Path, Comparison]]") -> None:
-    """The table of expected and found numbers, and one line for each mismatch."""
+    """Print the table of expected and actual numbers, and a line per mismatch."""
     rows: list[list[Any]] = []
     lines = []
     for path, comparison in comparisons:
         for i, item in enumerate(comparison.items):
             head = ["", ""] if i else [path.stem, comparison.dataset.title]
             rows.append([*head, item.what, item.expected, item.actual, "" if item.agrees else "MISMATCH"])
-        lines += [f"{path}: not as {comparison.dataset.title} should be: {mismatch}" for mismatch in comparison.mismatches]
+        lines += [f"{path}: differs from {comparison.dataset.title}: {mismatch}" for mismatch in comparison.mismatches]
         lines += [f"{path}: {remark}" for remark in comparison.remarks]
     if rows:
         typer.echo()
-        print_table(["dataset", "known as", "what", "expected", "found", ""], rows, left=("known as", "what", ""))
+        print_table(["dataset", "identified as", "quantity", "expected", "actual", ""], rows, left=("identified as", "quantity", ""))
     for line in lines:
         typer.echo(line)
 
@@ -66,14 +66,14 @@ def _chosen(names: list[str] | None, collection: str) -> tuple[Any, ...]:
     from smatcli.errors import UserError, nearest
 
     if not names:
-        return tuple(known for name, group in COLLECTIONS.items() if collection in (name, "all") for known in group)
-    among = tuple(known for name in sorted(COLLECTIONS, key=lambda name: name != collection) for known in COLLECTIONS[name])
-    found = {name: find_dataset(name, among) for name in names}
-    for name, known in found.items():
-        if known is None:
-            hint = nearest(name, [known.name for known in among])
-            raise UserError(f"{name}: no dataset that is known{hint or '; `smat data doctor --collection all` lists them'}")
-    return tuple(found.values())
+        return tuple(data for name, group in COLLECTIONS.items() if collection in (name, "all") for data in group)
+    among = tuple(data for name in sorted(COLLECTIONS, key=lambda name: name != collection) for data in COLLECTIONS[name])
+    chosen = {name: find_dataset(name, among) for name in names}
+    for name, dataset in chosen.items():
+        if dataset is None:
+            hint = nearest(name, [each.name for each in among])
+            raise UserError(f"{name}: is not a known dataset{hint or '; `smat data doctor --collection all` lists them'}")
+    return tuple(chosen.values())
 
 
 def _row(finding: "Finding") -> list[Any]:
@@ -87,25 +87,25 @@ def _row(finding: "Finding") -> list[Any]:
     return [finding.dataset.name, finding.dataset.title, finding.state, classes, f"{len(store):,}", store.image_size, finding.path]
 
 
-def _print_how(findings: "list[Finding]", root: str) -> None:
+def _print_instructions(findings: "list[Finding]", root: str) -> None:
     from smatcli.data.catalogue.datasets import LINKS
 
-    typer.echo("\nHow to get what is missing or wrong:")
+    typer.echo("\nHow to get the missing and wrong ones:")
     for finding in findings:
-        known = finding.dataset
-        size = known.store_bytes
-        store = f"; the store: {size_text(size)}" if size else ""
-        there = finding.path == Path(root, known.collection, f"{known.name}.h5")
-        replace = " --replace" if there else ""
-        typer.echo(f"\n{known.title}: {known.origin}")
-        typer.echo(f"    licence: {known.licence}; download: {known.download}{store}")
-        typer.echo(f"    {known.command_for(root)}{replace}")
-        if known.raw:
-            typer.echo(f"    {known.command_for(root, raw=True)}{replace}    # from its own download")
+        dataset = finding.dataset
+        size = dataset.store_bytes
+        store = f"; store: {size_text(size)}" if size else ""
+        exists = finding.path == Path(root, dataset.collection, f"{dataset.name}.h5")
+        replace = " --replace" if exists else ""
+        typer.echo(f"\n{dataset.title}: {dataset.origin}")
+        typer.echo(f"    licence: {dataset.licence}; download: {dataset.download}{store}")
+        typer.echo(f"    {dataset.command_for(root)}{replace}")
+        if dataset.raw:
+            typer.echo(f"    {dataset.command_for(root, raw=True)}{replace}    # from the original download")
     links = LINKS["paper"]
     if any("meta-dataset RECORDS" in finding.dataset.command for finding in findings):
         typer.echo(
-            f"\nRECORDS is the folder that Meta-Dataset's conversion made: {links['records']}\n"
-            f"With PMF's HDF5 files of it (all but ImageNet) instead, prepare pmf-h5: {links['pmf']}\n"
+            f"\nRECORDS is the output folder of Meta-Dataset's conversion: {links['records']}\n"
+            f"PMF's HDF5 files of it (all but ImageNet) can be used instead, with prepare pmf-h5: {links['pmf']}\n"
             f"The *_splits.json files of the other commands: {links['splits']}"
         )

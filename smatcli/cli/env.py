@@ -1,4 +1,4 @@
-"""`smat env`: what a bug report needs."""
+"""`smat env`: versions, devices and paths, for bug reports."""
 
 import importlib.metadata as metadata
 import os
@@ -41,10 +41,10 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead
 
 
 def _versions() -> dict[str, str]:
-    found = {"smat": _version("smatcli"), "python": f"{platform.python_version()} ({platform.platform()})"}
-    found.update((name, _version(name)) for name in PACKAGES)
-    found.update((name, version) for name in EXTRAS if (version := _version(name)) != "missing")
-    return found
+    versions = {"smat": _version("smatcli"), "python": f"{platform.python_version()} ({platform.platform()})"}
+    versions.update((name, _version(name)) for name in PACKAGES)
+    versions.update((name, version) for name in EXTRAS if (version := _version(name)) != "missing")
+    return versions
 
 
 def _version(name: str) -> str:
@@ -63,25 +63,25 @@ def _plugins() -> dict[str, str]:
 
 
 def _devices() -> dict[str, str]:
-    found = {"cpu": _cpu(), "threads": f"{os.cpu_count()} cores"}
+    devices = {"cpu": _cpu(), "threads": f"{os.cpu_count()} cores"}
     try:
         import torch
     except ImportError as error:
-        return {**found, "torch": f"cannot be imported: {error}"}
+        return {**devices, "torch": f"cannot be imported: {error}"}
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found["threads"] = f"{torch.get_num_threads()} used by torch, {allowed} cores allowed, {os.cpu_count()} present"
-    found["cpu capability"] = torch.backends.cpu.get_cpu_capability()
+    devices["threads"] = f"{torch.get_num_threads()} used by torch, {allowed} cores allowed, {os.cpu_count()} present"
+    devices["cpu capability"] = torch.backends.cpu.get_cpu_capability()
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             p = torch.cuda.get_device_properties(i)
-            found[f"cuda:{i}"] = (
+            devices[f"cuda:{i}"] = (
                 f"{p.name}, {p.total_memory / 2**30:.0f} GiB, compute {p.major}.{p.minor}, bf16 {torch.cuda.is_bf16_supported()}"
             )
     else:
-        found["cuda"] = "none"
+        devices["cuda"] = "none"
     if torch.backends.mps.is_available():
-        found["mps"] = "available"
-    return found
+        devices["mps"] = "available"
+    return devices
 
 
 def _cpu() -> str:
@@ -106,6 +106,6 @@ def _paths() -> dict[str, str]:
         "smatcli": str(Path(__file__).resolve().parent.parent),
         "recipes": str(recipes_root()),
         "working folder": str(here),
-        "data": f"{data} ({len(stores)} stores)" if data.is_dir() else f"{data} (not there)",
+        "data": f"{data} ({len(stores)} stores)" if data.is_dir() else f"{data} (does not exist)",
         "timm weights": os.environ.get("HF_HOME", str(Path("~/.cache/huggingface").expanduser())),
     }

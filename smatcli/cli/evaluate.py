@@ -1,4 +1,4 @@
-"""`smat eval`: meta-test runs and print their table."""
+"""`smat eval`: meta-test runs and print a table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,40 +15,40 @@ if TYPE_CHECKING:
 
 EPILOG = """
 Example: [bold]smat eval runs/smat runs/smat2 --adapt proto --adapt flip --episodes 600[/]. Any eval.* or adapt.* value of the recipe can
-be set as key=value. A second call continues what was interrupted and adds the episodes or datasets that are missing.
+be set as key=value. A second call continues an interrupted one and adds missing episodes and datasets.
 """
 
 
 def evaluate(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN... [KEY=VALUE]...", help="run directories, and recipe values such as eval.seed=1")
+        list[str], typer.Argument(metavar="RUN... [KEY=VALUE]...", help="Run directories, and recipe values such as eval.seed=1.")
     ],
     adapt: Annotated[
-        list[str] | None, typer.Option("--adapt", help="proto, flip, full, lora, joint, ...; repeat for several (default: eval.adapt)")
+        list[str] | None, typer.Option("--adapt", help="Adaptation: proto, flip, full, lora, joint, ...; repeatable. Default: eval.adapt.")
     ] = None,
-    datasets: Annotated[str | None, typer.Option("--datasets", help="only these: a,b,c (default: all of data.id and data.ood)")] = None,
-    episodes: Annotated[int | None, typer.Option("--episodes", min=1, help="episodes a dataset (default: eval.episodes)")] = None,
+    datasets: Annotated[str | None, typer.Option("--datasets", help="Only these: a,b,c. Default: all of data.id and data.ood.")] = None,
+    episodes: Annotated[int | None, typer.Option("--episodes", min=1, help="Episodes per dataset. Default: eval.episodes.")] = None,
     episode: Annotated[
         str | None,
-        typer.Option("--episode", help="protocol: meta-dataset, md-oneshot, variable, 5w5s, 5w1s15q, ...; or the file of an episode list"),
+        typer.Option("--episode", help="Protocol: meta-dataset, md-oneshot, variable, 5w5s, 5w1s15q, ...; or the file of an episode list."),
     ] = None,
-    ways: Annotated[str | None, typer.Option("--ways", help="classes of a fixed episode: 5, or 5-10")] = None,
-    shots: Annotated[str | None, typer.Option("--shots", help="support images a class: 5, or 1-5")] = None,
-    queries: Annotated[int | None, typer.Option("--queries", min=1, help="query images a class")] = None,
+    ways: Annotated[str | None, typer.Option("--ways", help="Classes of a fixed episode: 5, or 5-10.")] = None,
+    shots: Annotated[str | None, typer.Option("--shots", help="Support images per class: 5, or 1-5.")] = None,
+    queries: Annotated[int | None, typer.Option("--queries", min=1, help="Query images per class.")] = None,
     flip_loss: Annotated[
-        str | None, typer.Option("--flip-loss", help="what flip and exhaustive minimise: support, leave-one-out or augmented")
+        str | None, typer.Option("--flip-loss", help="Loss of flip and exhaustive: support, leave-one-out or augmented.")
     ] = None,
     search: Annotated[
         str | None,
-        typer.Option("--search", help="where learning rates are chosen: valid (default), paper (test episodes, as the papers did) or none"),
+        typer.Option("--search", help="Choice of learning rates on: valid (default), paper (test episodes, as in the papers) or none."),
     ] = None,
     trajectory: Annotated[
-        bool, typer.Option("--trajectory", help="record the query accuracy after every gradient step (never used for choosing)")
+        bool, typer.Option("--trajectory", help="Record the query accuracy after every gradient step (never used for selection).")
     ] = False,
-    which: Annotated[str, typer.Option("--which", help="checkpoint: best or last")] = "best",
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 (default: the recipe's)")] = None,
+    which: Annotated[str, typer.Option("--which", help="Checkpoint: best or last.")] = "best",
+    device: Annotated[str | None, typer.Option("--device", help="Device: auto, cpu, cuda, cuda:1. Default: the recipe's.")] = None,
 ) -> None:
-    """Meta-test runs on episodes of the test classes; writes eval/<adapt>-<protocol>/ (results.h5, summary.csv) and prints a table."""
+    """Meta-test runs on episodes of the test classes. Writes eval/<adapt>-<protocol>/ (results.h5, summary.csv) and prints a table."""
     from smatcli.errors import UserError
 
     check_checkpoint(which)
@@ -58,7 +58,7 @@ def evaluate(
     options = {"episode.ways": _range(ways), "episode.shots": _range(shots), "episode.queries": queries}
     overrides += [f"eval.{key}={value}" for key, value in options.items() if value is not None]
     if episode is not None:
-        # the name stands for all its settings, so it comes before those that change single ones
+        # a protocol sets all values, so it comes before the overrides of single ones
         overrides.insert(0, "eval.episode.kind=fixed" if episode == "fixed" else f"eval.episode={episode}")
     overrides += [f"adapt.{name}.loss={flip_loss}" for name in ("flip", "exhaustive")] if flip_loss is not None else []
     overrides += [f"adapt.search.kind={search}"] if search is not None else []
@@ -81,7 +81,7 @@ def evaluate(
 
 
 def _range(text: str | None) -> str | None:
-    """`5-10` as the recipe's [5, 10]; everything else as it is."""
+    """Return `5-10` as the recipe's [5, 10]; other texts unchanged."""
     if text is None:
         return None
     low, dash, high = text.partition("-")
@@ -89,7 +89,7 @@ def _range(text: str | None) -> str | None:
 
 
 def show(folders: Sequence[Path]) -> None:
-    """Print the summaries of evaluation folders side by side, and where they are."""
+    """Print the summaries of evaluation folders side by side, and their paths."""
     from smatcli.cli.output import console
     from smatcli.runs.results import read_summary
 
@@ -101,36 +101,36 @@ def show(folders: Sequence[Path]) -> None:
 
 
 def heading(columns: "Sequence[Sequence[SummaryRow]]") -> str:
-    """What the table's numbers are: protocols and numbers of episodes."""
+    """Return the heading of a table: protocols and numbers of episodes."""
     protocols = sorted({row.protocol.rsplit("-", 1)[0] for rows in columns for row in rows})
     counts = {row.episodes for rows in columns for row in rows}
-    return f"accuracy (%), {', '.join(protocols)}, {' to '.join(str(n) for n in sorted({min(counts), max(counts)}))} episodes a dataset"
+    return f"accuracy (%), {', '.join(protocols)}, {' to '.join(str(n) for n in sorted({min(counts), max(counts)}))} episodes per dataset"
 
 
 def table(columns: "Sequence[Sequence[SummaryRow]]") -> "Table":
-    """Datasets by evaluations: the in-domain block with its average, then the out-of-domain one; percent, mean ± 95 % half-width."""
+    """Return datasets by evaluations, in domain and out of domain, each with its average; percent, mean ± 95 % half-width."""
     from rich.table import Table
 
     from smatcli.runs.results import average
 
-    made = Table()
-    made.add_column("dataset")
+    result = Table()
+    result.add_column("dataset")
     several = len({row.run for rows in columns for row in rows}) > 1
     for rows in columns:
-        made.add_column(f"{rows[0].run}\n{rows[0].adapt}" if several else rows[0].adapt, justify="right")
+        result.add_column(f"{rows[0].run}\n{rows[0].adapt}" if several else rows[0].adapt, justify="right")
     for domain in ("ID", "OOD"):
         cells = [{row.dataset: (row.mean, row.half_width) for row in rows if row.domain == domain} for rows in columns]
         names = list(dict.fromkeys(name for column in cells for name in column))
         for name in names:
-            made.add_row(name, *(percent(column.get(name)) for column in cells))
+            result.add_row(name, *(percent(column.get(name)) for column in cells))
         if names:
             complete = [average(list(column.values())) if len(column) == len(names) else None for column in cells]
-            made.add_row(f"{domain} average", *(percent(pair) for pair in complete), style="bold", end_section=True)
-    return made
+            result.add_row(f"{domain} average", *(percent(pair) for pair in complete), style="bold", end_section=True)
+    return result
 
 
 def percent(pair: tuple[float, float] | None) -> str:
-    """`57.3 ± 0.6` of shares; a dash for what is not known."""
+    """Return fractions as `57.3 ± 0.6` percent; a dash for a missing value."""
     if pair is None or pair[0] != pair[0]:
         return "-"
     return f"{100 * pair[0]:.1f}" + (f" ± {100 * pair[1]:.1f}" if pair[1] == pair[1] else "")

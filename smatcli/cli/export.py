@@ -1,4 +1,4 @@
-"""`smat export`: models for other programs."""
+"""`smat export`: models for use without smat."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,29 +6,33 @@ from typing import Annotated, Literal
 import typer
 
 EPILOG = """
-Examples: [bold]smat export runs/smat --support photos/known --out model[/] makes a folder for
+Examples: [bold]smat export runs/smat --support photos/known --out model[/] writes a folder for
 timm.create_model("local-dir:model", pretrained=True); [bold]smat export birds.smat --format onnx --out birds.onnx[/] a classifier for
 onnxruntime; [bold]smat export runs/smat --experts --out experts.safetensors[/] the sparse experts.
 """
 
 
 def export(
-    source: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="run directory, or a saved classifier (.smat)")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="what is made: a folder (timm), a .onnx or a .safetensors file")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings of the adaptation (adapt.*)")] = None,
-    support: Annotated[Path | None, typer.Option("--support", help="class folders (or ZIP): the parameters of this task")] = None,
-    average: Annotated[bool, typer.Option("--average", help="all experts in equal shares, for no task in particular")] = False,
-    form: Annotated[Literal["timm", "onnx"] | None, typer.Option("--format", help="timm (default) or onnx")] = None,
-    experts: Annotated[bool, typer.Option("--experts", help="the sparse experts instead, in compressed form")] = False,
-    adapt: Annotated[str | None, typer.Option("--adapt", help="adaptation on the support set (default: proto)")] = None,
-    fit: Annotated[Literal["crop", "squash"] | None, typer.Option("--fit", help="support images that are not square (crop)")] = None,
-    skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="leave unreadable support images out")] = False,
-    which: Annotated[str, typer.Option("--which", help="checkpoint of a run: best or last")] = "best",
+    source: Annotated[Path, typer.Argument(metavar="RUN|FILE", help="Run directory, or a saved classifier (.smat).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output: a folder (timm), a .onnx or a .safetensors file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the adaptation (adapt.*).")] = None,
+    support: Annotated[
+        Path | None, typer.Option("--support", help="Task to export: folder or ZIP with a folder of images per class.")
+    ] = None,
+    average: Annotated[bool, typer.Option("--average", help="Export the average of all experts, independent of a task.")] = False,
+    form: Annotated[Literal["timm", "onnx"] | None, typer.Option("--format", help="Format: timm (default) or onnx.")] = None,
+    experts: Annotated[bool, typer.Option("--experts", help="Export the sparse experts, compressed.")] = False,
+    adapt: Annotated[str | None, typer.Option("--adapt", help="Adaptation on the support set. Default: proto.")] = None,
+    fit: Annotated[
+        Literal["crop", "squash"] | None, typer.Option("--fit", help="Resizing of non-square support images. Default: crop.")
+    ] = None,
+    skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Skip unreadable support images.")] = False,
+    which: Annotated[str, typer.Option("--which", help="Checkpoint of a run: best or last.")] = "best",
 ) -> None:
     """Write the merged parameters of a task as a plain timm model or ONNX, or a run's sparse experts.
 
-    A timm folder holds model.safetensors (loads strictly into timm.create_model) and config.json. An ONNX file takes images [B, 3, S, S] in
-    [0, 1] and gives features, and logits where classes are known. Both are checked against the run before they are written.
+    A timm folder contains model.safetensors (loads strictly into timm.create_model) and config.json. An ONNX file maps images [B, 3, S, S]
+    in [0, 1] to features and, with --support, logits. Both are checked against the run before they are written.
     """
     from smatcli.errors import UserError
 
@@ -36,7 +40,7 @@ def export(
         given: dict[str, object] = {"--support": support, "--average": average or None, "--format": form, "--adapt": adapt, "--fit": fit}
         given |= {"--skip-unreadable": skip_unreadable or None, "settings": overrides or None}
         if extra := [name for name, value in given.items() if value is not None]:
-            raise UserError(f"{extra[0]}: is not read with --experts; leave it out")
+            raise UserError(f"{extra[0]}: cannot be combined with --experts; remove it")
 
     from smatcli.deploy.export import export as write
     from smatcli.deploy.export import export_experts
@@ -46,7 +50,7 @@ def export(
     reporter = auto_reporter()
     if experts:
         size, dense = export_experts(source, out, which, reporter)
-        typer.echo(f"{out}: {size / 1e6:.2f} MB, {dense / size:.1f} times smaller than {dense / 1e6:.2f} MB of dense experts")
+        typer.echo(f"{out}: {size / 1e6:.2f} MB, {dense / size:.1f} times smaller than dense experts ({dense / 1e6:.2f} MB)")
         return
     fitting = Fitting(support, adapt, tuple(overrides or ()), fit, skip_unreadable)
     typer.echo(write(source, out, form or "timm", fitting, average, which, reporter))

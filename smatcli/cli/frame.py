@@ -1,4 +1,4 @@
-"""The frame around the verbs: errors become one line and an exit code, signals their codes, a closed pipe silence."""
+"""Error handling around the verbs: every error becomes one line and an exit code; a closed pipe ends the program silently."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ from smatcli.errors import SmatError, UserError
 from smatcli.safe.text import shown
 
 DEBUG_VARIABLE = "SMAT_DEBUG"
-# typer brings its own copy of click in newer versions; usage errors are found through its public names.
+# Newer versions of typer contain a copy of click, so its errors are taken from typer's public names.
 CLICK_ERRORS: tuple[type[BaseException], ...] = (
     typer.Exit,
     typer.Abort,
@@ -25,23 +25,23 @@ CLICK_ERRORS: tuple[type[BaseException], ...] = (
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived outside an engine that handles it itself."""
+    """SIGTERM, received while no engine handles it."""
 
 
 def debugging() -> bool:
-    """Was `--debug` (or SMAT_DEBUG=1) given?"""
+    """Return whether `--debug` (or SMAT_DEBUG=1) is given."""
     return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
 
 
-def say(text: str) -> None:
-    """One line on stderr, in red on a terminal; line breaks inside the text become spaces."""
+def print_error(text: str) -> None:
+    """Print one line on stderr, in red on a terminal; line breaks become spaces."""
     line = shown(" ".join(text.split()))
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     typer.echo(f"{typer.style('smat:', fg='red', bold=True) if colour else 'smat:'} {line}", err=True)
 
 
 def describe(error: BaseException) -> tuple[str, int]:
-    """The line and the exit code of an error."""
+    """Return the line and the exit code of an error."""
     if isinstance(error, SmatError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
@@ -49,17 +49,17 @@ def describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, Terminated):
         return "stopped (SIGTERM)", 143
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left on the device{f' for {error.filename}' if error.filename else ''}; free some and run again", 1
+        return f"no space left on the device{f' for {error.filename}' if error.filename else ''}; free some space and run again", 1
     if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
         return f"{str(error.filename)[:60]}: {(error.strerror or 'cannot be opened').lower()}", 2
     if isinstance(error, PermissionError | FileNotFoundError | IsADirectoryError | NotADirectoryError) and error.filename:
         return f"{error.filename}: {(error.strerror or 'cannot be opened').lower()}", 1
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
-        return "a file's name is not UTF-8, which reports and recipes cannot hold; rename the file", 2
+        return "a file name is not UTF-8 and cannot be written to reports and recipes; rename the file", 2
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'a file'}: {error.strerror.lower()}", 1
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
-        return f"{str(error)[13:]}: a symbolic link that leads to itself", 2
+        return f"{str(error)[13:]}: a symbolic link that points to itself", 2
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory; use a smaller batch, fewer experts or a smaller backbone", 1
     return f"internal error: {type(error).__name__}: {error}; run again with --debug for the traceback", 1
@@ -67,7 +67,7 @@ def describe(error: BaseException) -> tuple[str, int]:
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Turns every error but typer's own into one line and SystemExit; with `--debug` it passes through with its traceback."""
+    """Turn every error except typer's own into one line and SystemExit; `--debug` prints the traceback too."""
     try:
         yield
     except CLICK_ERRORS:
@@ -81,14 +81,14 @@ def guarded() -> Iterator[None]:
             import traceback
 
             traceback.print_exc()
-        # Of several processes of one run (torchrun) the first says what all of them found.
+        # Of several processes of one run (torchrun), only the first prints an error that all of them raise.
         if not (getattr(error, "quiet", False) or (isinstance(error, UserError) and os.environ.get("RANK", "0") != "0")):
-            say(line)
+            print_error(line)
         raise SystemExit(code) from None
 
 
 def quiet_stdout() -> None:
-    """Point stdout at nothing, so that Python's flush at exit does not complain about a closed pipe."""
+    """Redirect stdout to the null device, so that the flush at exit does not fail on a closed pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -97,12 +97,12 @@ def _terminated(signum: int, frame: FrameType | None) -> None:
 
 
 def catch_sigterm() -> None:
-    """Let SIGTERM unwind the stack (temporary files are removed) instead of ending the process on the spot."""
+    """Make SIGTERM unwind the stack, so that temporary files are removed."""
     signal.signal(signal.SIGTERM, _terminated)
 
 
 class Root(TyperGroup):
-    """The `smat` command: guards every verb and lists the verbs in the order of the flow (`ORDER`)."""
+    """The `smat` command: handles the errors of every verb and lists the verbs in the order of the workflow (`ORDER`)."""
 
     ORDER: tuple[str, ...] = ()
 

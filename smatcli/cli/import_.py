@@ -1,4 +1,4 @@
-"""`smat import`: official checkpoints become runs."""
+"""`smat import`: official checkpoints as runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,26 +6,26 @@ from typing import Annotated
 import typer
 
 EPILOG = """
-Example: [bold]smat import smat_vits16.pt --out runs/official[/], then [bold]smat eval runs/official data.root=stores[/]. The run's recipe
-names Meta-Dataset's stores; others are named here or at smat eval (data.root, data.id, data.ood). A ViT of unusual width needs
-backbone.args.num_heads=N. Files are read without running any code in them.
+Example: [bold]smat import smat_vits16.pt --out runs/official[/], then [bold]smat eval runs/official data.root=stores[/]. The recipe of the
+run refers to Meta-Dataset's stores; set data.root, data.id or data.ood for others, here or in smat eval. A ViT of unusual width needs
+backbone.args.num_heads=N. No code in the files is run.
 """
 
 
 def import_(
     source: Annotated[
-        str, typer.Argument(metavar="FILE|HUB_ID", help="checkpoint of SMAT or PMF: a file, or OWNER/NAME on the Hugging Face hub")
+        str, typer.Argument(metavar="FILE|HUB_ID", help="Checkpoint of SMAT or PMF: a file, or OWNER/NAME on the Hugging Face hub.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="run directory that is made")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="recipe values, e.g. data.root=stores")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Run directory to create.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe values, e.g. data.root=stores.")] = None,
     route: Annotated[
-        str, typer.Option("--route", help="learned; or uniform: equal scores for all experts, where the router's keys were not saved")
+        str, typer.Option("--route", help="Router: learned, or uniform (equal scores for all experts, for releases without router keys).")
     ] = "learned",
 ) -> None:
-    """Make a run of an official checkpoint (SMAT's releases of both ages, PMF's), which smat eval takes like any other.
+    """Convert an official checkpoint (SMAT, old or new format; PMF) to a run for smat eval.
 
-    Masks, scores and embeddings are those of the release, position embeddings at other image sizes included. A key that is missing,
-    unexpected or mis-shaped is named, and nothing is written.
+    Masks, scores and embeddings equal those of the release, also the position embeddings at other image sizes. A missing or unexpected key
+    or a wrong shape is an error that names it, and nothing is written.
     """
     from smatcli.importing import import_checkpoint
     from smatcli.runs.reporter import auto_reporter

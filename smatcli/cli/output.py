@@ -1,4 +1,4 @@
-"""The console and the tables of the verbs."""
+"""Console and tables of the verbs."""
 
 import sys
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 def console() -> "Console":
-    """As wide as the terminal; in a pipe or a file wide enough that no cell is folded."""
+    """Return a console as wide as the terminal; in a pipe or a file, wide enough that no cell is folded."""
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else 240)
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[Any]], total: bool = False, left: Sequence[str] = ()) -> None:
-    """Columns are right-aligned but those named in `left` and "dataset", "content", "status"; `total`: the last row is a sum, in bold."""
+    """Print a table, right-aligned except the columns `left`, "dataset", "content" and "status"; `total`: the last row is a sum."""
     from rich.table import Table
     from rich.text import Text
 
@@ -31,5 +31,5 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[Any]], total: bool
 
 
 def size_text(count: int) -> str:
-    """Bytes as MB or GB."""
+    """Return bytes as MB or GB."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

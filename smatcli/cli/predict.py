@@ -1,4 +1,4 @@
-"""`smat predict`: classify images of one's own."""
+"""`smat predict`: classify your own images."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,37 +6,40 @@ from typing import Annotated, Literal
 import typer
 
 EPILOG = """
-Example: [bold]smat predict --model runs/smat --support photos/known --images photos/new --out labels.csv --sheet labels.png[/]; keep the
-classifier with [bold]--save birds.smat[/], and use it without the support images by [bold]--model birds.smat[/]. Settings of the
-adaptation are KEY=VALUE: adapt.flip.rounds=3.
+Example: [bold]smat predict --model runs/smat --support photos/known --images photos/new --out labels.csv --sheet labels.png[/]; save the
+classifier with [bold]--save birds.smat[/], and use it later without the support images: [bold]--model birds.smat[/]. Settings of the
+adaptation are given as KEY=VALUE, such as adapt.flip.rounds=3.
 """
 
 
 def predict(
-    model: Annotated[Path, typer.Option("--model", help="run directory, or a saved classifier (.smat)")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings of the adaptation (adapt.*)")] = None,
-    support: Annotated[Path | None, typer.Option("--support", help="folder or ZIP with one folder of images per class")] = None,
-    images: Annotated[Path | None, typer.Option("--images", help="images to classify: a folder (at any depth), a ZIP, or one file")] = None,
-    adapt: Annotated[str | None, typer.Option("--adapt", help="adaptation by name (default: proto)")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="table, .csv or .json (default: CSV on stdout)")] = None,
-    sheet: Annotated[Path | None, typer.Option("--sheet", help="picture of the predictions, .png")] = None,
-    save: Annotated[Path | None, typer.Option("--save", help="keep the classifier in this file (.smat)")] = None,
+    model: Annotated[Path, typer.Option("--model", help="Run directory, or a saved classifier (.smat).")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the adaptation (adapt.*).")] = None,
+    support: Annotated[Path | None, typer.Option("--support", help="Folder or ZIP with a folder of images per class.")] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Images to classify: a folder (searched recursively), ZIP or file.")
+    ] = None,
+    adapt: Annotated[str | None, typer.Option("--adapt", help="Adaptation. Default: proto.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Table, .csv or .json. Default: CSV on stdout.")] = None,
+    sheet: Annotated[Path | None, typer.Option("--sheet", help="Contact sheet of the predictions, .png.")] = None,
+    save: Annotated[Path | None, typer.Option("--save", help="Save the classifier to this file (.smat).")] = None,
     reject: Annotated[
         str | None,
-        typer.Option("--reject", help="no class for images farther than this cosine distance; auto: what holds 95 % of the support"),
+        typer.Option("--reject", help="Reject images beyond this cosine distance; auto: that of 95 % of the support images."),
     ] = None,
     fit: Annotated[
-        Literal["crop", "squash"] | None, typer.Option("--fit", help="images that are not square: centre crop, or squashed (default: crop)")
+        Literal["crop", "squash"] | None,
+        typer.Option("--fit", help="Resizing of non-square images: centre crop or squash. Default: crop."),
     ] = None,
-    skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="list unreadable images instead of stopping")] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="overwrite the files if they exist")] = False,
-    which: Annotated[str, typer.Option("--which", help="checkpoint of a run: best or last")] = "best",
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 (default: the recipe's)")] = None,
+    skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="List unreadable images instead of stopping.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite existing files.")] = False,
+    which: Annotated[str, typer.Option("--which", help="Checkpoint of a run: best or last.")] = "best",
+    device: Annotated[str | None, typer.Option("--device", help="Device: auto, cpu, cuda, cuda:1. Default: the recipe's.")] = None,
 ) -> None:
-    """Learn the classes of a folder of class folders, and classify other images with them.
+    """Learn classes from a folder of images per class, and classify other images.
 
-    The table has a line for every image: file, class, probability, the three most probable classes, and the cosine distance to the nearest
-    class prototype, which is large for what belongs to none of the classes (--reject). Nothing is written unless all went well.
+    The table has a row per image: file, class, probability, the three most probable classes, and the cosine distance to the nearest class
+    prototype, which is large for images of no class (--reject). On an error nothing is written.
     """
     limit = _number(reject)
     from smatcli.deploy.folder import Fitting, Outputs, predict_folder

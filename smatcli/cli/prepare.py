@@ -1,4 +1,4 @@
-"""`smat data prepare KIND`: one command for each kind of source, all with the same options."""
+"""`smat data prepare KIND`: a command per kind of source, all with the same options."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Kinds(TyperGroup):
-    """The kinds of this package, then those of plugins, which are looked for only when this group is asked."""
+    """The built-in kinds, then those of plugins, which are loaded only when this group is used."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         from smatcli.plugins import loaded
@@ -29,22 +29,22 @@ class Kinds(TyperGroup):
         return super().get_command(ctx, cmd_name) or command(cmd_name)
 
 
-app = typer.Typer(cls=Kinds, help="Turn source data into stores: one command for each kind of source.", no_args_is_help=True)
+app = typer.Typer(cls=Kinds, help="Convert source data to stores: a command per kind of source.", no_args_is_help=True)
 kind = partial(register_kind, into=app)
 
 
 @kind("folder", size=64, fit="crop")
 def folder(
     sources: Annotated[list[str], typer.Argument(metavar="SRC", help="Directories or ZIPs of class folders; one store each.")],
-    depth: Annotated[int, typer.Option("--depth", min=1, help="Folders that make a class: 2 for group/class/image.")] = 1,
+    depth: Annotated[int, typer.Option("--depth", min=1, help="Folder levels of a class name: 2 for group/class/image.")] = 1,
 ) -> "list[Job]":
-    """Make one store from each directory or ZIP of class folders (<class name>/<image>).
+    """Create a store from each directory or ZIP of class folders (<class name>/<image>).
 
-    Any image that Pillow reads, of any mode and size: the first frame, upright, on white. Unreadable images are counted and named.
-    What was already prepared from the same files with the same settings is kept; what was interrupted continues.
+    Images may have any mode, size and format that Pillow reads; the first frame is used, upright, on white. Unreadable images are counted
+    and named. A store of the same files and settings is kept, and an interrupted command continues.
 
-    The split is by class. Test, train and valid get at least 5 classes each, in this order; with 10 to 14 classes there are no valid
-    classes, with fewer than 10 all are test classes.
+    The split is by class. Test, train and valid get at least 5 classes each, in this order: with 10 to 14 classes there are no valid
+    classes, and with fewer than 10 all are test classes.
     """
     from smatcli.engine.prepare.preparation import folder_jobs
 
@@ -53,17 +53,17 @@ def folder(
 
 @kind("meta-dataset")
 def meta_dataset(dirs: Dirs) -> "list[Job]":
-    """Make stores from Meta-Dataset's own conversion: dataset_spec.json beside one <class id>.tfrecords a class.
+    """Create stores from the output of Meta-Dataset's conversion: dataset_spec.json beside a <class id>.tfrecords per class.
 
-    A folder without dataset_spec.json stands for all folders in it that have one. Classes, their order and splits are the spec's, and
-    so is the ontology of Omniglot and ImageNet.
+    A folder without dataset_spec.json stands for all of its subfolders that have one. Classes, order, splits and the ontology of Omniglot
+    and ImageNet are taken from the specification.
     """
     return jobs_of("meta-dataset", _each(dirs, "dataset_spec.json"))
 
 
 @kind("pmf-h5")
 def pmf_h5(dirs: Dirs) -> "list[Job]":
-    """Make stores from PMF's layout of Meta-Dataset: dataset_spec.json beside one <class id>.h5 a class."""
+    """Create stores from PMF's layout of Meta-Dataset: dataset_spec.json beside a <class id>.h5 per class."""
     return jobs_of("pmf-h5", _each(dirs, "dataset_spec.json"))
 
 
@@ -71,37 +71,37 @@ def pmf_h5(dirs: Dirs) -> "list[Job]":
 def pmf_episodes(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="PMF's fixed validation episodes; one store each.")],
 ) -> "list[Job]":
-    """Make stores of PMF's fixed validation episodes (val_ep120_img128.h5): every class of every episode is a class of the valid split.
+    """Create stores from PMF's fixed validation episodes (val_ep120_img128.h5). Each class of each episode is a class of the valid split.
 
-    Give the --size that the images have, so that they come through unchanged.
+    Give the size of the images as --size to keep them unchanged.
     """
     return jobs_of("pmf-episodes", files)
 
 
 @kind("torchvision")
 def torchvision(
-    names: Annotated[list[str], typer.Argument(metavar="NAME", help="CIFAR10, DTD, Omniglot, ... as torchvision calls them.")],
-    root: Annotated[Path | None, typer.Option("--root", help="Where torchvision's files lie, or go.", show_default=False)] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch what is missing (network).")] = False,
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names in torchvision: CIFAR10, DTD, Omniglot, ...")],
+    root: Annotated[Path | None, typer.Option("--root", help="Folder of torchvision's files.", show_default=False)] = None,
+    download: Annotated[bool, typer.Option("--download", help="Download missing files.")] = False,
 ) -> "list[Job]":
-    """Make stores from datasets that torchvision reads, all of their parts together."""
+    """Create stores from datasets of torchvision, with all their parts together."""
     return [job for name in names for job in jobs_of("torchvision", [name], root=root, download=download)]
 
 
 @kind("vtab")
 def vtab(dirs: Dirs) -> "list[Job]":
-    """Make stores from VTAB-1k tasks (images beside train800.txt, val200.txt, test.txt), split by image, for tuning.
+    """Create stores from VTAB-1k tasks (images beside train800.txt, val200.txt, test.txt), split by image, for tuning.
 
-    DIR is one task, or the folder that holds them.
+    DIR is a task, or a folder of tasks.
     """
     return jobs_of("vtab", _each(dirs, "train800.txt", "train800val200.txt", "test.txt"))
 
 
 @kind("fgvc")
 def fgvc(dirs: Dirs) -> "list[Job]":
-    """Make stores from the FGVC tasks as VPT lists them (train.json, val.json, test.json), split by image, for tuning.
+    """Create stores from the FGVC tasks with VPT's lists (train.json, val.json, test.json), split by image, for tuning.
 
-    DIR is one task, or the folder that holds them.
+    DIR is a task, or a folder of tasks.
     """
     return jobs_of("fgvc", _each(dirs, "train.json", "test.json"))
 
@@ -109,55 +109,55 @@ def fgvc(dirs: Dirs) -> "list[Job]":
 @kind("domainnet")
 def domainnet(
     path: Dir,
-    domain: Annotated[list[str] | None, typer.Option("--domain", help="clipart, sketch, ...; repeatable (default: all there).")] = None,
+    domain: Annotated[list[str] | None, typer.Option("--domain", help="clipart, sketch, ...; repeatable. Default: all in DIR.")] = None,
 ) -> "list[Job]":
-    """Make one store of each DomainNet domain: <domain>/<class>/<image> with <domain>_train.txt and <domain>_test.txt."""
+    """Create a store per DomainNet domain: <domain>/<class>/<image> with <domain>_train.txt and <domain>_test.txt."""
     from smatcli.errors import UserError
 
-    known = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
-    domains = domain or [name for name in known if (path / name).is_dir()]
+    names = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
+    domains = domain or [name for name in names if (path / name).is_dir()]
     if not domains:
-        raise UserError(f"{path}: holds no DomainNet domain ({', '.join(known)}); give the folder that the archives were unpacked in")
+        raise UserError(f"{path}: contains no DomainNet domain ({', '.join(names)}); give the folder of the unpacked archives")
     return [job for name in domains for job in jobs_of("domainnet", [path], domain=name)]
 
 
 @kind("coco")
 def coco(
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of the images.")],
-    annotations: Annotated[Path, typer.Argument(metavar="ANNOTATIONS", help="instances_*.json")],
-    enlarge: Annotated[float, typer.Option("--enlarge", min=1, help="Crops are so many times the box.")] = 1.2,
+    annotations: Annotated[Path, typer.Argument(metavar="ANNOTATIONS", help="instances_*.json of the images.")],
+    enlarge: Annotated[float, typer.Option("--enlarge", min=1, help="Size of the crop relative to the box.")] = 1.2,
     min_boxes: Annotated[int | None, typer.Option("--min-boxes", min=2, help="Drop classes with fewer boxes.", show_default=False)] = None,
-    crowd: Annotated[bool, typer.Option("--crowd/--no-crowd", help="Keep the boxes of crowds, as Meta-Dataset does.")] = True,
+    crowd: Annotated[bool, typer.Option("--crowd/--no-crowd", help="Keep the boxes of crowds, like Meta-Dataset.")] = True,
 ) -> "list[Job]":
-    """Make a store of MSCOCO's objects: one image a box, cut out 1.2 times as large, as in Meta-Dataset."""
+    """Create a store of MSCOCO's objects: an image per box, cropped 1.2 times as large, like Meta-Dataset."""
     few = {} if min_boxes is None else {"min_boxes": min_boxes}
     return jobs_of("coco", [images], annotations=annotations, enlarge=enlarge, crowd=crowd, **few)
 
 
 @kind("cub")
 def cub(path: Dir) -> "list[Job]":
-    """Make a store of the birds: the folder CUB_200_2011 as it is unpacked."""
+    """Create a store from the unpacked folder CUB_200_2011."""
     return jobs_of("cub", [path])
 
 
 @kind("fungi")
 def fungi(path: Dir) -> "list[Job]":
-    """Make a store of FGVCx Fungi: images/ beside train.json and val.json."""
+    """Create a store from FGVCx Fungi: images/ beside train.json and val.json."""
     return jobs_of("fungi", [path])
 
 
 @kind("quickdraw")
 def quickdraw(path: Dir) -> "list[Job]":
-    """Make a store of Quick, Draw!: one <class>.npy of bitmaps or one <class>.ndjson of drawings a class."""
+    """Create a store from Quick, Draw!: a <class>.npy of bitmaps or a <class>.ndjson of drawings per class."""
     return jobs_of("quickdraw", [path])
 
 
 def _each(dirs: Iterable[Path], *marks: str) -> list[Path]:
-    """Each folder, or in its stead the folders in it, when these have one of the marks and it has none."""
-    found = []
+    """Replace each folder that has none of the files `marks` by its subfolders that have one."""
+    folders = []
     for path in dirs:
         inner = []
         if path.is_dir() and not any((path / mark).exists() for mark in marks):
-            inner = [one for one in sorted(path.iterdir()) if any((one / mark).exists() for mark in marks)]
-        found += inner or [path]
-    return found
+            inner = [folder for folder in sorted(path.iterdir()) if any((folder / mark).exists() for mark in marks)]
+        folders += inner or [path]
+    return folders

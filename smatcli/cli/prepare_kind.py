@@ -1,4 +1,4 @@
-"""Options and printing shared by every `smat data prepare KIND`."""
+"""Options and output shared by every `smat data prepare KIND`."""
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
@@ -11,51 +11,41 @@ if TYPE_CHECKING:
     from smatcli.engine.prepare.preparation import Job, Prepared
 
 
-SPLIT_HELP = "Per cent of the classes for train/valid/test, drawn by chance (default: as the source says, else 65/15/20)."
-
-
-SPLITS_HELP = "JSON with the class names of train, valid and test (Meta-Dataset's too); instead of --split."
-
-
-STRICT_HELP = "Whether an unreadable image is an error, and no store is written (default: only in official records and lists)."
-
-
-ENCODING_HELP = "Pixels, read without decoding, or encoded images: several times smaller, decoded whenever they are read."
-
-
+SPLIT_HELP = "Random split of the classes into train/valid/test, percent. Default: that of the source, else 65/15/20."
+SPLITS_HELP = "JSON file with the class names of train, valid and test (like Meta-Dataset's), instead of --split."
+STRICT_HELP = "Stop at an unreadable image and write no store. Default: only for official records and lists."
+ENCODING_HELP = "Store pixels, or JPEG: several times smaller, but decoded at every read."
 REPLACE_HELP = "Rebuild a store that exists with other content."
+WORKERS_HELP = "Decoding threads. Default: all cores."
 
 
-WORKERS_HELP = "Decoding threads (default: all cores)."
-
-
-# The options of every kind: name -> (type, default); `size` and `fit` have a default of their own for each kind.
+# The options of every kind: name -> (type, default). The defaults of `size` and `fit` depend on the kind.
 _SHARED: dict[str, tuple[Any, Any]] = {
-    "out": (Annotated[Path, typer.Option("--out", "-o", help="Folder of the stores; made if missing.")], inspect.Parameter.empty),
-    "name": (Annotated[str | None, typer.Option("--name", help="Dataset name, for a single source (default: the source's).")], None),
-    "size": (Annotated[int, typer.Option("--size", min=1, max=4096, help="Side of the stored square images, pixels.")], 64),
+    "out": (Annotated[Path, typer.Option("--out", "-o", help="Folder of the stores; created if missing.")], inspect.Parameter.empty),
+    "name": (Annotated[str | None, typer.Option("--name", help="Dataset name, for a single source. Default: the source's.")], None),
+    "size": (Annotated[int, typer.Option("--size", min=1, max=4096, help="Side of the stored square images in pixels.")], 64),
     "fit": (
         Annotated[
-            Literal["crop", "squash"], typer.Option("--fit", help="Keep the centre square, or squash the whole image as Meta-Dataset does.")
+            Literal["crop", "squash"], typer.Option("--fit", help="Crop to the centre square, or squash the whole image like Meta-Dataset.")
         ],
         "crop",
     ),
     "encoding": (Annotated[Literal["raw", "jpeg"], typer.Option("--encoding", help=ENCODING_HELP)], "raw"),
     "split": (Annotated[str | None, typer.Option("--split", help=SPLIT_HELP)], None),
     "splits_file": (Annotated[Path | None, typer.Option("--splits", help=SPLITS_HELP)], None),
-    "seed": (Annotated[int | None, typer.Option("--seed", min=0, help="Seed of --split and --max-per-class (default: 0).")], None),
+    "seed": (Annotated[int | None, typer.Option("--seed", min=0, help="Seed of --split and --max-per-class. Default: 0.")], None),
     "max_per_class": (
-        Annotated[int | None, typer.Option("--max-per-class", min=2, help="Keep at most so many images of a class, drawn by chance.")],
+        Annotated[int | None, typer.Option("--max-per-class", min=2, help="Keep at most this many random images per class.")],
         None,
     ),
     "min_images": (
         Annotated[
-            int | None, typer.Option("--min-images", min=2, help="Drop classes with fewer readable images (default: 2, fewer is an error).")
+            int | None, typer.Option("--min-images", min=2, help="Drop classes with fewer readable images. Default: error below 2.")
         ],
         None,
     ),
     "strict": (Annotated[bool | None, typer.Option("--strict/--no-strict", help=STRICT_HELP, show_default=False)], None),
-    "licence": (Annotated[str, typer.Option("--licence", help="Licence text to keep in the stores.")], ""),
+    "licence": (Annotated[str, typer.Option("--licence", help="Licence text to record in the stores.")], ""),
     "workers": (Annotated[int | None, typer.Option("--workers", "-j", min=1, help=WORKERS_HELP)], None),
     "replace": (Annotated[bool, typer.Option("--replace", help=REPLACE_HELP)], False),
 }  # fmt: skip
@@ -71,7 +61,7 @@ Dir = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the dataset.
 
 
 def kind(name: str, size: int = 128, fit: str = "squash", *, into: typer.Typer) -> Callable[[Kind], Kind]:
-    """Registers a function that gives the jobs of its own arguments as a command of `into` which has the shared options too."""
+    """Register a function from arguments to jobs as a command of `into`, with the shared options added."""
 
     def register(function: Kind) -> Kind:
         own = dict(inspect.signature(function).parameters)
@@ -126,9 +116,9 @@ def _print_prepared(results: "Sequence[Prepared]") -> None:
         else:
             rows.append([r.name, *r.classes, f"{r.images:,}", r.unreadable_count, size_text(r.bytes), f"{r.seconds:.1f}", r.status])
     if len(rows) > 1:
-        made = [r for r in results if r.status != "failed"]
-        sums = [sum(r.classes[i] for r in made) for i in range(3)]
-        total = sum(r.bytes for r in made)
-        images, unreadable, seconds = (sum(getattr(r, key) for r in made) for key in ("images", "unreadable_count", "seconds"))
-        rows.append(["in all", *sums, f"{images:,}", unreadable, size_text(total), f"{seconds:.1f}", f"{len(made)} of {len(results)}"])
+        prepared = [r for r in results if r.status != "failed"]
+        sums = [sum(r.classes[i] for r in prepared) for i in range(3)]
+        total = sum(r.bytes for r in prepared)
+        images, unreadable, seconds = (sum(getattr(r, key) for r in prepared) for key in ("images", "unreadable_count", "seconds"))
+        rows.append(["total", *sums, f"{images:,}", unreadable, size_text(total), f"{seconds:.1f}", f"{len(prepared)} of {len(results)}"])
     print_table(["dataset", "train", "valid", "test", "images", "unreadable", "on disk", "seconds", "status"], rows, total=len(rows) > 1)

@@ -1,4 +1,4 @@
-"""The command `smat data prepare NAME` of a plugin's kind of source, made from its settings."""
+"""`smat data prepare NAME` for a plugin's kind of source, with options from its settings."""
 
 import inspect
 from pathlib import Path
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
     from smatcli.engine.prepare.preparation import Job
 
-Paths = Annotated[list[Path], typer.Argument(metavar="PATH", help="Where the source data are; one store each.")]
+Paths = Annotated[list[Path], typer.Argument(metavar="PATH", help="Paths of the source data; one store each.")]
 FITTING = (str, int, float, bool)
 
 
 def command(name: str) -> Any:
-    """The command of the installed source `name`, None where there is none; UserError for a broken plugin."""
+    """Return the command of the plugin source `name`, or None if it is not installed. UserError for a broken plugin."""
     plugin: plugins.SourcePlugin | None = plugins.find("sources", name, taken=SOURCES)
     if plugin is None:
         return None
@@ -32,15 +32,15 @@ def command(name: str) -> Any:
 
     parameters = [inspect.Parameter("sources", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Paths), *options]
     jobs.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    jobs.__doc__ = plugin.help or f"Make stores by the plugin {name}."
+    jobs.__doc__ = plugin.help or f"Create stores with the plugin {name}."
     own = typer.Typer(add_completion=False)
     kind(name, plugin.size, plugin.fit, into=own)(jobs)
     return typer.main.get_command(own)
 
 
 def _options(settings: "type[BaseModel]") -> list[inspect.Parameter]:
-    """A command-line option of every field whose type one can have; the others keep their default."""
-    found = []
+    """Return an option per field of a type that options can have; other fields keep their default."""
+    options = []
     for name, field in settings.model_fields.items():
         kinds = [part for part in get_args(field.annotation) or (field.annotation,) if part is not type(None)]
         if len(kinds) != 1 or kinds[0] not in FITTING:
@@ -51,12 +51,12 @@ def _options(settings: "type[BaseModel]") -> list[inspect.Parameter]:
         word = name.replace("_", "-")
         option = typer.Option(f"--{word}/--no-{word}" if kinds[0] is bool else f"--{word}", help=field.description)
         shown = Annotated[annotation | None, option] if default is None else Annotated[annotation, option]
-        found.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=shown))
-    return found
+        options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=shown))
+    return options
 
 
 def _checked(settings: "type[BaseModel] | None", given: dict[str, Any]) -> dict[str, Any]:
-    """The options after the plugin's own validation; UserError with the first problem."""
+    """Return the options validated by the plugin's settings. UserError with the first problem."""
     if settings is None:
         return {}
     from pydantic import ValidationError
@@ -64,8 +64,8 @@ def _checked(settings: "type[BaseModel] | None", given: dict[str, Any]) -> dict[
     from smatcli.errors import UserError
 
     try:
-        made = settings.model_validate(given)
+        checked = settings.model_validate(given)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise UserError(f"--{'-'.join(map(str, first['loc'])).replace('_', '-')}: {first['msg']}, got {first['input']!r}") from None
-    return {name: getattr(made, name) for name in type(made).model_fields}
+    return {name: getattr(checked, name) for name in type(checked).model_fields}

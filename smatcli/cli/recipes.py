@@ -12,21 +12,21 @@ app = typer.Typer(help="List, print, copy and check recipes (YAML experiments)."
 
 
 def header(text: str) -> str:
-    """The first sentence of a recipe's opening comment, the command lines left out."""
+    """Return the first sentence of a recipe's opening comment, without its command lines."""
     words: list[str] = []
     for line in text.splitlines():
         if not line.startswith("#") or (words and words[-1].endswith(".")):
             break
-        said = line.lstrip("# ").rstrip()
-        if not said.startswith(("smat ", "make ")):
-            words += said.split()
+        comment = line.lstrip("# ").rstrip()
+        if not comment.startswith(("smat ", "make ")):
+            words += comment.split()
     sentence = " ".join(words)
     return sentence.partition(". ")[0].removesuffix(".")
 
 
 @app.command("ls")
 def list_recipes() -> None:
-    """List the packaged recipes with the first line of each."""
+    """List the packaged recipes with a description."""
     from rich.table import Table
     from rich.text import Text
 
@@ -43,7 +43,7 @@ def list_recipes() -> None:
 
 @app.command("cat", no_args_is_help=True)
 def cat(recipe: Annotated[str, typer.Argument(help="Name (quickstart/smat) or path.")]) -> None:
-    """Print a recipe as it is written, comments included."""
+    """Print a recipe file, including comments."""
     from smatcli.config import find_recipe
 
     typer.echo(_text(find_recipe(recipe)), nl=False)
@@ -52,9 +52,9 @@ def cat(recipe: Annotated[str, typer.Argument(help="Name (quickstart/smat) or pa
 @app.command("cp", no_args_is_help=True)
 def copy(
     recipe: Annotated[str, typer.Argument(help="Name (quickstart/smat) or path.")],
-    target: Annotated[Path, typer.Argument(help="New file, or a folder to put it in.")] = Path("."),
+    target: Annotated[Path, typer.Argument(help="New file, or a folder for it.")] = Path("."),
 ) -> None:
-    """Copy a recipe, to change it; an existing file is never overwritten."""
+    """Copy a recipe for editing. An existing file is never overwritten."""
     from smatcli.config import find_recipe
     from smatcli.errors import UserError
     from smatcli.safe.files import atomic_write_text
@@ -64,7 +64,7 @@ def copy(
     if file.exists():
         raise UserError(f"{file} exists; choose another name")
     if not file.parent.is_dir():
-        raise UserError(f"{file.parent}: there is no such folder; make it first")
+        raise UserError(f"{file.parent}: this folder does not exist; create it first")
     atomic_write_text(file, _text(source))
     typer.echo(f"{source} -> {file}")
 
@@ -72,13 +72,13 @@ def copy(
 @app.command("validate")
 def validate(
     paths: Annotated[
-        list[str] | None, typer.Argument(help="Names or paths; a key.path=value changes the one before. Default: all.")
+        list[str] | None, typer.Argument(help="Names or paths; key.path=value changes the preceding recipe. Default: all.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only say which recipes are valid.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only print which recipes are valid.")] = False,
 ) -> None:
     """Check recipes and print every resolved value with its origin.
 
-    Without an argument all packaged recipes are checked, briefly.
+    Without an argument, all packaged recipes are checked and no values are printed.
     """
     from smatcli.config import load_recipe, packaged_recipes
     from smatcli.errors import UserError
@@ -102,14 +102,14 @@ def validate(
 
 
 def _jobs(words: list[str]) -> list[tuple[str, list[str]]]:
-    """Recipes with the overrides that follow each; a word with "=" that is no file is an override."""
+    """Group recipes with the overrides that follow them; a word with "=" is an override unless it is a file."""
     from smatcli.errors import UserError
 
     jobs: list[tuple[str, list[str]]] = []
     for word in words:
         if "=" in word and not Path(word).exists():
             if not jobs:
-                raise UserError(f"override {word!r} stands before any recipe; write the recipe first")
+                raise UserError(f"override {word!r} comes before any recipe; give the recipe first")
             jobs[-1][1].append(word)
         else:
             jobs.append((word, []))

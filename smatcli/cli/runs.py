@@ -1,4 +1,4 @@
-"""`smat runs`: what runs there are and how far they are, from their files alone."""
+"""`smat runs`: runs and their progress, read from their files."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,59 +12,59 @@ app = typer.Typer(no_args_is_help=True, help="List, show, compare and follow run
 STATES = ("created", "running", "continued", "finished", "interrupted", "failed", "dead")
 NOT_SHOWN = ("step", "kind", "time", "tasks")
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
 
 
 @app.command()
 def ls(
     places: Annotated[list[Path] | None, typer.Argument(metavar="[PLACE]...", help="Runs or folders of runs. Default: runs/.")] = None,
     state: Annotated[str | None, typer.Option("--state", metavar="STATE", help=f"Only runs in this state: {', '.join(STATES)}.")] = None,
-    json_lines: Annotated[bool, typer.Option("--json", help="One JSON object a line, for scripts.")] = False,
+    json_lines: Annotated[bool, typer.Option("--json", help="Print a JSON object per line, for scripts.")] = False,
 ) -> None:
-    """A table of runs: method, state, step, best validation accuracy, time.
+    """List runs: method, state, step, best validation accuracy, time.
 
-    `dead`: run.json says running, but the process is gone; `smat train RUN/recipe.yaml --resume` continues it.
+    `dead`: run.json says running, but the process no longer exists; `smat train RUN/recipe.yaml --resume` continues it.
     """
     from smatcli.errors import UserError, nearest
     from smatcli.runs.overview import ago, facts, find_runs
 
     if state is not None and state not in STATES:
-        raise UserError(f"--state {state}: there is {', '.join(STATES)}{nearest(state, list(STATES))}")
-    found = [facts(path) for path in find_runs(places or [Path("runs")])]
-    found = [one for one in found if state in (None, one.state)]
+        raise UserError(f"--state {state}: use {', '.join(STATES)}{nearest(state, list(STATES))}")
+    listed = [facts(path) for path in find_runs(places or [Path("runs")])]
+    listed = [each for each in listed if state in (None, each.state)]
     if json_lines:
         import json
 
-        for one in found:
-            typer.echo(json.dumps(_plain(one)))
+        for each in listed:
+            typer.echo(json.dumps(_plain(each)))
         return
-    if not found:
+    if not listed:
         typer.echo("no runs")
         return
     from smatcli.cli.output import print_table
 
     rows = [
-        (one.path, one.method if one.kind == "train" else one.kind, one.state, _steps(one), _percent(one.best), _or(one.best_step),
-         _percent(one.last), _clock(one.seconds), ago(one.changed))
-        for one in found
+        (each.path, each.method if each.kind == "train" else each.kind, each.state, _steps(each), _percent(each.best), _or(each.best_step),
+         _percent(each.last), _clock(each.seconds), ago(each.changed))
+        for each in listed
     ]  # fmt: skip
     print_table(("run", "method", "state", "step", "best %", "at", "last %", "time", "changed"), rows, left=("run", "method", "state"))
 
 
 @app.command()
 def show(run: Run) -> None:
-    """One run in full: facts, versions, last readings, checkpoints, evaluations."""
+    """Show a run: facts, versions, last metrics, checkpoints, evaluations."""
     from smatcli.cli.output import print_table
     from smatcli.runs.overview import evaluations, facts, records
 
-    one = facts(run)
-    versions = one.info.get("versions")
+    about = facts(run)
+    versions = about.info.get("versions")
     rows: list[tuple[str, Any]] = [
-        ("run", one.path), ("kind", one.kind), ("method", one.method), ("state", one.state), ("message", one.message or "-"),
-        ("step", _steps(one)), ("best validation", f"{_percent(one.best)} % at step {_or(one.best_step)}"),
-        ("last validation", f"{_percent(one.last)} %"), ("time", _clock(one.seconds)),
-        *((key, one.info[key]) for key in ("device", "precision", "host", "pid", "started", "finished") if key in one.info),
-        ("command", " ".join(map(str, one.info.get("command", [])))),
+        ("run", about.path), ("kind", about.kind), ("method", about.method), ("state", about.state), ("message", about.message or "-"),
+        ("step", _steps(about)), ("best validation", f"{_percent(about.best)} % at step {_or(about.best_step)}"),
+        ("last validation", f"{_percent(about.last)} %"), ("time", _clock(about.seconds)),
+        *((key, about.info[key]) for key in ("device", "precision", "host", "pid", "started", "finished") if key in about.info),
+        ("command", " ".join(map(str, about.info.get("command", [])))),
         ("versions", ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else "-"),
         ("checkpoints", ", ".join(p.name for p in sorted((run / "checkpoints").glob("[!.]*"))) or "-"),
     ]  # fmt: skip
@@ -93,37 +93,37 @@ def show(run: Run) -> None:
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Two runs or more, or folders of runs.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Two or more runs, or folders of runs.")],
 ) -> None:
-    """The recipe keys in which runs differ, and what they came to, side by side."""
+    """Compare runs: the recipe keys in which they differ, and their results."""
     from smatcli.cli.output import print_table
     from smatcli.config.yaml_text import flow
     from smatcli.errors import UserError
     from smatcli.runs.overview import differing_keys, evaluations, facts, find_runs
 
-    found = [facts(path) for path in find_runs(runs)]
-    if len(found) < 2:
-        raise UserError("give two runs or more to compare")
-    rows: list[list[Any]] = [[key, *("-" if v is None else flow(v) for v in values)] for key, values in differing_keys(found).items()]
+    compared = [facts(path) for path in find_runs(runs)]
+    if len(compared) < 2:
+        raise UserError("give two or more runs to compare")
+    rows: list[list[Any]] = [[key, *("-" if v is None else flow(v) for v in values)] for key, values in differing_keys(compared).items()]
     if not rows:
-        rows.append(["recipe", *("the same" for _ in found)])
-    rows.append(["state", *(one.state for one in found)])
-    rows.append(["step", *(_steps(one) for one in found)])
-    rows.append(["best validation %", *(_percent(one.best) for one in found)])
-    rows.append(["time", *(_clock(one.seconds) for one in found)])
-    tests = [{(r.get("dataset"), r.get("adapt"), r.get("protocol")): r for r in evaluations(one.path)} for one in found]
-    for key in dict.fromkeys(k for one in tests for k in one):
-        rows.append([f"{key[0]} {key[1]} {key[2]} %", *(_share(one[key].get("mean")) if key in one else "-" for one in tests)])
-    print_table(("", *_names(found)), rows, left=("",))
+        rows.append(["recipe", *("the same" for _ in compared)])
+    rows.append(["state", *(each.state for each in compared)])
+    rows.append(["step", *(_steps(each) for each in compared)])
+    rows.append(["best validation %", *(_percent(each.best) for each in compared)])
+    rows.append(["time", *(_clock(each.seconds) for each in compared)])
+    tests = [{(r.get("dataset"), r.get("adapt"), r.get("protocol")): r for r in evaluations(each.path)} for each in compared]
+    for key in dict.fromkeys(k for each in tests for k in each):
+        rows.append([f"{key[0]} {key[1]} {key[2]} %", *(_share(each[key].get("mean")) if key in each else "-" for each in tests)])
+    print_table(("", *_names(compared)), rows, left=("",))
 
 
 @app.command()
 def tail(
     run: Run,
-    count: Annotated[int, typer.Option("-n", "--lines", min=1, help="Records that are shown.")] = 10,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as new ones are written, until the run ends.")] = False,
+    count: Annotated[int, typer.Option("-n", "--lines", min=1, help="Number of records.")] = 10,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Print new records as they are written, until the run ends.")] = False,
 ) -> None:
-    """The last records of a run's metrics.jsonl."""
+    """Print the last records of a run's metrics.jsonl."""
     from smatcli.runs.overview import facts
     from smatcli.runs.overview import follow as followed
     from smatcli.runs.overview import tail as last
@@ -143,26 +143,26 @@ def _line(record: dict[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, dict):
-        return " ".join(f"{name} {_value(one)}" for name, one in value.items())
+        return " ".join(f"{name} {_value(each)}" for name, each in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _plain(one: "Facts") -> dict[str, Any]:
+def _plain(about: "Facts") -> dict[str, Any]:
     names = ("kind", "method", "state", "step", "steps", "best", "best_step", "last", "seconds", "message")
-    return {"run": str(one.path), **{name: getattr(one, name) for name in names}}
+    return {"run": str(about.path), **{name: getattr(about, name) for name in names}}
 
 
-def _names(found: "list[Facts]") -> list[str]:
-    """The shortest endings of the runs' paths that tell them apart."""
-    for parts in range(1, max(len(one.path.parts) for one in found) + 1):
-        names = ["/".join(one.path.parts[-parts:]) for one in found]
+def _names(compared: "list[Facts]") -> list[str]:
+    """Return the shortest unambiguous endings of the runs' paths."""
+    for parts in range(1, max(len(each.path.parts) for each in compared) + 1):
+        names = ["/".join(each.path.parts[-parts:]) for each in compared]
         if len(set(names)) == len(names):
             return names
-    return [str(one.path) for one in found]
+    return [str(each.path) for each in compared]
 
 
-def _steps(one: "Facts") -> str:
-    return f"{_or(one.step)}/{one.steps}" if one.steps is not None else _or(one.step)
+def _steps(about: "Facts") -> str:
+    return f"{_or(about.step)}/{about.steps}" if about.steps is not None else _or(about.step)
 
 
 def _percent(share: float | None) -> str:

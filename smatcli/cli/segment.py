@@ -1,4 +1,4 @@
-"""`smat segment`."""
+"""`smat segment`: tune a backbone for segmentation."""
 
 from typing import Annotated
 
@@ -6,22 +6,22 @@ import typer
 
 
 def segment(
-    recipe: Annotated[str, typer.Argument(help="recipe file, or the name of a packaged one", metavar="RECIPE")],
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a packaged one.", metavar="RECIPE")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="settings, e.g. data.root=Kvasir-SEG segment.folds=5", metavar="[KEY=VALUE]...")
+        list[str] | None, typer.Argument(help="Recipe values, e.g. data.root=Kvasir-SEG segment.folds=5.", metavar="[KEY=VALUE]...")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run where it stopped (starts it when there is none)")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint, if it exists.")] = False,
 ) -> None:
     """Tune vision transformers for segmentation: pmoe, vpt, linear or full, under a SETR-PUP head.
 
-    Reads folders of images and masks (also Kvasir-SEG, ISIC and ADE20K as they are published), trains on one split or by
-    cross-validation, and writes mIoU, Dice and pixel accuracy, single and multi-scale, to RUN/segment/summary.csv, with pictures beside it.
+    Reads folders of images and masks (also the published layouts of Kvasir-SEG, ISIC and ADE20K), and trains on a single split or with
+    cross-validation. Writes mIoU, Dice and pixel accuracy, single-scale and multi-scale, to RUN/segment/summary.csv, and example images.
     """
     from smatcli.config import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [], kind="segment")  # before torch is imported: a bad recipe is reported at once
+    loaded = load_recipe(recipe, overrides or [], kind="segment")  # before torch is imported
     from smatcli.engine.segment.segmenting import segment as run
     from smatcli.runs.reporter import auto_reporter
 
-    made = run(loaded, auto_reporter(), resume)
-    typer.echo(f"{made.path}/segment/summary.csv")
+    result = run(loaded, auto_reporter(), resume)
+    typer.echo(f"{result.path}/segment/summary.csv")

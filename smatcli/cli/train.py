@@ -12,37 +12,39 @@ if TYPE_CHECKING:
     from smatcli.launch.placement import Placement
 
 
-@with_placement("local (the default): here; slurm: as a job of the cluster")
+@with_placement("local (default): in this process; slurm: as a Slurm job.")
 def train(
-    recipe: Annotated[str, typer.Argument(help="recipe file, or the name of a packaged one (smat recipes ls)", metavar="RECIPE")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="recipe values, e.g. train.steps=100")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run from its last checkpoint")] = False,
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a packaged one (smat recipes ls).", metavar="RECIPE")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe values, e.g. train.steps=100.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
     seeds: Annotated[
         str,
-        typer.Option(metavar="A,B,...", help="train once per seed, as RUN-seedA, RUN-seedB, ...; smat report combines them"),
+        typer.Option(metavar="A,B,...", help="Train once per seed, as RUN-seedA, RUN-seedB, ...; smat report combines them."),
     ] = "",
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="same as deterministic=true: bit-identical results on one device; slower")
+        bool, typer.Option("--deterministic", help="Same as deterministic=true: bit-identical results on one device; slower.")
     ] = False,
     debug_episode: Annotated[
         str,
         typer.Option(
             metavar="DATASET:INDEX",
-            help="do not train: show the loss terms of this training episode, with the weights of the run's failed or last checkpoint",
+            help="Only show the loss terms of this training episode, with the weights of the run's failed or last checkpoint.",
         ),
     ] = "",
     profile: Annotated[
-        bool, typer.Option("--profile", help="time updates 2 to 6 by phase and trace the 7th: RUN/profile/phases.csv and trace.json")
+        bool, typer.Option("--profile", help="Time updates 2 to 6 by phase and trace the 7th: RUN/profile/phases.csv and trace.json.")
     ] = False,
-    memory_report: Annotated[bool, typer.Option("--memory-report", help="do not train: predict the peak memory of an update")] = False,
+    memory_report: Annotated[bool, typer.Option("--memory-report", help="Only predict the peak memory of an update.")] = False,
     *,
     placement: "Placement",
 ) -> None:
     """Meta-train a method (smat, pmf, pretrained) on episodes.
 
-    Creates the recipe's run directory: recipe.yaml (every value), metrics.jsonl, checkpoints/last and best. A run is never overwritten.
-    SIGINT, SIGTERM or SIGUSR1: finish the update, save a checkpoint, exit with 130, 143 or 138; a second signal stops at once.
-    An update whose loss or gradient is not finite is skipped and counted; train.spike sets how many end the run (exit 1).
+    Creates the recipe's run directory with recipe.yaml (every value), metrics.jsonl, checkpoints/last and best. Never overwrites a run.
+
+    On SIGINT, SIGTERM or SIGUSR1 the update is finished, a checkpoint is saved, and the exit code is 130, 143 or 138; a second signal stops
+    at once. An update whose loss or gradient is not finite is skipped and counted; train.spike sets how many end the run (exit code 1).
+
     Several processes (torchrun --nproc-per-node N -m smatcli train ...) share the tasks of each meta-batch.
     """
     from smatcli.config import load_recipe

@@ -20,24 +20,24 @@ The same command again skips finished runs and continues interrupted ones.
 
 
 @with_placement(
-    "local: one process per visible GPU, or --jobs of them; slurm: one job per run",
-    devices_help="devices to use side by side: cuda:0,cuda:1",
-    jobs_help="runs at a time [default: one per device]",
+    "local: one process per visible GPU, or --jobs of them; slurm: one job per run.",
+    devices_help="Devices to use side by side: cuda:0,cuda:1.",
+    jobs_help="Runs at a time. Default: one per device.",
 )
 def tune(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="RECIPE... [KEY=VALUE]...", help="recipe files, names of packaged ones or folders of recipes; recipe values"
+            metavar="RECIPE... [KEY=VALUE]...", help="Recipe files, names of packaged ones or folders of recipes; recipe values."
         ),
     ],
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run where it stopped (suites and seeds always do)")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run where it stopped; always on for several runs.")] = False,
     suite: Annotated[
         str,
-        typer.Option("--suite", metavar="NAME", help="all tasks of vtab or fgvc, or datasets a,b,c; each in its own run directory"),
+        typer.Option("--suite", metavar="NAME", help="All tasks of vtab or fgvc, or datasets a,b,c, each in its own run directory."),
     ] = "",
-    seeds: Annotated[str, typer.Option("--seeds", metavar="A,B,...", help="tune once per seed; the table shows the mean")] = "",
-    out: Annotated[Path | None, typer.Option("--out", help="folder of the runs of a suite or of seeds [default: <run>-suite]")] = None,
+    seeds: Annotated[str, typer.Option("--seeds", metavar="A,B,...", help="Tune once per seed; the table shows the mean.")] = "",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the runs of a suite or of seeds. Default: <run>-suite.")] = None,
     *,
     placement: "Placement",
 ) -> None:

@@ -39,7 +39,7 @@ def test_prepare_prints_the_table_and_runs_again(root):
     assert table["birds"][:5] == ["6", "5", "5", "48", "1"]
     assert table["cars"][:5] == ["0", "0", "4", "12", "1"]
     assert table["birds"][-2:] == ["already", "prepared"]
-    assert table["in"][1:6] == ["6", "5", "9", "60", "2"]
+    assert table["total"][0:5] == ["6", "5", "9", "60", "2"]
     assert "already prepared, data/mini/birds.h5 is kept" in done.stderr
 
 

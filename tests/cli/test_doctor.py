@@ -28,7 +28,7 @@ def here(tmp_path, monkeypatch):
 def test_doctor_without_any_data(here):
     done = smat("doctor")
     assert done.exit_code == 0
-    assert "18 datasets below data: 0 present, 0 wrong, 18 missing" in done.stdout
+    assert "18 datasets in data: 0 present, 0 wrong, 18 missing" in done.stdout
     lines = [line.split("    #")[0].strip() for line in done.stdout.splitlines()]
     assert all(known.command_for("data") in lines and any(known.origin in line for line in lines) for known in PAPER)
     assert list(here.iterdir()) == []
@@ -49,7 +49,7 @@ def test_doctor_tells_present_wrong_and_missing_apart(here):
     assert "wrong" in rows["aircraft"]
     assert "missing" in rows["omniglot"]
     wrong = (
-        "data/paper/aircraft.h5: not as FGVC-Aircraft should be: classes train/valid/test 20/0/0, expected 70/15/15; images 100, expected"
+        "data/paper/aircraft.h5: differs from FGVC-Aircraft: classes train/valid/test 20/0/0, expected 70/15/15; images 100, expected"
     )
     assert wrong in done.stdout
     assert f"{paper('aircraft').command_for()} --replace\n" in done.stdout  # the wrong store is in the way
@@ -61,7 +61,7 @@ def test_doctor_of_some_datasets_and_another_folder(here):
     write_known(here / "my stores", paper("dtd"))
     done = smat("doctor", "dtd", "VGGFlower", "vtab_dtd", "--root", "my stores")
     assert done.exit_code == 0
-    assert "3 datasets below my stores: 1 present, 0 wrong, 2 missing" in done.stdout
+    assert "3 datasets in my stores: 1 present, 0 wrong, 2 missing" in done.stdout
     assert f"--out {shlex.quote('my stores/paper')}" in done.stdout
     assert f"--out {shlex.quote('my stores/vtab')}" in done.stdout
     done = smat("doctor", "omniglott")
@@ -71,7 +71,7 @@ def test_doctor_of_some_datasets_and_another_folder(here):
 
 @pytest.mark.parametrize(("collection", "count"), [("vtab", 19), ("fgvc", 5), ("all", 42)])
 def test_doctor_of_other_collections(collection, count):
-    assert f"{count} datasets below data: 0 present, 0 wrong, {count} missing" in smat("doctor", "-c", collection).stdout
+    assert f"{count} datasets in data: 0 present, 0 wrong, {count} missing" in smat("doctor", "-c", collection).stdout
 
 
 def test_doctor_when_all_is_there_says_nothing_more(here):
@@ -88,7 +88,7 @@ def test_verify_names_mismatches_and_keeps_its_exit_codes(here):
     done = smat("verify")
     assert done.exit_code == 0
     assert done.stdout.count(": sound") == 2
-    assert "data/aircraft.h5: not as FGVC-Aircraft should be: images 9,999, expected 10,000\n" in done.stdout
+    assert "data/aircraft.h5: differs from FGVC-Aircraft: images 9,999, expected 10,000\n" in done.stdout
     rows = [line.split() for line in done.stdout.splitlines()]
     assert ["images", "10,000", "9,999", "MISMATCH"] in rows
     assert ["images", "5,640", "5,640"] in rows

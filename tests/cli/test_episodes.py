@@ -125,7 +125,7 @@ def test_nothing_is_overwritten(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "l.npz"
     assert episodes(root, "near", "-n", 2, "--out", out).exit_code == 0
     kept = out.read_bytes()
-    assert "exists already" in episodes(root, "near", "-n", 3, "--out", out).stderr
+    assert "already exists" in episodes(root, "near", "-n", 3, "--out", out).stderr
     assert out.read_bytes() == kept
     assert episodes(root, "near", "-n", 3, "--out", out, "--replace").exit_code == 0
     assert len(read_list(out)["near"]) == 3

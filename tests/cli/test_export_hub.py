@@ -27,7 +27,7 @@ def test_exports(world: Path, tmp_path: Path) -> None:
     assert done.stdout.strip() == str(tmp_path / "model")
     done = smat("export", world / "run", "--experts", "--out", tmp_path / "experts.safetensors")
     assert done.exit_code == 0, done.output
-    assert "times smaller than 0.38 MB of dense experts" in done.stdout
+    assert "times smaller than dense experts (0.38 MB)" in done.stdout
 
 
 def test_staged_upload(world: Path, tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_staged_upload(world: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["export", "run", "--experts", "--average", "--out", "a.safetensors"], "--average: is not read with --experts"),
+        (["export", "run", "--experts", "--average", "--out", "a.safetensors"], "--average: cannot be combined with --experts"),
         (["export", "run", "--out", "a"], "add --support DIR, or --average"),
         (["export", "run", "--average", "--fit", "squash", "--out", "a"], "need --support"),
         (["push", "run"], "HUB_ID"),

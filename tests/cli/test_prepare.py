@@ -79,7 +79,7 @@ def test_domains_that_are_there(tmp_path, opened):
     assert [call[2] for call in opened] == [{"domain": "clipart"}, {"domain": "sketch"}]
     done = smat("domainnet", tmp_path / "other", "--out", tmp_path / "out")
     assert done.exit_code == 2
-    assert "holds no DomainNet domain" in done.stderr
+    assert "contains no DomainNet domain" in done.stderr
 
 
 @pytest.mark.skipif(not FIXTURE.is_dir(), reason=f"no {FIXTURE}")

@@ -34,7 +34,7 @@ def test_cp_copies_and_never_overwrites(tmp_path):
     assert copy.read_text() == "mine"
     done = runner.invoke(app, ["recipes", "cp", "quickstart/smat", str(tmp_path / "no" / "x.yaml")])
     assert done.exit_code == 2
-    assert "no such folder" in done.stderr
+    assert "folder does not exist" in done.stderr
 
 
 def test_validate_prints_values_with_their_origin(recipe_file):
