@@ -13,7 +13,7 @@ META_TEST = ("data.id", "data.ood", "data.ood_split")
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a batch. `values`: its row of the table; `overrides` define its recipe, run directory included."""
+    """A run of a batch. `values`: its row of the table; `overrides` define its recipe, run directory included."""
 
     name: str
     values: dict[str, str]

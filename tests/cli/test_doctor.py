@@ -48,9 +48,7 @@ def test_doctor_tells_present_wrong_and_missing_apart(here):
     assert rows["dtd"].endswith("data/paper/dtd.h5")
     assert "wrong" in rows["aircraft"]
     assert "missing" in rows["omniglot"]
-    wrong = (
-        "data/paper/aircraft.h5: differs from FGVC-Aircraft: classes train/valid/test 20/0/0, expected 70/15/15; images 100, expected"
-    )
+    wrong = "data/paper/aircraft.h5: differs from FGVC-Aircraft: classes train/valid/test 20/0/0, expected 70/15/15; images 100, expected"
     assert wrong in done.stdout
     assert f"{paper('aircraft').command_for()} --replace\n" in done.stdout  # the wrong store is in the way
     assert f"{paper('cars').command_for()}\n" in done.stdout
