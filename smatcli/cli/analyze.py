@@ -45,10 +45,12 @@ def analyze(
         raise UserError("give at least one run directory, e.g. `smat analyze runs/smat`")
     kinds, names = comma_list("--only", only, "masks,flip"), comma_list("--datasets", datasets, "birds,cars")
 
-    from smatcli.engine.analyze.analysis import analyze as run_analysis
+    from smatcli.engine.analyze import AnalysisOptions
+    from smatcli.engine.analyze import analyze as run_analysis
     from smatcli.runs.reporter import auto_reporter
 
+    options = AnalysisOptions(kinds or (), adapt, names, episodes, index, overrides, which, replace, device)
     reporter = auto_reporter()
     for folder in dict.fromkeys(folders):
-        for path in run_analysis(folder, kinds or (), adapt, names, episodes, index, overrides, which, replace, device, reporter):
+        for path in run_analysis(folder, options, reporter):
             typer.echo(path)

@@ -1,17 +1,16 @@
-"""Looks into a trained run; every analysis is a file `RUN/analysis/<name>.h5`, its tables CSV beside it, which `smat report` draws."""
+"""Analyses of a trained run. Each is a file `RUN/analysis/<name>.h5` with its tables as CSV beside it; `smat report` draws them."""
 
 import importlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from smatcli.config.schema import TrainRecipe
 from smatcli.device import threads
-from smatcli.engine.analyze.subject import Job, Subject
-from smatcli.engine.evaluate.folder import differences
+from smatcli.engine.analyze.options import AnalysisOptions
+from smatcli.engine.analyze.subject import AnalysisJob, Subject
 from smatcli.engine.evaluate.questions import choose_datasets, plan
 from smatcli.errors import UserError, nearest
-from smatcli.runs.analysis import FOLDER, known_settings, write_analysis
+from smatcli.runs.analysis import FOLDER, write_analysis
 from smatcli.runs.directory import RunDir
 from smatcli.runs.reporter import Reporter, SilentReporter
 from smatcli.runs.signals import StopRequest
@@ -19,14 +18,14 @@ from smatcli.runs.signals import StopRequest
 
 @dataclass(frozen=True)
 class Kind:
-    """An analysis: the module that makes it, and the methods that it is for (none: all; those with experts)."""
+    """A kind of analysis: its module, and the methods that it applies to (empty: all methods)."""
 
     module: str
     methods: tuple[str, ...] = ()
     needs_experts: bool = False
 
     def refusal(self, recipe: TrainRecipe) -> str:
-        """Why a run of this recipe cannot be analysed so; empty if it can."""
+        """Return why the analysis does not apply to a run of this recipe; empty if it does."""
         name = recipe.method.name
         if self.methods and name not in self.methods:
             return f"needs a run of {' or '.join(self.methods)}, this is {name}"
@@ -36,10 +35,10 @@ class Kind:
             return "needs training datasets (data.train)"
         return ""
 
-    def jobs(self, subject: Subject) -> list[Job]:
-        """What there is to do; UserError for what can be refused before it is done."""
-        found: list[Job] = importlib.import_module(f"smatcli.engine.analyze.{self.module}").jobs(subject)
-        return found
+    def jobs(self, subject: Subject) -> list[AnalysisJob]:
+        """Return the analyses of this kind to compute; raise UserError for invalid options."""
+        jobs: list[AnalysisJob] = importlib.import_module(f"smatcli.engine.analyze.{self.module}").jobs(subject)
+        return jobs
 
 
 KINDS = {
@@ -51,86 +50,56 @@ KINDS = {
 }
 
 
-def analyze(
-    run: Path | str,
-    only: Sequence[str] = (),
-    adapts: Sequence[str] | None = None,
-    datasets: Sequence[str] | None = None,
-    episodes: int | None = None,
-    index: int = 0,
-    overrides: Sequence[str] = (),
-    which: str = "best",
-    replace: bool = False,
-    device: str | None = None,
-    reporter: Reporter | None = None,
-) -> list[Path]:
-    """Analyse a run; the HDF5 files, those that were there with the same settings among them.
+def analyze(run: Path | str, options: AnalysisOptions | None = None, reporter: Reporter | None = None) -> list[Path]:
+    """Analyse a run and return the HDF5 files, including those that existed with the same settings.
 
-    `only`: names of `KINDS` (default: all that the method allows); `episodes` a dataset (default: each analysis' own number), `index` the
-    episode of `features`; `adapts`, `datasets`, `overrides` as in `evaluate`. An analysis with other settings is replaced only with
-    `replace`. Raises `UserError` before anything is computed for what can be refused, `Interrupted` after SIGINT or SIGTERM.
+    Raises `UserError` for invalid options before anything is computed, `Interrupted` after SIGINT or SIGTERM.
     """
     from smatcli.engine.evaluate.evaluation import fingerprint
     from smatcli.engine.train.trainer import load_method
 
-    reporter = reporter or SilentReporter()
+    options, reporter = options or AnalysisOptions(), reporter or SilentReporter()
     if RunDir.open(run).recipe.kind == "tune":
-        return _tuned(Path(run), only, adapts, datasets, episodes, index, overrides, which, replace, device, reporter)
-    for name in only:
+        from smatcli.engine.analyze.tuned import analyze_tuned
+
+        return analyze_tuned(Path(run), options, reporter)
+    recipe = plan(run, options.adapts, None, options.overrides)
+    datasets = choose_datasets(recipe, options.datasets)
+    kinds = _choose(run, recipe, options, reporter)
+    with threads(recipe.threads), StopRequest() as stop:
+        method, _ = load_method(run, options.which, reporter, options.device)
+        subject = Subject(Path(run), recipe, method, datasets, fingerprint(method), options, reporter, stop)
+        jobs = [job for kind in kinds for job in kind.jobs(subject)]
+        paths = [subject.run / FOLDER / f"{job.analysis.name}.h5" for job in jobs]
+        due = [options.must_compute(path, job.analysis.settings, reporter) for path, job in zip(paths, jobs, strict=True)]
+        for job, is_due in zip(jobs, due, strict=True):
+            if is_due:
+                _run(subject, job)
+    return paths
+
+
+def _choose(run: Path | str, recipe: TrainRecipe, options: AnalysisOptions, reporter: Reporter) -> list[Kind]:
+    """Return the kinds in `options.only`, or all that apply to the run."""
+    for name in options.only:
         if name not in KINDS:
             raise UserError(f"--only {name}: no such analysis{nearest(name, list(KINDS))} (known: {', '.join(KINDS)})")
-    recipe = plan(run, adapts, None, overrides)
-    chosen = choose_datasets(recipe, datasets)
     kinds = []
     for name, kind in KINDS.items():
         refused = kind.refusal(recipe)
-        if refused and name in only:
+        if refused and name in options.only:
             raise UserError(f"{run}: --only {name} {refused}")
         if refused:
-            reporter.line(f"{run}: {name} is left out, it {refused}")
-        elif not only or name in only:
-            kinds.append(name)
-    with threads(recipe.threads), StopRequest() as stop:
-        method, _ = load_method(run, which, reporter, device)
-        subject = Subject(
-            Path(run), recipe, method, chosen, which, fingerprint(method), episodes, index, datasets is not None, reporter, stop
-        )
-        jobs = [job for name in kinds for job in KINDS[name].jobs(subject)]
-        for job in [job for job in jobs if _wanted(subject, job, replace)]:
-            _run(subject, job)
-        return [subject.run / FOLDER / f"{job.found.name}.h5" for job in jobs]
+            reporter.line(f"{run}: {name} skipped: it {refused}")
+        elif not options.only or name in options.only:
+            kinds.append(kind)
+    return kinds
 
 
-def _tuned(
-    run: Path, only: Sequence[str], adapts: Sequence[str] | None, datasets: Sequence[str] | None, episodes: int | None, index: int,
-    overrides: Sequence[str], which: str, replace: bool, device: str | None, reporter: Reporter,
-) -> list[Path]:  # fmt: skip
-    from smatcli.engine.analyze.tuned import analyze_tuned
-
-    given = {"--adapt": adapts, "--episodes": episodes, "--index": index or None, "recipe values": overrides or None}
-    given["--which"] = None if which == "best" else which
-    if unread := [name for name, value in given.items() if value is not None]:
-        raise UserError(f"{run}: {unread[0]} is not read for a run of smat tune; leave it out")
-    return analyze_tuned(run, only, datasets, replace, device, reporter)
-
-
-def _wanted(subject: Subject, job: Job, replace: bool) -> bool:
-    """Is this analysis still to be made? UserError where another one is in its place."""
-    path = subject.run / FOLDER / f"{job.found.name}.h5"
-    known = known_settings(path)
-    if known is None or (replace and known != job.found.settings):
-        return True
-    if known != job.found.settings:
-        raise UserError(f"{path} was made with other settings ({', '.join(differences(known, job.found.settings))}); give --replace")
-    subject.reporter.line(f"{path}: is there already")
-    return False
-
-
-def _run(subject: Subject, job: Job) -> None:
+def _run(subject: Subject, job: AnalysisJob) -> None:
     reporter, subject.done = subject.reporter, 0
-    reporter.start(job.steps, job.found.name)
+    reporter.start(job.steps, job.analysis.name)
     try:
         job.fill()
     finally:
         reporter.finish()
-    write_analysis(subject.run / FOLDER, job.found)
+    write_analysis(subject.run / FOLDER, job.analysis)

@@ -1,4 +1,4 @@
-"""Analysis `expert-maps` of mlae: where the class token looks, and which patches change, with one expert at a time (MLAE, Fig. 6)."""
+"""Analysis `expert-maps` of mlae: attention of the class token and change of the patches with one expert at a time (MLAE, Fig. 6)."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,22 +16,25 @@ from smatcli.tuning.mlae import Mlae
 if TYPE_CHECKING:
     from smatcli.engine.analyze.tuned_subject import TunedSubject
 
-SHOWN = 6  # images of a dataset
+SHOWN = 6  # images per dataset
 MOST = 16  # experts
-TILE = 64  # pixels of a map in the picture
-HEAD = 14  # of its titles
+TILE = 64  # side of a map in the picture, in pixels
+HEAD = 14  # height of the titles, in pixels
 
 
 def settings(subject: "TunedSubject") -> dict[str, Any]:
-    """What decides the analysis."""
+    """Return the settings that identify the analysis."""
     return subject.settings(shown=SHOWN)
 
 
-def make(subject: "TunedSubject") -> Analysis:
-    """Arrays by dataset: `attention` and `change` [images, 2 + experts, g, g] (all experts, none, each alone), `pixels`; and a picture."""
+def compute(subject: "TunedSubject") -> Analysis:
+    """Return the analysis and write one picture per dataset.
+
+    Groups by dataset: `attention` and `change` [images, 2 + experts, g, g] (with all experts, none, each alone), `pixels`, `rows`.
+    """
     tuner = subject.tuner
     assert isinstance(tuner, Mlae)
-    found = Analysis("expert-maps", "expert-maps", settings(subject))
+    analysis = Analysis("expert-maps", "expert-maps", settings(subject))
     for name, task in subject.tasks.items():
         rows = task.rows["test"]
         chosen = np.unique(np.linspace(0, len(rows) - 1, SHOWN).astype(int))
@@ -39,25 +42,25 @@ def make(subject: "TunedSubject") -> Analysis:
         assert view.kept is not None
         attention, change = maps(tuner, seen(view.kept, subject.recipe))
         pixels = view.kept.cpu().numpy()
-        found.groups[name] = {"attention": attention, "change": change, "pixels": pixels, "rows": rows[chosen]}
+        analysis.groups[name] = {"attention": attention, "change": change, "pixels": pixels, "rows": rows[chosen]}
         folder = subject.run / FOLDER
         folder.mkdir(exist_ok=True)
         with atomic_path(folder / f"expert-maps-{name}.png") as draft:
             picture(pixels, attention, change).save(draft, format="png")
-    return found
+    return analysis
 
 
 @torch.no_grad()
 def maps(tuner: Mlae, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Attention of the class token in the last block (mean of the heads), and length of what the experts change in its patches.
+    """Return the attention of the class token in the last block (mean of the heads), and the norm of the experts' change of its patches.
 
-    Both [B, 2 + n, g, g]: with all experts, with none, and with the i-th expert of every layer alone. UserError for a ViT without a class
-    token or with patches in no square.
+    Both are [B, 2 + n, g, g]: with all experts, with none, and with only the i-th expert of every layer. UserError for a ViT without a
+    class token or without a grid of patches.
     """
     vit: Any = tuner.backbone
     grid = getattr(getattr(vit, "patch_embed", None), "grid_size", None)
     if getattr(vit, "cls_token", None) is None or grid is None:
-        raise UserError(f"expert-maps: {type(vit).__name__} has no class token whose attention could be shown; leave expert-maps out")
+        raise UserError(f"expert-maps: {type(vit).__name__} has no class token whose attention could be shown; omit expert-maps")
     parts = tuner.parts().values()
     count = min(MOST, max(len(part.coefficients) for part in parts))
     special, attention, tokens = vit.num_prefix_tokens, [], []
@@ -66,8 +69,8 @@ def maps(tuner: Mlae, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
         for only in (None, -1, *range(count)):
             for part in parts:
                 part.only = only
-            look, last = _last_block(vit, images)
-            attention.append(look[:, special:].unflatten(1, grid))
+            weights, last = _last_block(vit, images)
+            attention.append(weights[:, special:].unflatten(1, grid))
             tokens.append(last[:, special:].unflatten(1, grid))
     finally:
         for part in parts:
@@ -77,12 +80,12 @@ def maps(tuner: Mlae, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _last_block(vit: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention [B, N] of the class token in the last block, mean of the heads, and the block's output [B, N, D]."""
-    kept: dict[str, Tensor] = {}
+    """Return the attention [B, N] of the class token in the last block, mean of the heads, and the block's output [B, N, D]."""
+    outputs: dict[str, Tensor] = {}
     block: Any = vit.blocks[-1]  # type: ignore[index]
     hooks = [
-        block.attn.qkv.register_forward_hook(lambda m, i, o: kept.__setitem__("qkv", o)),
-        block.register_forward_hook(lambda m, i, o: kept.__setitem__("tokens", o)),
+        block.attn.qkv.register_forward_hook(lambda m, i, o: outputs.__setitem__("qkv", o)),
+        block.register_forward_hook(lambda m, i, o: outputs.__setitem__("tokens", o)),
     ]
     try:
         vit(images)
@@ -90,14 +93,14 @@ def _last_block(vit: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         for hook in hooks:
             hook.remove()
     heads = block.attn.num_heads
-    q, k, _ = kept["qkv"].unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, N, d] each
+    q, k, _ = outputs["qkv"].unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, N, d] each
     q, k = block.attn.q_norm(q), block.attn.k_norm(k)
     scores = (q[:, :, :1] * block.attn.scale) @ k.transpose(-2, -1)
-    return scores.softmax(-1)[:, :, 0].mean(1), kept["tokens"]
+    return scores.softmax(-1)[:, :, 0].mean(1), outputs["tokens"]
 
 
 def picture(pixels: np.ndarray, attention: np.ndarray, change: np.ndarray) -> Image.Image:
-    """Two rows an image: attention (with all experts, none, each alone), and the change of the patches, scaled by the row's maximum."""
+    """Draw two rows per image: attention and change of the patches (with all experts, none, each alone), scaled by the row's maximum."""
     import matplotlib
 
     colour = matplotlib.colormaps["viridis"]

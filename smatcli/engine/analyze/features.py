@@ -1,4 +1,4 @@
-"""One episode seen through the model: support and query features on their first two principal axes, before and after tuning."""
+"""Analysis `features`: support and query features of one episode on their first two principal axes, before and after tuning."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smatcli.engine.analyze.subject import Job, Subject
+from smatcli.engine.analyze.subject import AnalysisJob, Subject
 from smatcli.engine.evaluate.questions import Dataset
 from smatcli.errors import UserError
 from smatcli.methods.prototypes import accuracy, cosine_logits, prototypes
@@ -18,45 +18,49 @@ from smatcli.seams import Adaptation, Episode
 STAGES = ("pre-trained", "meta-tuned")
 
 
-def jobs(subject: Subject) -> list[Job]:
-    """One analysis an adaptation; without named datasets the first in-domain and the first out-of-domain one are looked at."""
-    chosen, made = subject.datasets, []
-    if not subject.chosen:
+def jobs(subject: Subject) -> list[AnalysisJob]:
+    """Return one analysis per adaptation; unless datasets are named, use the first in-domain and the first out-of-domain one."""
+    chosen, jobs, index = subject.datasets, [], subject.options.index
+    if subject.options.datasets is None:
         chosen = list({d.domain: d for d in reversed(subject.datasets)}.values())[::-1]
     for adapt in subject.adapts:
         subject.check(adapt)
-        settings = {**subject.asked(None, adapt), "index": subject.index, "shown": [d.name for d in chosen]}
-        found = Analysis("features", f"features-{subject.variant(adapt)}-{subject.questions.folder}", settings)
-        found.facts = {"adapt": subject.variant(adapt)}
-        made.append(Job(found, partial(fill, subject, adapt, chosen, found), len(chosen)))
-    return made
+        settings = {**subject.episode_settings(None, adapt), "index": index, "shown": [d.name for d in chosen]}
+        name, facts = f"features-{subject.variant(adapt)}-{subject.questions.folder}", {"adapt": subject.variant(adapt)}
+        analysis = Analysis("features", name, settings, facts=facts)
+        jobs.append(AnalysisJob(analysis, partial(fill, subject, adapt, chosen, analysis), len(chosen)))
+    return jobs
 
 
-def fill(subject: Subject, adapt: str, chosen: Sequence[Dataset], found: Analysis) -> None:
-    """By dataset `coordinates` [K, S + Q, 2] of the unit-length features in K stages (pre-trained, meta-tuned, and adapted where that
-    changes the parameters), `explained` [K, 2] shares of the variance, query `accuracy` [K], `label`, `is_query`."""
+def fill(subject: Subject, adapt: str, chosen: Sequence[Dataset], analysis: Analysis) -> None:
+    """Fill the analysis, one group per dataset.
+
+    `coordinates` [K, S + Q, 2] of the unit-length features in K stages (pre-trained, meta-tuned, and adapted if that changes the
+    parameters), `explained` [K, 2] shares of the variance, query `accuracy` [K], `label` and `is_query` [S + Q].
+    """
+    index = subject.options.index
     lines = [["dataset", "stage", "image", "class", "part", "first axis", "second axis"]]
     for dataset in chosen:
-        episodes = list(subject.each(dataset.name, 1, subject.index))
+        episodes = list(subject.episodes(dataset.name, 1, index))
         if not episodes:
-            raise UserError(f"--index {subject.index}: the list has {subject.questions.counts[dataset.name]} episodes of {dataset.name}")
-        plan = subject.questions.samplers[dataset.name].plan(subject.index)
+            raise UserError(f"--index {index}: the list has only {subject.questions.counts[dataset.name]} episodes of {dataset.name}")
+        plan = subject.questions.samplers[dataset.name].plan(index)
         names = [subject.stores[dataset.name].class_names[c] for c in plan.classes]
-        stages, arrays = look(subject, episodes[0], subject.adaptation(adapt, dataset.name))
-        found.groups[dataset.name] = {**arrays, "stage": texts(stages), "class_names": texts(names)}
+        stages, arrays = stage_features(subject, episodes[0], subject.adaptation(adapt, dataset.name))
+        analysis.groups[dataset.name] = {**arrays, "stage": texts(stages), "class_names": texts(names)}
         protocol = subject.questions.protocol(dataset.name)
-        found.attributes[dataset.name] = {"domain": dataset.domain, "index": subject.index, "protocol": protocol}
+        analysis.attributes[dataset.name] = {"domain": dataset.domain, "index": index, "protocol": protocol}
         for k, stage in enumerate(stages):
             for i, (x, y) in enumerate(arrays["coordinates"][k]):
                 part = "query" if arrays["is_query"][i] else "support"
                 lines.append([dataset.name, stage, str(i), names[arrays["label"][i]], part, f"{x:.5f}", f"{y:.5f}"])
         subject.step(dataset=dataset.name, adaptation=adapt)
-    found.tables = {"": lines}
+    analysis.tables = {"": lines}
 
 
 @torch.no_grad()
-def look(subject: Subject, episode: Episode, adaptation: Adaptation) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The stages of an episode, and the arrays that `fill` describes."""
+def stage_features(subject: Subject, episode: Episode, adaptation: Adaptation) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Return the names of an episode's stages, and its arrays (see `fill`)."""
     task, support = subject.task(episode), episode.support
     stages = dict(zip(STAGES, (subject.method.theta_pre, task.theta), strict=True))
     adapted = getattr(adaptation.adapt(task, support), "theta", None)
@@ -64,12 +68,12 @@ def look(subject: Subject, episode: Episode, adaptation: Adaptation) -> tuple[li
         stages["adapted"] = adapted
     if torch.equal(task.theta, subject.method.theta_pre):
         del stages["meta-tuned"]
-    points, shares, right = [], [], []
-    cut = len(support.labels)
+    points, shares, accuracies = [], [], []
+    support_size = len(support.labels)
     for theta in stages.values():
         features = task.embed(torch.cat([support.images, episode.query_images]), theta).float()
-        centres = prototypes(features[:cut], support.labels, support.ways)
-        right.append(accuracy(cosine_logits(features[cut:], centres, task.scale), episode.query_labels))
+        centres = prototypes(features[:support_size], support.labels, support.ways)
+        accuracies.append(accuracy(cosine_logits(features[support_size:], centres, task.scale), episode.query_labels))
         coordinates, explained = principal(F.normalize(features, dim=1))
         points.append(coordinates.numpy())
         shares.append(explained.numpy())
@@ -77,17 +81,17 @@ def look(subject: Subject, episode: Episode, adaptation: Adaptation) -> tuple[li
     arrays = {
         "coordinates": np.stack(points),
         "explained": np.stack(shares),
-        "accuracy": np.array(right),
+        "accuracy": np.array(accuracies),
         "label": labels,
-        "is_query": np.arange(len(labels)) >= cut,
+        "is_query": np.arange(len(labels)) >= support_size,
     }
     return list(stages), arrays
 
 
 def principal(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates [n, 2] of features [n, D] on the two directions of largest variance, and their shares [2] of it (float64, CPU).
+    """Return coordinates [n, 2] of features [n, D] on the first two principal axes, and the axes' shares [2] of the variance.
 
-    Signs are chosen so that the entry of largest size on each axis is positive.
+    Both are float64 on the CPU. The sign of each axis makes its largest entry in absolute value positive.
     """
     centred = features.double().cpu()
     centred = centred - centred.mean(0)

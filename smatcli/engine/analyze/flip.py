@@ -1,11 +1,11 @@
-"""The flip search step by step: the support loss that it follows, and the query accuracy that it never sees."""
+"""Analysis `flip`: the flip search state by state, with its support loss and the query accuracy, which the search never uses."""
 
 import numpy as np
 import torch
 
 from smatcli.adaptation.flip import Flip
 from smatcli.adaptation.states import normalised
-from smatcli.engine.analyze.subject import Job, Subject
+from smatcli.engine.analyze.subject import AnalysisJob, Subject
 from smatcli.methods.prototypes import accuracy, cosine_logits, prototypes
 from smatcli.runs.analysis import Analysis, Arrays
 from smatcli.seams import Episode
@@ -14,33 +14,36 @@ EPISODES = 20
 HEADS = ["dataset", "domain", "state", "episodes", "lowest support loss", "query accuracy"]
 
 
-def jobs(subject: Subject) -> list[Job]:
-    """One analysis."""
-    count = subject.episodes or EPISODES
-    found = Analysis("flip", f"{subject.variant('flip')}-{subject.questions.folder}", subject.asked(count, "flip"))
-    return [Job(found, lambda: fill(subject, count, found), count * len(subject.datasets))]
+def jobs(subject: Subject) -> list[AnalysisJob]:
+    """Return the single analysis."""
+    count = subject.options.episodes or EPISODES
+    analysis = Analysis("flip", f"{subject.variant('flip')}-{subject.questions.folder}", subject.episode_settings(count, "flip"))
+    return [AnalysisJob(analysis, lambda: fill(subject, count, analysis), count * len(subject.datasets))]
 
 
-def fill(subject: Subject, count: int, found: Analysis) -> None:
-    """By dataset, for episode e and the t-th measured state: support `loss` [E, T] (NaN after the end), the lowest so far (`lowest`), and
-    the query `accuracy` of the state that has it. State 0 is the router's own scores; after its end a search keeps its answer."""
+def fill(subject: Subject, count: int, analysis: Analysis) -> None:
+    """Fill the analysis, one group per dataset, with arrays [E, T] over episodes and measured states.
+
+    `loss`: support loss of the state (NaN after the end of the search); `lowest`: lowest loss so far; `accuracy`: query accuracy of the
+    state with the lowest loss so far. State 0 is the router's scores. `states` [E]: number of states.
+    """
     lines = [HEADS]
     for dataset in subject.datasets:
         traces = []
-        for episode in subject.each(dataset.name, count):
+        for episode in subject.episodes(dataset.name, count):
             traces.append(trace(subject, episode))
             subject.step(dataset=dataset.name)
         arrays = _padded(traces)
-        found.groups[dataset.name] = arrays
-        found.attributes[dataset.name] = {"domain": dataset.domain, "protocol": subject.questions.protocol(dataset.name)}
+        analysis.groups[dataset.name] = arrays
+        analysis.attributes[dataset.name] = {"domain": dataset.domain, "protocol": subject.questions.protocol(dataset.name)}
         for t, values in enumerate(zip(arrays["lowest"].mean(0), arrays["accuracy"].mean(0), strict=True)):
             lines.append([dataset.name, dataset.domain, str(t), str(len(traces)), *(f"{v:.6f}" for v in values)])
-    found.tables = {"": lines}
+    analysis.tables = {"": lines}
 
 
 @torch.no_grad()
 def trace(subject: Subject, episode: Episode) -> np.ndarray:
-    """[3, T] float64 of one search: loss of each measured state, lowest so far, query accuracy of the state that has it."""
+    """Return [3, T] float64 of one search: loss of each state, lowest loss so far, query accuracy of the state with the lowest loss."""
     task = subject.task(episode)
     assert task.alpha is not None and task.merge is not None
     measured = Flip(subject.recipe.adapt.flip).adapt(task, episode.support).info["trace"]

@@ -1,4 +1,4 @@
-"""How far the gradients of different tasks agree, for the shared parameters and for every expert (Fig. 3b of Chen et al., ICML 2024)."""
+"""Analysis `gradients`: cosines between the gradients of tasks, by part of the model (Chen et al., ICML 2024, Fig. 3b)."""
 
 import numpy as np
 import torch
@@ -6,37 +6,37 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smatcli.engine.analyze.masks import CHUNK
-from smatcli.engine.analyze.subject import Job, Subject
+from smatcli.engine.analyze.subject import AnalysisJob, Subject
 from smatcli.methods.base import FullPrecision, embed_both
 from smatcli.methods.prototypes import cosine_logits, prototypes
 from smatcli.methods.smat import SmatMethod
 from smatcli.runs.analysis import Analysis, texts
 from smatcli.seams import Episode, Task
 
-TASKS = 2  # a training dataset, where no number is asked for
+TASKS = 2  # per training dataset, by default
 
 
-def jobs(subject: Subject) -> list[Job]:
-    """One analysis, of the same number of episodes from each training dataset."""
-    recipe, count = subject.recipe, subject.episodes or TASKS
+def jobs(subject: Subject) -> list[AnalysisJob]:
+    """Return the single analysis, with the same number of episodes from each training dataset."""
+    recipe, count = subject.recipe, subject.options.episodes or TASKS
     drawn = {"train": list(recipe.data.train), "episode": recipe.episode.model_dump(mode="json"), "seed": recipe.seed, "tasks": count}
-    found = Analysis("gradients", "gradients", subject.settings(**drawn))
-    return [Job(found, lambda: fill(subject, found, count), count * len(recipe.data.train))]
+    analysis = Analysis("gradients", "gradients", subject.settings(**drawn))
+    return [AnalysisJob(analysis, lambda: fill(subject, analysis, count), count * len(recipe.data.train))]
 
 
-def fill(subject: Subject, found: Analysis, count: int) -> None:
-    """Cosines between the gradients of training episodes, [K, E, E] for K parts of the model, in fp32.
+def fill(subject: Subject, analysis: Analysis, count: int) -> None:
+    """Fill the analysis with cosines between the gradients of training episodes, [K, E, E] for K parts of the model, in fp32.
 
-    A task's gradient is that of its query cross-entropy at theta_i (prototypes of its support, no noise, no teacher, no penalty):
-    `theta` of all parameters; `delta` of theta_delta, which is (sum_m alpha_im z_m) times it; `expert m` of what expert m lets through,
-    z_m times it (the cosine does not depend on alpha_im > 0; an expert that a task does not use has none: NaN).
+    The gradient g of a task is that of its query cross-entropy at theta_i (prototypes of its support; no noise, teacher or penalty).
+    `theta`: g, with respect to all parameters. `delta`: (sum_m alpha_im z_m) g, with respect to theta_delta. `expert m`: z_m g, the part
+    that passes expert m (the cosine does not depend on alpha_im > 0; NaN for a task that does not use the expert).
     """
     recipe, method = subject.recipe, subject.method
     gradients, scores, names, indices, losses = [], [], [], [], []
     precision, method.precision = method.precision, FullPrecision()
     try:
         for dataset in recipe.data.train:
-            for episode in subject.training(dataset, count):
+            for episode in subject.training_episodes(dataset, count):
                 task = subject.task(episode)
                 loss, gradient = task_gradient(task, episode)
                 gradients.append(gradient.cpu())
@@ -66,23 +66,23 @@ def fill(subject: Subject, found: Analysis, count: int) -> None:
         "loss": np.array(losses, np.float32),
         "alpha": alpha.numpy(),
     }
-    found.groups, found.tables, found.facts = {"all": arrays}, {"": lines}, {"parameters": method.space.size}
+    analysis.groups, analysis.tables, analysis.facts = {"all": arrays}, {"": lines}, {"parameters": method.space.size}
 
 
 def task_gradient(task: Task, episode: Episode) -> tuple[float, Tensor]:
-    """The query loss of an episode at the task's parameters, and its gradient [P]."""
+    """Return the query loss of an episode at the task's parameters, and its gradient [P]."""
     theta, support = task.theta.detach().clone().requires_grad_(), episode.support
     with torch.enable_grad():
-        known, asked = embed_both(task.embed, episode, theta)
-        logits = cosine_logits(asked, prototypes(known, support.labels, support.ways), task.scale)
+        support_features, query_features = embed_both(task.embed, episode, theta)
+        logits = cosine_logits(query_features, prototypes(support_features, support.labels, support.ways), task.scale)
         loss = F.cross_entropy(logits, episode.query_labels)
         (gradient,) = torch.autograd.grad(loss, [theta])
     return float(loss.detach()), gradient
 
 
 def products(method: object, gradients: Tensor, alpha: Tensor) -> dict[str, np.ndarray]:
-    """Inner products [E, E] (float64) of gradients [E, P] by part of the model; `alpha` [E, M]."""
-    found: dict[str, np.ndarray] = {}
+    """Return part of the model -> inner products [E, E] (float64) of gradients [E, P]; `alpha` is [E, M]."""
+    grams: dict[str, np.ndarray] = {}
     masks = _masks(method) if isinstance(method, SmatMethod) else None
     for start in range(0, gradients.shape[1], CHUNK):
         g = gradients[:, start : start + CHUNK]
@@ -94,26 +94,26 @@ def products(method: object, gradients: Tensor, alpha: Tensor) -> dict[str, np.n
             parts |= {f"expert {m + 1}": g * row for m, row in enumerate(z)}
         for name, values in parts.items():
             gram = (values @ values.T).double().numpy()
-            found[name] = found[name] + gram if name in found else gram
-    return found
+            grams[name] = grams[name] + gram if name in grams else gram
+    return grams
 
 
 def _masks(method: SmatMethod) -> Tensor:
-    """Inference masks z [M, P] on the CPU."""
+    """Return the inference masks z [M, P] on the CPU."""
     rows = method.masks.inference(method.mask_state, method.config.experts, method.theta_pre)
     dense = method.dense
     return torch.stack([(z if dense is None else z.masked_fill(dense, 1.0)).float().cpu() for z in rows]).detach()
 
 
 def cosines(gram: np.ndarray) -> np.ndarray:
-    """Cosines [E, E] from inner products; NaN where a vector is zero."""
+    """Return cosines [E, E] from inner products; NaN where a vector is zero."""
     norms = np.sqrt(np.diag(gram))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(np.outer(norms, norms) > 0, gram / np.outer(norms, norms), np.nan)
 
 
 def pair_values(cosine: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The known cosines of pairs i < j that are `wanted` [E, E]."""
+    """Return the finite cosines of the pairs i < j in the mask `wanted` [E, E]."""
     chosen = np.triu(wanted, 1)
     values = cosine[chosen]
     return values[np.isfinite(values)]

@@ -1,33 +1,33 @@
-"""Where the experts' capacity lies, and how far their masks overlap (Fig. 5a, b, d of Chen et al., ICML 2024)."""
+"""Analysis `masks`: the experts' capacity by layer, and the overlap of their masks (Chen et al., ICML 2024, Fig. 5a, b, d)."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from smatcli.engine.analyze.subject import Job, Subject
+from smatcli.engine.analyze.subject import AnalysisJob, Subject
 from smatcli.methods.smat import SmatMethod
 from smatcli.runs.analysis import Analysis, texts
 
 CHUNK = 2**20
 
 
-def jobs(subject: Subject) -> list[Job]:
-    """One analysis."""
-    found = Analysis("masks", "masks", subject.settings())
-    return [Job(found, lambda: fill(subject, found))]
+def jobs(subject: Subject) -> list[AnalysisJob]:
+    """Return the single analysis."""
+    analysis = Analysis("masks", "masks", subject.settings())
+    return [AnalysisJob(analysis, lambda: fill(subject, analysis))]
 
 
-def fill(subject: Subject, found: Analysis) -> None:
-    """Non-zeros of every expert's inference mask by segment of the flat vector, and the overlap |z_i & z_j| / |z_i or z_j| [M, M].
+def fill(subject: Subject, analysis: Analysis) -> None:
+    """Fill the analysis: non-zeros of each expert's inference mask by segment of the flat vector, and the overlap of the masks [M, M].
 
-    Two empty masks overlap by 0.
+    The overlap is |z_i and z_j| / |z_i or z_j|; that of two empty masks is 0.
     """
     method = subject.method
     assert isinstance(method, SmatMethod)
-    on = switched_on(method)
+    on = nonzero_masks(method)
     segments = method.space.segments
     nonzeros = torch.stack([on[:, s.slice].sum(1) for s in segments], dim=1).cpu().numpy().astype(np.int64)
-    both = shared(on)
+    both = intersections(on)
     alone = on.sum(1).cpu().double()
     either = alone[:, None] + alone[None, :] - both
     overlap = torch.where(either > 0, both / either.clamp_min(1), torch.zeros_like(both)).numpy()
@@ -45,18 +45,18 @@ def fill(subject: Subject, found: Analysis) -> None:
         "nonzeros": nonzeros,
         "overlap": overlap,
     }
-    found.groups, found.tables = {"all": arrays}, {"": [heads, *lines], "overlap": pairs}
-    found.facts = {"parameters": method.space.size, "bytes": method.compressed().nbytes}
+    analysis.groups, analysis.tables = {"all": arrays}, {"": [heads, *lines], "overlap": pairs}
+    analysis.facts = {"parameters": method.space.size, "bytes": method.compressed().nbytes}
 
 
-def switched_on(method: SmatMethod) -> Tensor:
-    """Where each inference mask is not zero, [M, P] bool."""
+def nonzero_masks(method: SmatMethod) -> Tensor:
+    """Return where each inference mask is not zero, [M, P] bool."""
     rows = method.masks.inference(method.mask_state, method.config.experts, method.theta_pre)
     return torch.stack([(z > 0) if method.dense is None else (z > 0) | method.dense for z in rows])
 
 
-def shared(on: Tensor) -> Tensor:
-    """Parameters that both of two masks keep, [M, M] float64, of masks [M, P] bool; chunk by chunk, so that no float copy is as large."""
+def intersections(on: Tensor) -> Tensor:
+    """Return the number of parameters that two masks [M, P] bool share, [M, M] float64; in chunks, to avoid a float copy of the masks."""
     total = torch.zeros(len(on), len(on), dtype=torch.float64)
     for part in on.split(CHUNK, dim=1):
         total += (part.float() @ part.float().T).double().cpu()

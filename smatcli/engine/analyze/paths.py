@@ -1,4 +1,4 @@
-"""Analysis `paths` of pMoE: what every expert takes from each expert, layer by layer, on the images of a dataset (Fig. 2)."""
+"""Analysis `paths` of pMoE: the weight of each expert's prompts in those of each expert, layer by layer (pMoE, Fig. 2)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,12 +20,12 @@ HEADER = ["dataset", "layer", "expert", "takes_from", "weight", "deviation", "pa
 
 
 def settings(subject: "TunedSubject") -> dict[str, Any]:
-    """What decides the analysis."""
+    """Return the settings that identify the analysis."""
     return subject.settings(batches="test")
 
 
-def make(subject: "TunedSubject") -> Analysis:
-    """The analysis of a pMoE run; UserError for any other."""
+def compute(subject: "TunedSubject") -> Analysis:
+    """Return the analysis of a pMoE run; UserError for a run of another tuner."""
     tuner = subject.tuner
     if not isinstance(tuner, Pmoe):
         raise UserError(f"{subject.run}: paths needs a run of pmoe, this is {subject.recipe.tuner.name}")
@@ -35,15 +35,15 @@ def make(subject: "TunedSubject") -> Analysis:
 
 
 def expert_names(configs: Sequence[BackboneConfig]) -> list[str]:
-    """A short name of each expert: its weights' file or run, or the timm name; numbered where two are equal."""
+    """Return a short name for each expert: the file or run of its weights, or its timm name; numbered if two are equal."""
     names = [c.name if c.weights in ("timm", "none") else Path(c.weights).stem for c in configs]
     return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 
 def path_weights(tuner: Pmoe, batches: Iterable[Tensor]) -> dict[str, np.ndarray]:
-    """Mean and standard deviation over images of the dispatch weights, [layers, K, K] (prompts averaged), and the number of images.
+    """Return mean and standard deviation over images of the dispatch weights [layers, K, K], averaged over prompts; and the image count.
 
-    Row k is what expert k takes, column j from which expert; rows sum to 1.
+    Entry [k, j] is the weight of expert j's prompts in those of expert k; rows sum to 1.
     """
     parts = [tuner.paths(images).float().mean(3).permute(1, 0, 2, 3).double().cpu() for images in batches]
     each = torch.cat(parts)
@@ -52,24 +52,26 @@ def path_weights(tuner: Pmoe, batches: Iterable[Tensor]) -> dict[str, np.ndarray
 
 
 def path_analysis(
-    tuner: Pmoe, datasets: Mapping[str, Iterable[Tensor]], experts: Sequence[BackboneConfig], made_with: dict[str, Any]
+    tuner: Pmoe, datasets: Mapping[str, Iterable[Tensor]], experts: Sequence[BackboneConfig], settings: dict[str, Any]
 ) -> Analysis:
-    """The analysis of batches of normalised images [B, 3, H, W] by dataset, on the tuner's device; `experts` as in the recipe, the first
-    backbone among them. `made_with` says what makes another analysis of the same name another one."""
+    """Return the analysis of batches of normalised images [B, 3, H, W] per dataset, on the tuner's device.
+
+    `experts` are the backbones of the recipe, the first one included; `settings` identify the analysis.
+    """
     names = expert_names(experts)
-    found = Analysis("paths", "paths", made_with)
+    analysis = Analysis("paths", "paths", settings)
     lines = [HEADER]
     for dataset, batches in datasets.items():
         arrays = path_weights(tuner, batches)
-        found.groups[dataset] = {**arrays, "experts": texts(names)}
-        found.attributes[dataset] = {"images": int(arrays["images"])}
+        analysis.groups[dataset] = {**arrays, "experts": texts(names)}
+        analysis.attributes[dataset] = {"images": int(arrays["images"])}
         lines += _lines(dataset, names, arrays)
-    found.tables[""] = lines
-    return found
+    analysis.tables[""] = lines
+    return analysis
 
 
 def _lines(dataset: str, names: Sequence[str], arrays: Mapping[str, np.ndarray]) -> list[list[str]]:
-    """A line for each layer and pair of experts; `path` is 1 at the expert that most is taken from."""
+    """Return a line for each layer and pair of experts; `path` is 1 for the expert with the largest weight."""
     lines = []
     for layer, (weights, deviation) in enumerate(zip(arrays["weights"], arrays["deviation"], strict=True)):
         for k, row in enumerate(weights):

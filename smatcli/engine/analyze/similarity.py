@@ -1,4 +1,4 @@
-"""Analysis `similarity` of mlae and lora: how alike the experts (LoRA: the rank-one parts) of a layer are (MLAE, Figs. 4 and 5)."""
+"""Analysis `similarity` of mlae and lora: similarity of a layer's experts, or of LoRA's rank-one parts (MLAE, Figs. 4 and 5)."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,25 +16,25 @@ HEADER = ["layer", "experts", "cosine", "absolute_cosine", "absolute_cosine_b", 
 
 
 def settings(subject: "TunedSubject") -> dict[str, Any]:
-    """What decides the analysis: no image is read."""
+    """Return the settings that identify the analysis, which reads no images."""
     return subject.settings(factors=True)
 
 
-def make(subject: "TunedSubject") -> Analysis:
-    """The analysis of a run whose tuner has experts."""
-    found = Analysis("similarity", "similarity", settings(subject))
-    found.groups["all"] = similarity(subject.tuner.experts())  # type: ignore[operator]
-    arrays = found.groups["all"]
+def compute(subject: "TunedSubject") -> Analysis:
+    """Return the analysis of a run whose tuner has experts."""
+    analysis = Analysis("similarity", "similarity", settings(subject))
+    analysis.groups["all"] = similarity(subject.tuner.experts())  # type: ignore[operator]
+    arrays = analysis.groups["all"]
     names = [*(str(n) for n in arrays["layers"]), "model"]
     counts = [*arrays["experts"], int(arrays["experts"].sum())]
     columns = np.stack([arrays[key] for key in ("cosine", "absolute", "absolute_b", "absolute_a")], 1)
     values = np.vstack([columns, np.concatenate([arrays["model"], arrays["factors"]])])
-    found.tables[""] = [HEADER, *([n, str(int(c)), *(f"{v:.6f}" for v in row)] for n, c, row in zip(names, counts, values, strict=True))]
-    return found
+    analysis.tables[""] = [HEADER, *([n, str(int(c)), *(f"{v:.6f}" for v in row)] for n, c, row in zip(names, counts, values, strict=True))]
+    return analysis
 
 
 def cosines(experts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Cosines [n (n - 1) / 2] of the matrices b_i a_i, all pairs: <b_i a_i, b_j a_j> = <b_i' b_j, a_i a_j'>."""
+    """Return the cosines [n (n - 1) / 2] of all pairs of the matrices b_i a_i, using <b_i a_i, b_j a_j> = <b_i' b_j, a_i a_j'>."""
     pairs = [(b.double(), a.double()) for b, a in experts]
     inner = torch.tensor([[float(((b.T @ d) * (a @ c.T)).sum()) for d, c in pairs] for b, a in pairs], dtype=torch.float64)
     sizes = inner.diagonal().clamp(min=1e-300).sqrt()
@@ -43,19 +43,19 @@ def cosines(experts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def similarity(layers: Mapping[str, Sequence[tuple[Tensor, Tensor]]]) -> dict[str, np.ndarray]:
-    """Mean pairwise cosine and mean |cosine| of each layer [L] (NaN with one expert), and over all pairs of the model [2].
+    """Return the mean pairwise cosine and |cosine| of each layer [L] (NaN for one expert), and over all pairs of the model [2].
 
-    `absolute_b`, `absolute_a` [L] and `factors` [2] are mean |cosine| of the factors b_i and of the a_i alone: those of the product are
-    small where either is, and the a_i begin as random directions.
+    `absolute_b`, `absolute_a` [L] and `factors` [2] are the mean |cosine| of the factors b_i and a_i alone: the product's is small if
+    either is, and the a_i are initialised as random directions.
     """
-    found = [cosines(experts) for experts in layers.values()]
-    sides = [[_alone([expert[side] for expert in experts]) for experts in layers.values()] for side in (0, 1)]
-    every = torch.cat(found)
+    per_layer = [cosines(experts) for experts in layers.values()]
+    sides = [[_factor_cosines([expert[side] for expert in experts]) for experts in layers.values()] for side in (0, 1)]
+    every = torch.cat(per_layer)
     return {
         "layers": texts(list(layers)),
         "experts": np.array([len(experts) for experts in layers.values()]),
-        "cosine": np.array([float(c.mean()) for c in found]),
-        "absolute": np.array([float(c.abs().mean()) for c in found]),
+        "cosine": np.array([float(c.mean()) for c in per_layer]),
+        "absolute": np.array([float(c.abs().mean()) for c in per_layer]),
         "model": np.array([float(every.mean()), float(every.abs().mean())]),
         "absolute_b": np.array([float(c.mean()) for c in sides[0]]),
         "absolute_a": np.array([float(c.mean()) for c in sides[1]]),
@@ -63,8 +63,8 @@ def similarity(layers: Mapping[str, Sequence[tuple[Tensor, Tensor]]]) -> dict[st
     }
 
 
-def _alone(factors: Sequence[Tensor]) -> Tensor:
-    """|cosine| [n (n - 1) / 2] of one factor of the experts, all pairs."""
+def _factor_cosines(factors: Sequence[Tensor]) -> Tensor:
+    """Return |cosine| [n (n - 1) / 2] of one factor of the experts, all pairs."""
     flat = torch.nn.functional.normalize(torch.stack([f.double().reshape(-1) for f in factors]), dim=1)
     first, second = torch.triu_indices(len(flat), len(flat), 1)
     return (flat @ flat.T).abs()[first, second]

@@ -1,4 +1,4 @@
-"""What every analysis works on: a run's method, its datasets, and counted episodes with the adaptations as they were evaluated."""
+"""The subject of an analysis: a run's method, its datasets, the episodes of its meta-test and the adaptations as evaluated."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -13,6 +13,7 @@ from smatcli.data.episodes.loader import EpisodeLoader
 from smatcli.data.episodes.sampler import EpisodeSampler
 from smatcli.data.stores.opening import open_stores
 from smatcli.data.stores.store import Store
+from smatcli.engine.analyze.options import AnalysisOptions
 from smatcli.engine.evaluate.questions import Dataset, Questions
 from smatcli.engine.evaluate.rate_search import Rated
 from smatcli.errors import UserError
@@ -25,33 +26,30 @@ from smatcli.seams import Adaptation, Episode, Task
 
 
 @dataclass(frozen=True)
-class Job:
-    """An analysis that is still empty (name and settings), what fills it, and of how many steps (for the progress) that is."""
+class AnalysisJob:
+    """An analysis with its name and settings, the function that fills it, and its number of steps (for the progress bar)."""
 
-    found: Analysis
+    analysis: Analysis
     fill: Callable[[], None]
     steps: int = 1
 
 
 @dataclass
 class Subject:
-    """A run under analysis. `episodes` is None where each analysis takes its own number; `index` the episode that is looked at closely."""
+    """A meta-trained run under analysis; `weights` is the fingerprint of its checkpoint, `done` the finished steps of the current job."""
 
     run: Path
     recipe: TrainRecipe
     method: FlatMethod
     datasets: list[Dataset]
-    which: str
     weights: str
-    episodes: int | None
-    index: int
-    chosen: bool  # datasets were named by the user
+    options: AnalysisOptions
     reporter: Reporter
     stop: StopRequest
-    done: int = 0  # steps of the job at work
+    done: int = 0
 
     def step(self, **numbers: float | str) -> None:
-        """One step of the job is done."""
+        """Report one finished step of the current job."""
         self.done += 1
         self.reporter.update(self.done, **numbers)
 
@@ -62,26 +60,26 @@ class Subject:
 
     @cached_property
     def questions(self) -> Questions:
-        """The episodes that a meta-test would ask."""
+        """The episodes of the run's meta-test."""
         return Questions(self.recipe.eval, self.datasets, self.stores)
 
     @property
     def adapts(self) -> list[str]:
-        """The adaptations to look at."""
+        """The adaptations to analyse."""
         return list(self.recipe.eval.adapt)
 
     def variant(self, adapt: str) -> str:
-        """An adaptation with its settings, as its folder of results is called."""
+        """Return the name of an adaptation with its settings, as in the folder of its evaluation."""
         return variant(adapt, self.recipe.adapt)
 
     def settings(self, **more: Any) -> dict[str, Any]:
-        """What decides an analysis, besides its kind."""
-        return {"weights": self.weights, "which": self.which, **more}
+        """Return the settings that identify an analysis of its kind."""
+        return {"weights": self.weights, "which": self.options.which, **more}
 
-    def asked(self, episodes: int | None, adapt: str | None = None) -> dict[str, Any]:
-        """Settings of an analysis over episodes of the meta-test."""
+    def episode_settings(self, episodes: int | None, adapt: str | None = None) -> dict[str, Any]:
+        """Return the settings of an analysis over episodes of the meta-test."""
         splits = self.questions.splits
-        found = {
+        settings = {
             "episode": self.questions.settings,
             "seed": self.questions.seed,
             "episodes": episodes,
@@ -89,35 +87,35 @@ class Subject:
             "datasets": {d.name: {"content": self.stores[d.name].content_hash, "split": splits[d.name]} for d in self.datasets},
         }
         if adapt is not None:
-            found["adapt"] = {"name": adapt, **facts(adapt, self.recipe.adapt)}
-        return self.settings(**found)
+            settings["adapt"] = {"name": adapt, **facts(adapt, self.recipe.adapt)}
+        return self.settings(**settings)
 
     def adaptation(self, adapt: str, dataset: str) -> Adaptation:
-        """An adaptation as it was evaluated: at the rate that was searched for the dataset. UserError where none was."""
-        made = build_adaptation(adapt, self.recipe.adapt)
+        """Build an adaptation with the learning rate that its evaluation chose for the dataset; UserError if there is no such rate."""
+        adaptation = build_adaptation(adapt, self.recipe.adapt)
         if not has_search(adapt, self.recipe.adapt):
-            return made
-        suffix = "-last" if self.which == "last" else ""
+            return adaptation
+        suffix = "-last" if self.options.which == "last" else ""
         choice = read_choices(self.run / "eval" / f"{self.variant(adapt)}-{self.questions.folder}{suffix}").get(dataset)
         if choice is None:
             raise UserError(
                 f"{adapt}: no learning rate is known for {dataset}; run `smat eval {self.run} --adapt {adapt}` first, "
                 f"or give adapt.{adapt}.lr=0.001"
             )
-        return cast(Rated, made).at(choice.rate)
+        return cast(Rated, adaptation).at(choice.rate)
 
     def check(self, adapt: str) -> None:
-        """UserError where an adaptation cannot be used for one of the datasets."""
+        """Raise UserError if an adaptation cannot be used for one of the datasets."""
         for dataset in self.datasets:
             self.adaptation(adapt, dataset.name)
 
-    def each(self, dataset: str, count: int, first: int = 0) -> Iterator[Episode]:
-        """Episodes `first` ... of the meta-test of a dataset, fewer where a fixed list ends."""
+    def episodes(self, dataset: str, count: int, first: int = 0) -> Iterator[Episode]:
+        """Yield `count` episodes of the meta-test of a dataset from number `first` on, fewer if a fixed list ends before."""
         last = first + count if self.recipe.eval.episode.kind != "list" else min(first + count, self.questions.counts[dataset])
         return self._load(self.questions.samplers[dataset], range(first, last))
 
-    def training(self, dataset: str, count: int) -> Iterator[Episode]:
-        """Episodes of the training classes of a dataset, as meta-training draws them, without augmentation."""
+    def training_episodes(self, dataset: str, count: int) -> Iterator[Episode]:
+        """Yield episodes of the training classes of a dataset as meta-training draws them, without augmentation."""
         stores = open_stores(Path(self.recipe.data.root), [dataset])
         return self._load(EpisodeSampler(stores, "train", self.recipe.episode, self.recipe.seed), range(count))
 
@@ -127,9 +125,9 @@ class Subject:
             yield episode
             if self.stop:
                 assert self.stop.signum is not None
-                raise Interrupted(self.stop.signum, f"stopped at {episode}; analyses that were finished are kept")
+                raise Interrupted(self.stop.signum, f"stopped at {episode}; finished analyses are kept")
 
     def task(self, episode: Episode) -> Task:
-        """The task of an episode, with the noise of its meta-test."""
+        """Return the task of an episode, with the same random noise as in the meta-test."""
         noise = counted_key("adaptation", episode.seed, episode.dataset, episode.index) % 2**63
         return replace(self.method.task(episode.support), seed=noise)

@@ -1,20 +1,19 @@
-"""Looks into a run of `smat tune`; a new analysis is one file with `make(subject) -> Analysis` and one line in `TUNED`."""
+"""Analyses of a run of `smat tune`. A new one is a module with `settings(subject)` and `compute(subject)`, and one line in `TUNED`."""
 
 import importlib
-from collections.abc import Sequence
 from pathlib import Path
 
 from smatcli.config.tune import TuneRecipe
+from smatcli.engine.analyze.options import AnalysisOptions
 from smatcli.engine.analyze.tuned_subject import TunedSubject
-from smatcli.engine.evaluate.folder import differences
 from smatcli.engine.tune.fit import load_tuned
 from smatcli.engine.tune.task import Task, open_task
 from smatcli.errors import UserError, nearest
-from smatcli.runs.analysis import FOLDER, known_settings, write_analysis
+from smatcli.runs.analysis import FOLDER, write_analysis
 from smatcli.runs.reporter import Reporter
 from smatcli.runs.signals import StopRequest
 
-# name -> (module, tuners that it is for)
+# name -> (module, tuners that it applies to)
 TUNED: dict[str, tuple[str, tuple[str, ...]]] = {
     "paths": ("paths", ("pmoe",)),
     "similarity": ("similarity", ("mlae", "lora")),
@@ -22,41 +21,49 @@ TUNED: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def analyze_tuned(
-    run: Path, only: Sequence[str], datasets: Sequence[str] | None, replace: bool, device: str | None, reporter: Reporter
-) -> list[Path]:
-    """The analyses of a tuned run, all that its tuner allows unless named; `datasets`: other stores of data.root to look at instead.
+def analyze_tuned(run: Path, options: AnalysisOptions, reporter: Reporter) -> list[Path]:
+    """Analyse a tuned run and return the HDF5 files; `options.datasets` are other stores in data.root to use instead of its own.
 
-    UserError for an analysis that is unknown, or not for this tuner, and for one that is there with other settings, without `replace`.
+    Raises UserError for an option that does not apply, for an unknown analysis, for one that does not apply to the tuner, and for one
+    that exists with other settings, without `replace`.
     """
-    for name in only:
-        if name not in TUNED:
-            raise UserError(f"--only {name}: no such analysis of a tuned run{nearest(name, list(TUNED))} (known: {', '.join(TUNED)})")
+    _check(run, options)
     with StopRequest() as stop:
-        recipe, task, tuner, where = load_tuned(run, reporter, device)
-        tasks = {task.store.name: task} if datasets is None else {name: _task(recipe, name) for name in datasets}
-        subject = TunedSubject(run, recipe, tuner, tasks, where, reporter, stop)
-        made = []
-        for name, (module, tuners) in TUNED.items():
+        recipe, task, tuner, device = load_tuned(run, reporter, options.device)
+        tasks = {task.store.name: task} if options.datasets is None else {name: _task(recipe, name) for name in options.datasets}
+        subject = TunedSubject(run, recipe, tuner, tasks, device, reporter, stop)
+        paths = []
+        for name, (module_name, tuners) in TUNED.items():
             if tuners and recipe.tuner.name not in tuners:
-                if name in only:
+                if name in options.only:
                     raise UserError(f"{run}: --only {name} needs a run of {' or '.join(tuners)}, this is {recipe.tuner.name}")
                 continue
-            if only and name not in only:
+            if options.only and name not in options.only:
                 continue
-            found = importlib.import_module(f"smatcli.engine.analyze.{module}")
-            path, wanted = run / FOLDER / f"{name}.h5", found.settings(subject)
-            known = known_settings(path)
-            if known == wanted:
-                reporter.line(f"{path}: is there already")
-            elif known is not None and not replace:
-                raise UserError(f"{path} was made with other settings ({', '.join(differences(known, wanted))}); give --replace")
-            else:
-                write_analysis(run / FOLDER, found.make(subject))
-            made.append(path)
-    if not made:
+            module = importlib.import_module(f"smatcli.engine.analyze.{module_name}")
+            path = run / FOLDER / f"{name}.h5"
+            if options.must_compute(path, module.settings(subject), reporter):
+                write_analysis(run / FOLDER, module.compute(subject))
+            paths.append(path)
+    if not paths:
         raise UserError(f"{run}: there is no analysis for a run of {recipe.tuner.name}")
-    return made
+    return paths
+
+
+def _check(run: Path, options: AnalysisOptions) -> None:
+    """Raise UserError for options of meta-trained runs, and for unknown analyses."""
+    given = {
+        "--adapt": options.adapts,
+        "--episodes": options.episodes,
+        "--index": options.index or None,
+        "KEY=VALUE": options.overrides or None,
+        "--which": None if options.which == "best" else options.which,
+    }
+    if unused := [name for name, value in given.items() if value is not None]:
+        raise UserError(f"{run}: {unused[0]} has no effect on a run of smat tune; remove it")
+    for name in options.only:
+        if name not in TUNED:
+            raise UserError(f"--only {name}: no such analysis of a tuned run{nearest(name, list(TUNED))} (known: {', '.join(TUNED)})")
 
 
 def _task(recipe: TuneRecipe, dataset: str) -> Task:

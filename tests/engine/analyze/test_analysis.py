@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from smatcli.engine.analyze.analysis import analyze
+from smatcli.engine.analyze import AnalysisOptions, analyze
 from smatcli.engine.analyze.features import principal
 from smatcli.engine.evaluate.evaluation import evaluate
 from smatcli.engine.train.trainer import load_method, train
@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def files(run: Path) -> dict[str, Analysis]:
-    paths = analyze(run, episodes=3, which="last")
+    paths = analyze(run, AnalysisOptions(episodes=3, which="last"))
     assert [p.stem for p in paths] == KINDS
     assert all(p.with_suffix(".csv").exists() for p in paths)
     return {path.stem: read_analysis(path) for path in paths}
@@ -146,30 +146,30 @@ def test_principal_axes():
 def test_is_not_repeated_and_not_replaced_unasked(run: Path, files: dict[str, Analysis]):
     before = {path: path.stat().st_mtime_ns for path in (run / "analysis").iterdir()}
     reporter = SilentReporter()
-    analyze(run, ["masks", "flip"], episodes=3, which="last", reporter=reporter)
-    assert sum("is there already" in line for line in reporter.lines) == 2
-    with pytest.raises(UserError, match=r"flip-3w2s2q-test\.h5 was made with other settings \(episodes\); give --replace"):
-        analyze(run, ["masks", "flip"], episodes=2, which="last")
+    analyze(run, AnalysisOptions(["masks", "flip"], episodes=3, which="last"), reporter)
+    assert sum("exists already" in line for line in reporter.lines) == 2
+    with pytest.raises(UserError, match=r"flip-3w2s2q-test\.h5 exists with other settings \(episodes\); add --replace"):
+        analyze(run, AnalysisOptions(["masks", "flip"], episodes=2, which="last"))
     assert {path: path.stat().st_mtime_ns for path in (run / "analysis").iterdir()} == before
-    (path,) = analyze(run, ["gradients"], episodes=2, which="last", replace=True)
+    (path,) = analyze(run, AnalysisOptions(["gradients"], episodes=2, which="last", replace=True))
     assert len(read_analysis(path).groups["all"]["loss"]) == 4
 
 
 def test_refusals(run: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"--only mask: no such analysis; did you mean 'masks'\?"):
-        analyze(run, ["mask"])
+        analyze(run, AnalysisOptions(["mask"]))
     pmf = train(load(tmp_path, "train.steps=0", "method={name: pmf}"), SilentReporter()).path
     with pytest.raises(UserError, match="--only flip needs a method with experts, this is pmf"):
-        analyze(pmf, ["flip"])
+        analyze(pmf, AnalysisOptions(["flip"]))
     with pytest.raises(UserError, match="full: no learning rate is known for a; run `smat eval"):
-        analyze(pmf, ["predictions"], ["full"], which="last")
+        analyze(pmf, AnalysisOptions(["predictions"], ["full"], which="last"))
     assert not (pmf / "analysis").exists()
 
 
 def test_a_file_keeps_everything_and_says_when_it_cannot_be_read(tmp_path: Path):
     arrays = {"x": np.arange(5.0), "names": np.array(["ä", "b<"], object)}
-    made = Analysis("masks", "m", {"a": [1]}, {"g": arrays}, {"g": {"domain": "ID"}}, {"t": [["h"], ["1"]]}, {"n": 3})
-    path = write_analysis(tmp_path, made)
+    analysis = Analysis("masks", "m", {"a": [1]}, {"g": arrays}, {"g": {"domain": "ID"}}, {"t": [["h"], ["1"]]}, {"n": 3})
+    path = write_analysis(tmp_path, analysis)
     found = read_analysis(path)
     assert (found.kind, found.settings, found.facts["n"], found.attributes) == ("masks", {"a": [1]}, 3, {"g": {"domain": "ID"}})
     assert list(found.groups["g"]["names"]) == ["ä", "b<"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from smatcli.config.schema import BackboneConfig
-from smatcli.engine.analyze.analysis import analyze
+from smatcli.engine.analyze import AnalysisOptions, analyze
 from smatcli.engine.analyze.paths import expert_names
 from smatcli.engine.tune.fit import load_tuned
 from smatcli.engine.tune.task import seen
@@ -68,10 +68,10 @@ def test_paths_are_means_over_the_test_images(run):
 def test_what_is_there_is_kept_and_other_settings_need_replace(run):
     reporter = SilentReporter()
     analyze(run, reporter=reporter)
-    assert "is there already" in reporter.lines[-1]
+    assert "exists already" in reporter.lines[-1]
     with pytest.raises(UserError, match="--replace"):
-        analyze(run, datasets=["a", "b"])
-    (path,) = analyze(run, datasets=["a", "b"], replace=True)
+        analyze(run, AnalysisOptions(datasets=["a", "b"]))
+    (path,) = analyze(run, AnalysisOptions(datasets=["a", "b"], replace=True))
     assert set(read_analysis(path).groups) == {"a", "b"}
     curves, heat = path_figures([Found("pMoE", Run(run, "tune", "pmoe"), read_analysis(path))])
     assert isinstance(curves, Curves)
@@ -84,13 +84,13 @@ def test_what_is_there_is_kept_and_other_settings_need_replace(run):
 
 
 @pytest.mark.parametrize("options, said", [
-    ({"only": ["masks"]}, "no such analysis of a tuned run"), ({"episodes": 3}, "--episodes is not read"),
-    ({"which": "last"}, "--which is not read"), ({"overrides": ["eval.seed=1"]}, "recipe values is not read"),
+    ({"only": ["masks"]}, "no such analysis of a tuned run"), ({"episodes": 3}, "--episodes has no effect"),
+    ({"which": "last"}, "--which has no effect"), ({"overrides": ["eval.seed=1"]}, "KEY=VALUE has no effect"),
     ({"datasets": ["nothing"]}, "no dataset 'nothing'"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(run, options, said):
     with pytest.raises(UserError, match=said):
-        analyze(run, **options)
+        analyze(run, AnalysisOptions(**options))
 
 
 def test_names_of_experts():

@@ -1,0 +1,42 @@
+"""Options of `smat analyze`, for runs of `smat train` and of `smat tune`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smatcli.engine.evaluate.folder import differences
+from smatcli.errors import UserError
+from smatcli.runs.analysis import known_settings
+from smatcli.runs.reporter import Reporter
+
+
+@dataclass(frozen=True)
+class AnalysisOptions:
+    """Which analyses to compute, and on what.
+
+    `only`: names of analyses, by default all that the run's method (or tuner) allows.
+    `adapts`, `datasets`, `overrides`: as in `evaluate`; for a run of `smat tune`, `datasets` are other stores in data.root.
+    `episodes`: episodes per dataset, by default each analysis' own number; `index`: the episode that `features` shows.
+    `which`: checkpoint, `best` or `last`; `replace`: replace analyses with other settings; `device`: by default the recipe's.
+    """
+
+    only: Sequence[str] = ()
+    adapts: Sequence[str] | None = None
+    datasets: Sequence[str] | None = None
+    episodes: int | None = None
+    index: int = 0
+    overrides: Sequence[str] = ()
+    which: str = "best"
+    replace: bool = False
+    device: str | None = None
+
+    def must_compute(self, path: Path, settings: Mapping[str, Any], reporter: Reporter) -> bool:
+        """Return whether the analysis at `path` is missing or to be replaced; UserError if it has other settings, without `replace`."""
+        existing = known_settings(path)
+        if existing == settings:
+            reporter.line(f"{path}: exists already")
+            return False
+        if existing is not None and not self.replace:
+            raise UserError(f"{path} exists with other settings ({', '.join(differences(existing, settings))}); add --replace")
+        return True
