@@ -1,138 +1,129 @@
-"""Large JSON files, element by element: memory stays at a few chunks however long the lists in them are."""
+"""Stream the elements of lists in large JSON files: memory stays at a chunk and one element, however long the lists are."""
 
-import json
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
+
+import ijson
 
 from smatcli.errors import UserError
 from smatcli.safe.files import pointer_kind
 from smatcli.safe.text import refuse_special
 
-CHUNK = 2**18  # characters read at a time
-MAX_ELEMENT = 2**26  # characters of one element; COCO's largest is some 100,000
+CHUNK = 2**16  # bytes per read
+MAX_ELEMENT = 2**26  # bytes of one element; COCO's largest has some 100,000
+MAX_DEPTH = 100
 
-_SPACE = " \t\n\r"
+_BOM = b"\xef\xbb\xbf"
 
 
 def array_elements(path: str | Path, keys: Collection[str]) -> Iterator[tuple[str, int, Any]]:
-    """Yields (key, index, element) of the lists `keys` of the JSON object in a file, in the file's order; the rest of it is skipped.
+    """Yield (key, index, element) of the lists `keys` of the JSON object in a file, in the file's order; skip everything else.
 
-    Raises UserError, with file and character offset, for what is not JSON, truncated, no object, or without one of the lists.
+    Raises UserError, with file, element and byte, if the file is not JSON, is truncated, is not an object, or lacks one of the lists.
     """
     path = Path(path)
     refuse_special(path)
     try:
-        with path.open("rb") as head:
-            start = head.read(1000)
-        if kind := pointer_kind(start):
-            raise UserError(f"{path}: is a {kind} pointer, not the data; fetch it first")
-        with path.open(encoding="utf-8-sig") as file:
-            yield from _Reader(path, file).arrays(set(keys))
+        with path.open("rb") as file:
+            start = file.read(1000)
+            if kind := pointer_kind(start):
+                raise UserError(f"{path}: is a {kind} pointer, not the data; fetch it first")
+            if not start:
+                raise UserError(f"{path}: is empty")
+            file.seek(len(_BOM) if start.startswith(_BOM) else 0)
+            yield from _ElementStream(path, file, keys).elements()
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not JSON (not UTF-8: {error.reason})") from None
+        raise UserError(f"{path}: does not exist") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from error
 
 
-class _Reader:
-    def __init__(self, path: Path, file: IO[str]):
-        self.path, self.file = path, file
-        self.buffer, self.at = "", 0
-        self.dropped = 0  # characters before the buffer
-        self.ended = False
-        self.decoder = json.JSONDecoder()
+class _ElementStream:
+    """Turn parser events into elements; `read` is what the parser reads from, so that the bytes per element are bounded."""
 
-    def arrays(self, wanted: set[str]) -> Iterator[tuple[str, int, Any]]:
-        missing = set(wanted)
-        self.expect("{", "an object")
-        if not self.accept("}"):
-            while True:
-                key = self.value()
-                if not isinstance(key, str):
-                    raise self.error("a key that is no text")
-                self.expect(":", "a colon")
-                if self.peek() == "[":
-                    for index, element in enumerate(self.elements()):
-                        if key in wanted:
-                            yield key, index, element
-                elif key in wanted:
-                    raise self.error(f"{key!r} is not a list")
-                else:
-                    self.value()
+    def __init__(self, path: Path, file: IO[bytes], keys: Collection[str]) -> None:
+        self.path, self.file, self.wanted = path, file, frozenset(keys)
+        self.where = "the beginning"
+        self.bytes = self.element_start = 0
+
+    def read(self, size: int = -1) -> bytes:
+        """Read the next bytes of the file. Raises UserError if the current element is too long."""
+        if self.bytes - self.element_start > MAX_ELEMENT:
+            raise self.error(f"an element of more than {MAX_ELEMENT:,} bytes")
+        data = self.file.read(size)
+        self.bytes += len(data)
+        return data
+
+    def elements(self) -> Iterator[tuple[str, int, Any]]:
+        """Yield (key, index, element) of the wanted lists."""
+        missing, events = set(self.wanted), self.events()
+        if next(events)[0] != "start_map":
+            raise self.error("not JSON, expected an object")
+        for event, key in events:
+            if event == "end_map":  # of the whole object; the parser refuses what comes after it
+                continue
+            self._at(repr(key))
+            start, _ = next(events)
+            if start == "start_array":
                 missing.discard(key)
-                if self.accept("}"):
-                    break
-                self.expect(",", "a comma")
-        if self.peek():
-            raise self.error("more after the end of the object")
+                self._at(f"{key}[0]")
+                for index, element in enumerate(self._items(events, 0)):
+                    if key in self.wanted:
+                        yield key, index, element
+                    self._at(f"{key}[{index + 1}]")
+            elif key in self.wanted:
+                raise self.error(f"{key!r} is not a list")
+            elif start == "start_map":
+                self._map(events, 0)
         if missing:
-            raise UserError(f"{self.path}: has no list {sorted(missing)[0]!r}; is it the right file?")
+            raise UserError(f"{self.path}: has no list {min(missing)!r}; is it the right file?")
 
-    def elements(self) -> Iterator[Any]:
-        self.expect("[", "a list")
-        if self.accept("]"):
-            return
-        while True:
-            yield self.value()
-            if self.accept("]"):
+    def _items(self, events: Iterator[tuple[str, Any]], depth: int) -> Iterator[Any]:
+        if depth > MAX_DEPTH:
+            raise self.error("nested too deeply")
+        for event, value in events:
+            if event == "end_array":
                 return
-            self.expect(",", "a comma")
-
-    def value(self) -> Any:
-        if not self.peek():
-            raise self.error("truncated")
-        while True:
-            try:
-                value, end = self.decoder.raw_decode(self.buffer, self.at)
-            except RecursionError:
-                raise self.error("nested too deeply") from None
-            except json.JSONDecodeError as error:
-                cut = error.msg.startswith("Unterminated") or error.pos > len(self.buffer) - 16
-                if self.ended or not cut:
-                    cut = error.pos >= len(self.buffer.rstrip()) or error.msg.startswith("Unterminated")
-                    self.at = error.pos
-                    raise self.error("truncated" if cut else f"not JSON, {error.msg[:1].lower()}{error.msg[1:]}") from None
-            except ValueError as error:  # a number of thousands of digits
-                raise self.error(str(error)[:80]) from None
+            if event == "start_map":
+                yield self._map(events, depth + 1)
+            elif event == "start_array":
+                yield list(self._items(events, depth + 1))
             else:
-                if self.ended or len(self.buffer) - end > 4 or isinstance(value, (dict, list, str)):  # "1.5e+" may be a number yet
-                    self.at = end
-                    return value
-            if len(self.buffer) - self.at > MAX_ELEMENT:
-                raise self.error(f"an element of more than {MAX_ELEMENT:,} characters")
-            self.fill()
+                yield value
 
-    def peek(self) -> str:
-        """The next character that is no white space, or '' at the end."""
-        while True:
-            while self.at < len(self.buffer):
-                if self.buffer[self.at] not in _SPACE:
-                    return self.buffer[self.at]
-                self.at += 1
-            if self.ended:
-                return ""
-            self.fill()
+    def _map(self, events: Iterator[tuple[str, Any]], depth: int) -> dict[str, Any]:
+        entries: dict[str, Any] = {}
+        for event, key in events:
+            if event == "end_map":
+                break
+            entries[key] = next(self._items(events, depth))
+        return entries
 
-    def accept(self, character: str) -> bool:
-        if self.peek() != character:
-            return False
-        self.at += 1
-        return True
+    def _at(self, where: str) -> None:
+        self.where, self.element_start = where, self.bytes
 
-    def expect(self, character: str, what: str) -> None:
-        if not self.accept(character):
-            raise self.error(f"not JSON, expected {what}" if self.peek() else "truncated" if self.dropped or self.buffer else "empty")
+    def events(self) -> Iterator[tuple[str, Any]]:
+        """Yield the parser's events; whatever the parser raises becomes a UserError.
 
-    def fill(self) -> None:
-        """Read on, at least as much again as is waiting, so that a long element is not scanned often."""
-        self.dropped += self.at
-        rest = self.buffer[self.at :]
-        chunk = self.file.read(max(CHUNK, len(rest)))
-        self.ended = not chunk
-        self.buffer, self.at = rest + chunk, 0
+        Numbers are limited to 64 bits: without `use_float`, ijson 3.6 can crash on an integer of thousands of digits.
+        """
+        try:
+            yield from ijson.basic_parse(self, buf_size=CHUNK, use_float=True)
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            raise self.error(_reason(str(error))) from None
 
     def error(self, what: str) -> UserError:
-        return UserError(f"{self.path}: {what} (at character {self.dropped + self.at:,})")
+        """Return the error for the current place."""
+        return UserError(f"{self.path}: {what} (at {self.where}, near byte {self.bytes:,})")
+
+
+def _reason(message: str) -> str:
+    """Reduce a parser's message of several lines to a few words."""
+    first = re.split(r"\n|\\n", message.removeprefix("b'"))[0].rstrip(".")[:80]
+    if "premature EOF" in first or "Incomplete JSON" in first:
+        return "truncated"
+    if "UTF8" in first or "utf-8" in first:
+        return "is not JSON (not UTF-8)"
+    return f"not JSON, {re.sub('^(parse|lexical) error: ', '', first)}"

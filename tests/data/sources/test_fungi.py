@@ -88,7 +88,7 @@ def test_annotations_that_contradict(tmp_path, val, said):
 def test_truncated_and_missing_files(tmp_path):
     root = write(tmp_path)
     (root / "val.json").write_bytes((root / "val.json").read_bytes()[:-40])
-    with pytest.raises(UserError, match=r"val\.json: truncated \(at character"):
+    with pytest.raises(UserError, match=r"val\.json: truncated \(at categories\[3\]"):
         FungiSource(root)
     (root / "val.json").unlink()
     with pytest.raises(UserError, match=r"val\.json is missing; unpack"):
