@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from smatcli.errors import SmatError, UserError
 from smatcli.runs.reporter import Reporter
 from smatcli.runs.signals import Interrupted
-from smatcli.safe.files import atomic_path, atomic_write_text, clear_drafts
+from smatcli.safe.files import atomic_path, atomic_write_text, clear_drafts, lock, open_lock
 from smatcli.safe.text import parse_json, read_json
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class RunDir:
     def __init__(self, path: Path, recipe: "AnyRecipe", info: dict[str, Any]) -> None:
         self.path, self.recipe, self.info = path, recipe, info
         self._metrics: TextIO | None = None
-        self._lock: TextIO | None = None
+        self._lock: int | None = None
         self._trackers: list[Tracker] | None = None
         self._clock = time.monotonic()
 
@@ -269,20 +269,21 @@ class RunDir:
                 self._release()
 
     def _acquire(self) -> None:
-        import fcntl
-
-        self._lock = (self.path / ".lock").open("w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            self._lock = open_lock(self.path / ".lock")
+            lock(self._lock)
+        except OSError as error:
             self._release()
-            raise UserError(f"run {self.path} is in use by another process; wait for it or choose another run=") from None
-        except OSError:  # a file system without locks
-            self._release()
+            if isinstance(error, BlockingIOError):
+                raise UserError(f"run {self.path} is in use by another process; wait for it or choose another run=") from None
+            reason = (error.strerror or str(error)).lower()
+            raise UserError(
+                f"{self.path / '.lock'}: cannot be opened ({reason}); a link or a folder in its place must be removed"
+            ) from None
 
     def _release(self) -> None:
         if self._lock is not None:
-            self._lock.close()
+            os.close(self._lock)
             self._lock = None
 
     def log(self, record: dict[str, Any]) -> None:

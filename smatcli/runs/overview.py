@@ -1,6 +1,5 @@
 """Runs as their files tell of them: state, step, best validation, time. Nothing here needs torch, or the recipe's schema."""
 
-import fcntl
 import os
 import socket
 import time
@@ -14,6 +13,7 @@ import yaml
 
 from smatcli.errors import UserError
 from smatcli.safe import text as safe
+from smatcli.safe.files import is_locked
 from smatcli.safe.text import parse_json
 
 DEEP = 4  # folders below the one asked for
@@ -108,23 +108,7 @@ def state(path: Path, info: dict[str, Any]) -> str:
         return "dead"
     except PermissionError:
         pass
-    return "running" if _locked(path / ".lock") else "dead"  # the number may have been given to another process since
-
-
-def _locked(lock: Path) -> bool:
-    """Does a process hold the run's lock? True where that cannot be known."""
-    try:
-        with lock.open("r") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            fcntl.flock(file, fcntl.LOCK_UN)
-            return False
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
+    return "running" if is_locked(path / ".lock") else "dead"  # the number may have been given to another process since
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:

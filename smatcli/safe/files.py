@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the two kinds of stand-in that are no data: git-lfs and git-annex pointers."""
+"""Atomic writers, file locks, and detection of git-lfs and git-annex pointers."""
 
 import errno
 import os
@@ -16,13 +16,14 @@ _FULL = {
     errno.EFBIG: "the file is too large for the disk",
 }
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\..*)?")
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a hidden temporary path (same folder, same suffix) that becomes `path` on success and is removed on failure.
+    """Yield a hidden temporary path (same folder, same suffix) that becomes `path` on success and is removed on failure.
 
-    Data and folder entry are flushed to the disk before it returns. Raises SmatError for a full disk or a folder that cannot be written.
+    Data and folder entry are flushed to the disk before it returns. Raises SmatError if the disk is full or the folder is not writable.
     """
     path = Path(path)
     with disk_errors(path):
@@ -38,27 +39,56 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def publish(draft: Path, path: Path) -> None:
-    """Make the finished file or folder `draft` become `path` (same folder), with data and folder entry flushed to the disk."""
+    """Rename the finished file or folder `draft` to `path` (same folder), with data and folder entry flushed to the disk."""
     _flush(draft)
     os.replace(draft, path)
     _flush(path.parent)
 
 
 def clear_drafts(folder: Path) -> None:
-    """Remove what killed processes left of `atomic_path` in a folder; only for who holds the folder's lock."""
+    """Remove the temporary files of `atomic_path` that killed processes left in a folder; the caller must hold the folder's lock."""
     for path in folder.glob(".*.tmp*") if folder.is_dir() else ():
         if _DRAFT.fullmatch(path.name):
             _remove(path)
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8 so that `path` holds either its old content or all of the new one."""
+    """Write `text` as UTF-8; `path` has either its old content or all of the new one, even after a crash."""
     with atomic_path(path) as draft:
         draft.write_text(text, encoding="utf-8", newline="\n")
 
 
+def open_lock(path: Path) -> int:
+    """Open a file for `lock`, create it if necessary, and return its descriptor. It is not truncated, and links are not followed."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0), 0o666)
+
+
+def lock(descriptor: int) -> bool:
+    """Lock an open file or folder until it is closed, without waiting.
+
+    Returns False if the file system does not support locks. Raises BlockingIOError if another process has the lock.
+    """
+    return _flock(descriptor, shared=False)
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process has locked the file; True if it cannot be determined."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        return not _flock(descriptor, shared=True)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+
+
 def pointer_kind(head: bytes) -> str | None:
-    """'git-lfs' or 'git-annex' if a file that begins with `head` only points to its content, else None."""
+    """Return "git-lfs" or "git-annex" if a file that begins with `head` is only a pointer to its content, else None."""
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
         return "git-lfs"
     if head.startswith((b"/annex/objects/", b".git/annex/objects/")) or (len(head) < 1000 and b"/.git/annex/objects/" in head):
@@ -68,7 +98,7 @@ def pointer_kind(head: bytes) -> str | None:
 
 @contextmanager
 def disk_errors(path: Path, kind: type[SmatError] = SmatError) -> Iterator[None]:
-    """Turns a full disk and a folder that cannot be written into an error of `kind` about `path`."""
+    """Convert the errors of a full disk and of a folder that is not writable into an error of type `kind` about `path`."""
     try:
         yield
     except OSError as error:
@@ -82,6 +112,20 @@ def disk_errors(path: Path, kind: type[SmatError] = SmatError) -> Iterator[None]
         if ours and error.errno in (errno.ENOTDIR, errno.EEXIST) and not path.parent.is_dir():
             raise kind(f"{path}: {culprit} is a file, not a folder") from error
         raise
+
+
+def _flock(descriptor: int, shared: bool) -> bool:
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return False
+        raise
+    return True
 
 
 def _flush(path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from smatcli.errors import SmatError
-from smatcli.safe.files import atomic_path, atomic_write_text, pointer_kind
+from smatcli.safe.files import atomic_path, atomic_write_text, is_locked, lock, open_lock, pointer_kind
 
 
 def test_success_replaces_the_old_file_and_leaves_nothing_else(tmp_path):
@@ -78,3 +78,22 @@ def test_other_errors_pass_through(tmp_path):
 )
 def test_pointers(head, kind):
     assert pointer_kind(head) == kind
+
+
+def test_a_lock_keeps_the_content_and_does_not_follow_links(tmp_path):
+    path = tmp_path / ".lock"
+    path.write_text("mine")
+    descriptor = open_lock(path)
+    assert lock(descriptor)
+    assert is_locked(path)
+    second = open_lock(path)
+    with pytest.raises(BlockingIOError):
+        lock(second)
+    os.close(second)
+    os.close(descriptor)
+    assert not is_locked(path)
+    assert not is_locked(tmp_path / "none")
+    assert path.read_text() == "mine"
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(OSError, match="symbolic"):
+        open_lock(tmp_path / "link")

@@ -16,7 +16,7 @@ from smatcli.data.episodes.lists import list_hash
 from smatcli.errors import SmatError, UserError
 from smatcli.runs.rates import GIVEN, Choice, read_choices, write_choices
 from smatcli.runs.results import Records, SummaryRow, as_records, interval, joined, read_records, write_records, write_summary
-from smatcli.safe.files import atomic_write_text, clear_drafts
+from smatcli.safe.files import atomic_write_text, clear_drafts, lock
 from smatcli.safe.text import read_json
 
 FORMAT = 1
@@ -164,15 +164,11 @@ class EvalFolder:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """An exclusive lock on a folder; SmatError when another process has it. File systems without locks are taken as they are."""
-    import fcntl
-
     with ExitStack() as stack:
         handle = os.open(folder, os.O_RDONLY)
         stack.callback(os.close, handle)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(handle)
         except BlockingIOError:
             raise SmatError(f"{folder} is being written by another smat eval; wait for it to end") from None
-        except OSError:
-            pass
         yield

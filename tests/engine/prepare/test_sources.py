@@ -202,7 +202,7 @@ def test_two_at_once_into_one_store(tmp_path):
     try:
         assert inside.wait(60)
         with pytest.raises(
-            PrepareError, match=rf"digits\.h5: another `smat data prepare` is just writing it \(process {os.getpid()} on"
+            PrepareError, match=rf"digits\.h5: another `smat data prepare` is writing it \(process {os.getpid()} on"
         ) as caught:
             run(tmp_path, Numbers([3, 3]))
         assert caught.value.exit_code == 2
