@@ -39,12 +39,13 @@ def install() -> None:
 def attribute_error(package: str) -> Callable[[str], NoReturn]:
     """Return the `__getattr__` of a package that was a module in version 0.1.
 
-    It raises an ImportError that names the new module for a public name, and an AttributeError for a private one or a submodule.
+    For `from package import name` with a public name, it raises an ImportError that names the new module; else an AttributeError.
     """
 
     def missing(name: str) -> NoReturn:
         here = Path(sys.modules[package].__file__ or "").parent
-        if name.startswith("_") or (here / f"{name}.py").exists() or (here / name).is_dir():
+        imported = sys._getframe(1).f_code.co_name == "_handle_fromlist"  # pickle looks for names in all modules and expects AttributeError
+        if not imported or name.startswith("_") or (here / f"{name}.py").exists() or (here / name).is_dir():
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         raise ImportError(
             f"cannot import {name!r} from {package}, a package since smatcli 0.2: look in {table()[package]} "

@@ -277,9 +277,7 @@ class RunDir:
             if isinstance(error, BlockingIOError):
                 raise UserError(f"run {self.path} is in use by another process; wait for it or choose another run=") from None
             reason = (error.strerror or str(error)).lower()
-            raise UserError(
-                f"{self.path / '.lock'}: cannot be opened ({reason}); a link or a folder in its place must be removed"
-            ) from None
+            raise UserError(f"{self.path / '.lock'}: cannot be opened ({reason}); remove a link or a folder that is in its place") from None
 
     def _release(self) -> None:
         if self._lock is not None:
