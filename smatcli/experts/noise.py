@@ -36,9 +36,14 @@ def uniform(keys: Tensor, columns: slice, like: Tensor) -> Tensor:
 
     In `like`'s dtype, on its device; exact in fp32.
     """
+    return uniform_at(keys, torch.arange(columns.start, columns.stop, dtype=torch.int32, device=like.device), like)
+
+
+def uniform_at(keys: Tensor, columns: Tensor, like: Tensor) -> Tensor:
+    """`uniform` for the columns with the numbers `columns` [n] int32."""
     # Products of two's complement 32-bit integers wrap around as those of unsigned ones; shifts do not, hence the masks.
     word = keys.to(like.device).to(torch.int32)
-    x = torch.arange(columns.start, columns.stop, dtype=torch.int32, device=like.device) * word[:, 1:] + word[:, :1]
+    x = columns * word[:, 1:] + word[:, :1]
     x ^= (x >> 16).bitwise_and_(0xFFFF)
     x *= _signed(_FIRST)
     x ^= (x >> 15).bitwise_and_(0x1FFFF)
