@@ -17,6 +17,7 @@ import torch
 from smatcli.experts.compress import CompressedExperts, Merger
 from smatcli.experts.masks import HardConcrete, noise
 from smatcli.experts.merge import merge, merge_reference, merge_tasks, normalise
+from smatcli.experts.merge_eager import Gate
 
 SHAPE = HardConcrete()
 TASKS = 4
@@ -65,12 +66,12 @@ def main() -> None:
 
     def plain(stochastic: bool) -> None:
         u = noise((experts, size), generator, log_alpha) if stochastic else None
-        theta = merge_reference(pre, delta, log_alpha, alpha, SHAPE, training=True, u=u)
+        theta = merge_reference(pre, delta, log_alpha, alpha, Gate(SHAPE, noise=u))
         l0 = SHAPE.expected_l0_element(log_alpha).mean(1)
         torch.autograd.grad((theta * weight).sum() + l0.sum(), leaves)
 
     def fast(seed: int | None) -> None:
-        found = merge(pre, delta, log_alpha, alpha, SHAPE, training=True, noise=seed)
+        found = merge(pre, delta, log_alpha, alpha, Gate(SHAPE, noise=seed))
         torch.autograd.grad((found.theta * weight).sum() + found.expected_l0.sum(), leaves)
 
     def tasks(seeds: list[int] | None) -> None:
@@ -81,13 +82,13 @@ def main() -> None:
         for leaf in leaves:
             leaf.grad = None
         for seed in seeds:
-            found = merge(pre, delta, log_alpha, alpha, SHAPE, training=True, noise=seed)
+            found = merge(pre, delta, log_alpha, alpha, Gate(SHAPE, noise=seed))
             ((found.theta * weight).sum() + found.expected_l0.sum()).backward()
 
     source, target = log_alpha.detach(), torch.empty_like(log_alpha)
 
     sparse = log_alpha.detach() * 1.0 - 3.7
-    compressed = CompressedExperts.of_log_alpha(sparse, SHAPE)
+    compressed = CompressedExperts.of(SHAPE.eval_gate(row) for row in sparse)
     merger = Merger(pre, delta.detach(), compressed)
     bits = torch.ones(experts, device=device)
     merger(bits)
@@ -109,7 +110,7 @@ def main() -> None:
         "4 tasks at once, deterministic": lambda: tasks(None),
         "4 tasks one by one, stochastic": lambda: each(list(range(TASKS))),
         "4 tasks at once, stochastic": lambda: tasks(list(range(TASKS))),
-        "inference: dense merge": lambda: merge(pre, delta.detach(), sparse, alpha.detach(), SHAPE, training=False),
+        "inference: dense merge": lambda: merge(pre, delta.detach(), sparse, alpha.detach(), Gate(SHAPE, training=False)),
         "inference: merge from compressed": lambda: merger(alpha.detach()),
         "inference: one flip": flip,
     }

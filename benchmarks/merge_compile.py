@@ -31,6 +31,7 @@ from smatcli.device import reuse_memory
 from smatcli.experts import merge_kernels, merge_native
 from smatcli.experts.masks import HardConcrete
 from smatcli.experts.merge import merge, normalise
+from smatcli.experts.merge_eager import Gate
 from smatcli.experts.noise import key_tensor, uniform_at
 
 SHAPE = HardConcrete()
@@ -122,7 +123,7 @@ def own(wanted: str) -> Callable[[Tensor, Gradients, int | None, Tensor], Result
     def work(pre: Tensor, leaves: Gradients, seed: int | None, weight: Tensor) -> Result:
         os.environ[merge_kernels.VARIABLE] = wanted
         delta, log_alpha, alpha = leaves
-        merged = merge(pre, delta, log_alpha, alpha, SHAPE, training=True, noise=seed)
+        merged = merge(pre, delta, log_alpha, alpha, Gate(SHAPE, noise=seed))
         grads = torch.autograd.grad([merged.theta, merged.expected_l0], leaves, [weight, torch.ones_like(alpha)])
         return merged.theta.detach(), merged.nonzeros, merged.expected_l0.detach(), grads  # type: ignore[return-value]
 

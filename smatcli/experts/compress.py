@@ -1,4 +1,4 @@
-"""Experts at inference: positions and values of each mask's non-zeros, and theta_i from them by scatter."""
+"""Compressed experts for inference: positions and values of each mask's non-zeros, and theta_i from them by scatter."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from smatcli.errors import UserError
-from smatcli.experts.masks import HardConcrete
 from smatcli.safe.files import atomic_path
 from smatcli.safe.tensors import safetensors_header
 
@@ -19,18 +18,18 @@ FORMAT = "smat-experts-1"
 
 @dataclass(frozen=True)
 class Expert:
-    """One mask: `values` at `positions` (int32, rising), or all P values where `positions` is None (smaller above half density)."""
+    """One mask: `values` at `positions` (int32, ascending), or all P values if `positions` is None (smaller above half density)."""
 
     values: Tensor
     positions: Tensor | None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the stored tensors."""
+        """Size of the stored tensors in bytes."""
         return sum(t.numel() * t.element_size() for t in (self.values, self.positions) if t is not None)
 
     def add_to(self, total: Tensor, weight: float | Tensor) -> None:
-        """total [P] += weight * z, touching the non-zeros only."""
+        """Add weight * z to `total` [P] in place, touching the non-zeros only."""
         values = self.values.to(total.dtype)
         if self.positions is None:
             total.add_(values * weight)
@@ -49,43 +48,35 @@ class CompressedExperts:
 
     @classmethod
     def of(cls, masks: Iterable[Tensor], dtype: torch.dtype | None = None) -> "CompressedExperts":
-        """From masks z_m [P] given one at a time; `dtype` of the stored values (default: the masks')."""
-        made: list[Expert] = []
+        """Compress masks z_m [P], given one at a time. `dtype` is that of the stored values (default: that of the masks)."""
+        experts: list[Expert] = []
         size = 0
         for z in masks:
             size = z.numel()
             positions = z.nonzero().squeeze(1).to(torch.int32)
             stored = z.to(dtype or z.dtype)
             sparse = 2 * len(positions) <= size
-            made.append(Expert(stored[positions], positions) if sparse else Expert(stored.clone(), None))
-        return cls(size, tuple(made))
-
-    @classmethod
-    def of_log_alpha(
-        cls, log_alpha: Tensor, shape: HardConcrete, dense: Tensor | None = None, dtype: torch.dtype | None = None
-    ) -> "CompressedExperts":
-        """The inference gates of log_alpha [M, P], expert by expert; `dense` [P] bool: masks that are always 1."""
-        gates = (shape.eval_gate(row) for row in log_alpha.detach())
-        return cls.of((z if dense is None else z.masked_fill_(dense, 1.0) for z in gates), dtype)
+            experts.append(Expert(stored[positions], positions) if sparse else Expert(stored.clone(), None))
+        return cls(size, tuple(experts))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all experts."""
+        """Size of all experts in bytes."""
         return sum(expert.nbytes for expert in self.experts)
 
     @property
     def nonzeros(self) -> list[int]:
-        """Number of non-zeros of each mask."""
+        """Number of non-zeros per mask."""
         return [int(torch.count_nonzero(expert.values)) for expert in self.experts]
 
     def mask(self, expert: int) -> Tensor:
-        """z [P] of one expert, exactly as it was compressed (up to the values' dtype)."""
+        """Return z [P] of one expert, exactly as compressed (up to the dtype of the values)."""
         z = self.experts[expert].values.new_zeros(self.size)
         self.experts[expert].add_to(z, 1.0)
         return z
 
     def total(self, weights: Tensor, like: Tensor) -> Tensor:
-        """sum_m w_m z_m [P] in the dtype of `like`."""
+        """Return sum_m w_m z_m [P] in the dtype and on the device of `like`."""
         out = torch.zeros(self.size, dtype=like.dtype, device=like.device)
         for expert, weight in zip(self.experts, weights.tolist(), strict=True):
             if weight:
@@ -93,7 +84,7 @@ class CompressedExperts:
         return out
 
     def save(self, path: Path) -> None:
-        """One safetensors file, written whole or not at all."""
+        """Write one safetensors file, atomically."""
         tensors: dict[str, Tensor] = {}
         for m, expert in enumerate(self.experts):
             tensors[f"{m}.values"] = expert.values.contiguous()
@@ -105,7 +96,7 @@ class CompressedExperts:
 
     @classmethod
     def load(cls, path: Path, device: str | torch.device = "cpu") -> "CompressedExperts":
-        """What `save` wrote; `UserError` for a file that is not one."""
+        """Read a file that `save` wrote. Raises `UserError` for any other file."""
         try:
             safetensors_header(path)
             with safe_open(path, "pt", device=str(device)) as file:
@@ -114,15 +105,15 @@ class CompressedExperts:
         except Exception as error:
             raise UserError(f"{path}: cannot be read as compressed experts ({error}); write it again") from None
         if meta.get("format") != FORMAT:
-            raise UserError(f"{path}: is not a file of compressed experts (format {meta.get('format')!r}, expected {FORMAT!r})")
+            raise UserError(f"{path}: not a file of compressed experts (format {meta.get('format')!r}, expected {FORMAT!r})")
         experts = tuple(Expert(tensors[f"{m}.values"], tensors.get(f"{m}.positions")) for m in range(int(meta["experts"])))
         return cls(int(meta["size"]), experts)
 
 
 def mix(theta_pre: Tensor, experts: CompressedExperts, scores: Tensor) -> Tensor:
-    """theta = theta_pre + (sum_m s_m e_m) / sum_m s_m for scores s [M] >= 0 of any scale and experts with parameters of their own, e_m [P].
+    """Return theta = theta_pre + (sum_m s_m e_m) / sum_m s_m for experts e_m [P] that each have their own parameters.
 
-    All off: theta_pre.
+    Scores s [M] >= 0 may have any scale; if all are zero, theta is theta_pre.
     """
     if not bool(scores.any()):
         return theta_pre.clone()
@@ -130,10 +121,11 @@ def mix(theta_pre: Tensor, experts: CompressedExperts, scores: Tensor) -> Tensor
 
 
 class Merger:
-    """theta = theta_pre + theta_delta * (sum_m s_m z_m) / sum_m s_m for a sequence of scores s [M], from compressed experts.
+    """Compute theta = theta_pre + theta_delta * (sum_m s_m z_m) / sum_m s_m from compressed experts, for a sequence of scores s [M].
 
-    Between two *binary* scores (all non-zero entries equal) only the non-zeros of the experts that differ are touched, in a running
-    float64 sum: sums of fp32 masks are exact in it, so the result does not depend on the way that led to a state. All off: theta_pre.
+    Between two *binary* scores (all non-zero entries equal), only the non-zeros of the experts that differ are touched, in a running
+    float64 sum. Sums of fp32 masks are exact in float64, so the result does not depend on the states visited before. If all scores are
+    zero, theta is theta_pre.
     """
 
     def __init__(self, theta_pre: Tensor, theta_delta: Tensor, experts: CompressedExperts) -> None:
@@ -143,7 +135,7 @@ class Merger:
         self.touched = 0
 
     def __call__(self, scores: Tensor) -> Tensor:
-        """theta [P] for scores [M] >= 0 of any scale."""
+        """Return theta [P] for scores [M] >= 0 of any scale."""
         values = scores.tolist()
         on = {value for value in values if value}
         if not on:

@@ -1,4 +1,4 @@
-"""Families of masks: what the state of M masks is (log_alpha, fixed booleans, nothing), and theta from it. The default one is `merge`'s."""
+"""Families of masks: learned, fixed or all one, element-wise or structured; their state, and theta from it."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -8,50 +8,51 @@ from torch import Tensor
 
 from smatcli.config.methods import MaskConfig
 from smatcli.errors import SmatError
-from smatcli.experts.groups import Groups
+from smatcli.experts.groups import ParameterGroups
 from smatcli.experts.masks import HardConcrete, counted_sparsity, expected_l0, initial_log_alpha
 from smatcli.experts.merge import Merged, merge
-from smatcli.experts.merge_eager import Noise
+from smatcli.experts.merge_eager import Gate, Noise
 from smatcli.experts.noise import logistic
 from smatcli.experts.space import ParameterSpace
 
 
 class Masks:
-    """M masks z_m over P parameters from a state [M, G], G groups of parameters (G = P unless masks are structured).
+    """M masks z_m over P parameters from a state [M, G], with G groups of parameters (G = P unless masks are structured).
 
-    The state is log_alpha where masks are learned, booleans where they are fixed (`random`, `magnitude`), and None where they are all one.
+    The state is log_alpha for learned masks, booleans for fixed ones (`random`, `magnitude`), and None if all masks are one. With `own`,
+    every expert has its own parameters.
     """
 
     def __init__(self, config: MaskConfig, space: ParameterSpace, own: bool = False) -> None:
         self.config, self.size, self.own = config, space.size, own
         self.shape = HardConcrete.of(config)
-        self.groups = None if config.group == "element" else Groups.of(space, config.group)
+        self.groups = None if config.group == "element" else ParameterGroups.of(space, config.group)
 
     @property
     def learned(self) -> bool:
-        """Is the state trained?"""
+        """Whether the state is trained."""
         return self.config.kind == "learned"
 
     @property
     def entries(self) -> int:
-        """G."""
+        """G, the number of mask entries per expert."""
         return self.groups.size if self.groups else self.size
 
     def initial_log_alpha(self, experts: int) -> Tensor:
-        """log_alpha [M, G] of learned masks, from torch's global generator."""
+        """Draw log_alpha [M, G] of learned masks from torch's global generator."""
         return initial_log_alpha(experts, self.entries, self.config)
 
     def draw(self, experts: int, theta_pre: Tensor, tau: float) -> Tensor | None:
-        """Fixed masks [M, G] bool with a share tau of zeros (None where they are all one), from torch's global generator.
+        """Draw fixed masks [M, G] (bool) with a share tau of zeros from torch's global generator; None if masks are all one.
 
-        `random`: any groups alike. `magnitude`: the largest mean |theta_pre|; with several experts drawn without replacement in
-        proportion to it (Gumbel top-k), so that they differ.
+        `random` draws groups uniformly. `magnitude` takes the groups with the largest mean |theta_pre|; several experts draw without
+        replacement in proportion to it (Gumbel top-k), so that they differ.
         """
         if self.config.kind == "dense":
             return None
         wanted = round((1 - tau) * self.size)
         members = self.groups.members if self.groups else torch.ones(self.size, dtype=torch.float64)
-        found = []
+        masks = []
         for _ in range(experts):
             score = torch.rand(self.entries, dtype=torch.float64)
             if self.config.kind == "magnitude":
@@ -60,8 +61,10 @@ class Masks:
                 score = weight if experts == 1 else weight - torch.log(-torch.log(score))
             order = score.argsort(descending=True, stable=True)
             before = members[order].cumsum(0) - members[order]
-            found.append(torch.zeros(self.entries, dtype=torch.bool).index_fill_(0, order[before < wanted], True))
-        return torch.stack(found)
+            mask = torch.zeros(self.entries, dtype=torch.bool)
+            mask[order[before < wanted]] = True
+            masks.append(mask)
+        return torch.stack(masks)
 
     def merge(
         self,
@@ -74,12 +77,15 @@ class Masks:
         noise: Noise = None,
         dense: Tensor | None = None,
     ) -> Merged:
-        """theta [P] for scores alpha [M], theta_delta [P] or each expert's own [M, P]; non-zeros [M]; E[L0] / P [M] (learned, training)."""
+        """Return theta [P] for scores alpha [M], the masks' non-zeros [M], and E[L0] / P [M] (zeros unless learned and training).
+
+        theta_delta is [P], or [M, P] if every expert has its own. Raises `SmatError` for `dense` with any other family than `merge`'s.
+        """
         if self.learned and self.groups is None and not self.own:
             assert state is not None
-            return merge(theta_pre, theta_delta, state, alpha, self.shape, training=training, noise=noise, dense=dense)
+            return merge(theta_pre, theta_delta, state, alpha, Gate(self.shape, training, noise if training else None, dense))
         if dense is not None:
-            raise SmatError("always-dense parameters exist for learned element-wise masks of shared experts alone")
+            raise SmatError("always-dense parameters need learned element-wise masks of experts that share theta_delta")
         with torch.autocast(theta_pre.device.type, enabled=False):
             z = self._gates(state, training, noise if training else None, alpha)
             theta = self._theta(theta_pre, theta_delta, z, alpha)
@@ -100,7 +106,7 @@ class Masks:
         return theta
 
     def _gates(self, state: Tensor | None, training: bool, noise: Noise, like: Tensor) -> Tensor | None:
-        """z [M, G], with graph where it is learned."""
+        """Return z [M, G], with graph if masks are learned."""
         if state is None:
             return None
         if not self.learned:
@@ -112,7 +118,7 @@ class Masks:
         return self.shape.train_gate(state, noise)
 
     def inference(self, state: Tensor | None, experts: int, like: Tensor) -> Iterator[Tensor]:
-        """The inference masks z_m [P] one after the other, in the dtype of `like`."""
+        """Yield the inference masks z_m [P] one by one, in the dtype of `like`."""
         for m in range(experts):
             if state is None:
                 yield torch.ones_like(like)
@@ -121,7 +127,7 @@ class Masks:
                 yield self._expand(row)
 
     def expected_l0(self, state: Tensor | None) -> Tensor:
-        """E[L0(z_m)] / P of learned masks, or the share of non-zeros of fixed ones, [M]."""
+        """Return E[L0(z_m)] / P [M] of learned masks, or the share of non-zeros of fixed ones."""
         assert state is not None
         if not self.learned:
             return self._share(state.to(torch.get_default_dtype()))
@@ -130,7 +136,7 @@ class Masks:
         return self._share(self.shape.expected_l0_element(state))
 
     def counted(self, state: Tensor | None, gate: Literal["training", "inference"]) -> Tensor:
-        """Share of zeros of every noise-free mask, [M]."""
+        """Return the share of zeros [M] of each noise-free mask."""
         assert state is not None
         if not self.learned:
             return 1 - self.expected_l0(state)
@@ -142,7 +148,7 @@ class Masks:
         return values if self.groups is None else self.groups.expand(values)
 
     def _share(self, values: Tensor) -> Tensor:
-        """Mean over all P parameters of values [M, G] of their groups."""
+        """Return the mean over all P parameters of values [M, G] of their groups."""
         if self.groups is None:
             return values.mean(-1)
         return values @ (self.groups.members / self.size).to(values)

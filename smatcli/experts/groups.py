@@ -1,4 +1,4 @@
-"""Groups of parameters that one mask entry switches together: all weights of an input or of an output feature."""
+"""Groups of parameters that share one mask entry: all weights of an input or of an output feature."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,12 +11,13 @@ from smatcli.experts.space import ParameterSpace
 
 
 @dataclass(frozen=True)
-class Groups:
+class ParameterGroups:
     """A partition of the flat vector [P] into G groups.
 
-    A weight matrix [outputs, inputs, ...] has a group for each output (`output`; the layer's bias belongs to it) or each input (`input`).
-    What is no weight matrix (norms, biases, tokens, position embedding) has a group for each feature, the last axis.
-    `counts` are the groups of consecutive parts of a group vector; tensor i of the space takes part `parts[i]`, viewed as `views[i]`.
+    A weight matrix [outputs, inputs, ...] has one group per output (`output`, which includes the layer's bias) or per input (`input`).
+    Other tensors (norms, biases, tokens, position embedding) have one group per feature, the last axis.
+    `counts` are the numbers of groups in consecutive parts of a group vector [G]; tensor i of the space uses part `parts[i]`, viewed as
+    `views[i]`.
     """
 
     counts: tuple[int, ...]
@@ -25,8 +26,8 @@ class Groups:
     shapes: tuple[torch.Size, ...]
 
     @classmethod
-    def of(cls, space: ParameterSpace, kind: str) -> "Groups":
-        """Groups by `kind`: input or output."""
+    def of(cls, space: ParameterSpace, kind: str) -> "ParameterGroups":
+        """Partition `space` by `kind`: "input" or "output"."""
         counts: list[int] = []
         parts: list[int] = []
         views: list[tuple[int, ...]] = []
@@ -47,31 +48,31 @@ class Groups:
 
     @property
     def size(self) -> int:
-        """G."""
+        """G, the number of groups."""
         return sum(self.counts)
 
     @cached_property
     def members(self) -> Tensor:
-        """Number of parameters in each group, [G] (float64)."""
-        found = [torch.zeros(count, dtype=torch.float64) for count in self.counts]
+        """Number of parameters per group, [G] (float64)."""
+        members = [torch.zeros(count, dtype=torch.float64) for count in self.counts]
         for part, view, shape in zip(self.parts, self.views, self.shapes, strict=True):
-            found[part] += prod(shape) / prod(view)
-        return torch.cat(found)
+            members[part] += prod(shape) / prod(view)
+        return torch.cat(members)
 
     def expand(self, values: Tensor) -> Tensor:
-        """The value of each parameter's group: [G] -> [P], with graph. One split, as in `ParameterSpace.unflatten`."""
-        chunks = values.split(list(self.counts))
-        found = zip(self.parts, self.views, self.shapes, strict=True)
-        return torch.cat([chunks[part].view(view).expand(shape).reshape(-1) for part, view, shape in found])
+        """Return the value of each parameter's group: [G] -> [P], with graph. One split, as in `ParameterSpace.unflatten`."""
+        chunks = torch.split(values, list(self.counts))
+        tensors = zip(self.parts, self.views, self.shapes, strict=True)
+        return torch.cat([chunks[part].view(view).expand(shape).reshape(-1) for part, view, shape in tensors])
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean of a vector [P] over each group, [G] (float64)."""
-        found = [torch.zeros(count, dtype=torch.float64, device=values.device) for count in self.counts]
-        tensors = values.double().split([prod(shape) for shape in self.shapes])
+        """Return the mean of a vector [P] over each group, [G] (float64)."""
+        sums = [torch.zeros(count, dtype=torch.float64, device=values.device) for count in self.counts]
+        tensors = torch.split(values.double(), [prod(shape) for shape in self.shapes])
         for tensor, part, view, shape in zip(tensors, self.parts, self.views, self.shapes, strict=True):
             kept = tuple(size if size == full else 1 for size, full in zip(view, shape, strict=True))
-            found[part] += tensor.view(shape).sum_to_size(kept).reshape(-1)
-        return torch.cat(found) / self.members.to(values.device)
+            sums[part] += tensor.view(shape).sum_to_size(kept).reshape(-1)
+        return torch.cat(sums) / self.members.to(values.device)
 
 
 def _view(name: str, shape: torch.Size, kind: str) -> tuple[int, ...]:

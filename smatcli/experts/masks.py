@@ -13,7 +13,7 @@ NOISE_MARGIN = 2.0**-17
 
 @dataclass(frozen=True)
 class HardConcrete:
-    """The distribution's constants: temperature `beta`, stretch [gamma, zeta], and the inference gate's temperature `eval_beta`."""
+    """Constants of the distribution: temperature `beta`, stretch [gamma, zeta], and temperature `eval_beta` of the inference gate."""
 
     beta: float = 2 / 3
     gamma: float = -0.1
@@ -22,7 +22,7 @@ class HardConcrete:
 
     @classmethod
     def of(cls, config: MaskConfig) -> "HardConcrete":
-        """The constants a recipe asks for."""
+        """Constants of a recipe."""
         return cls(config.beta, config.gamma, config.zeta, config.eval_beta)
 
     def temperature(self, training: bool) -> float:
@@ -39,21 +39,16 @@ class HardConcrete:
         return (torch.sigmoid(logits / temperature) * self.stretch + self.gamma).clamp(0, 1)
 
     def train_gate(self, log_alpha: Tensor, u: Tensor | None = None) -> Tensor:
-        """Training mask for noise `u` in (0, 1) of log_alpha's shape; None = 0.5 everywhere (no noise)."""
+        """Return the training mask for noise `u` in (0, 1), of the shape of log_alpha; None means 0.5 everywhere (no noise)."""
         return self.gate(log_alpha if u is None else log_alpha + torch.logit(u), self.beta)
 
     def eval_gate(self, log_alpha: Tensor) -> Tensor:
-        """Inference mask: no noise, temperature `eval_beta`."""
+        """Return the inference mask: no noise, temperature `eval_beta`."""
         return self.gate(log_alpha, self.eval_beta)
 
     def zero_below(self, training: bool) -> float:
-        """The noise-free gate is 0 for log_alpha at or below this value."""
+        """Largest log_alpha for which the noise-free gate is 0."""
         return self.temperature(training) * log(-self.gamma / self.zeta)
-
-    def cdf(self, log_alpha: Tensor, value: float) -> Tensor:
-        """P(z <= value) in training, value in [0, 1) (Louizos et al. 2018, eq. 11-12)."""
-        stretched = (value - self.gamma) / self.stretch
-        return torch.sigmoid(self.beta * (log(stretched) - log(1 - stretched)) - log_alpha)
 
     @property
     def l0_shift(self) -> float:
@@ -61,27 +56,27 @@ class HardConcrete:
         return -self.beta * log(-self.gamma / self.zeta)
 
     def expected_l0_element(self, log_alpha: Tensor) -> Tensor:
-        """P(z > 0) in training, element-wise, in (0, 1)."""
+        """Return P(z > 0) in training, element-wise, in (0, 1) (Louizos et al. 2018, eq. 12)."""
         return torch.sigmoid(log_alpha + self.l0_shift)
 
 
 def initial_log_alpha(experts: int, size: int, config: MaskConfig) -> Tensor:
-    """log_alpha [M, P] ~ N(init_mean, init_std^2) within +-clamp, from torch's global generator."""
+    """Draw log_alpha [M, P] ~ N(init_mean, init_std^2), clamped to +-clamp, from torch's global generator."""
     return torch.randn(experts, size).mul_(config.init_std).add_(config.init_mean).clamp_(-config.clamp, config.clamp)
 
 
 def noise(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
-    """u ~ U(0, 1) kept away from 0 and 1, of `like`'s dtype and device."""
+    """Draw u ~ U(0, 1), kept away from 0 and 1, in the dtype and on the device of `like`."""
     u = torch.empty(shape, dtype=like.dtype, device=like.device).uniform_(generator=generator)
     return u.clamp_(NOISE_MARGIN, 1 - NOISE_MARGIN)
 
 
 def expected_l0(log_alpha: Tensor, shape: HardConcrete) -> Tensor:
-    """E[L0(z_m)] / P of every expert, [M] in (0, 1), with gradient to log_alpha [M, P]; `merge` gives the same in its own pass."""
+    """Return E[L0(z_m)] / P of each expert, [M] in (0, 1), with gradient to log_alpha [M, P]; `merge` computes the same in its pass."""
     return torch.stack([shape.expected_l0_element(row).mean() for row in log_alpha])
 
 
 def counted_sparsity(log_alpha: Tensor, shape: HardConcrete, training: bool) -> Tensor:
-    """Share of zeros of every expert's noise-free mask, [M] in [0, 1]; the training gate or the inference gate."""
+    """Return the share of zeros of each expert's noise-free mask, [M] in [0, 1], under the training or the inference gate."""
     zero = shape.zero_below(training)
     return torch.stack([(row <= zero).to(row.dtype).mean() for row in log_alpha])

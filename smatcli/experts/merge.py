@@ -1,4 +1,4 @@
-"""theta = theta_pre + theta_delta * sum_m alpha_m z_m: a plain reference, and the closed form by the device's fastest kernel."""
+"""Merge experts: theta = theta_pre + theta_delta * sum_m alpha_m z_m; a reference, and the same by the fastest kernel for the device."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,8 +9,8 @@ from torch import Tensor
 from smatcli.device import exact_products
 from smatcli.experts import merge_eager
 from smatcli.experts.masks import HardConcrete
-from smatcli.experts.merge_eager import Gate, Noise, keeps_gates
-from smatcli.experts.merge_kernels import fused_kernel
+from smatcli.experts.merge_eager import Gate, keeps_gates
+from smatcli.experts.merge_kernels import MergeInputs, fused_kernel
 from smatcli.experts.noise import key_tensor
 from smatcli.phases import phase
 
@@ -18,54 +18,37 @@ EPS = 1e-8
 
 
 def normalise(scores: Tensor) -> Tensor:
-    """alpha = s / (sum_m s_m + 1e-8) over the last axis; all zero stays all zero, which merges to the pre-trained model."""
+    """Return alpha = s / (sum_m s_m + 1e-8) over the last axis; all-zero scores stay zero and merge to the pre-trained model."""
     return scores / (scores.sum(-1, keepdim=True) + EPS)
 
 
-def merge_reference(
-    theta_pre: Tensor,
-    theta_delta: Tensor,
-    log_alpha: Tensor,
-    alpha: Tensor,
-    shape: HardConcrete,
-    *,
-    training: bool,
-    u: Tensor | None = None,
-    dense: Tensor | None = None,
-) -> Tensor:
-    """The definition, by autograd: theta [P] (or [B, P] for alpha [B, M]). Where `dense` [P] is True the merged mask is 1."""
-    mask = alpha @ (shape.train_gate(log_alpha, u) if training else shape.eval_gate(log_alpha))
-    if dense is not None:
-        mask = torch.where(dense, torch.ones_like(mask), mask)
+def merge_reference(theta_pre: Tensor, theta_delta: Tensor, log_alpha: Tensor, alpha: Tensor, gate: Gate) -> Tensor:
+    """Reference for `merge`, by autograd: theta [P], or [B, P] for alpha [B, M]. The noise of `gate` is u [M, P] or None.
+
+    Where `gate.dense` [P] is True, the merged mask is 1.
+    """
+    assert not isinstance(gate.noise, int)
+    shape = gate.shape
+    mask = alpha @ (shape.train_gate(log_alpha, gate.noise) if gate.training else shape.eval_gate(log_alpha))
+    if gate.dense is not None:
+        mask = torch.where(gate.dense, torch.ones_like(mask), mask)
     return theta_pre + theta_delta * mask
 
 
 class Merged(NamedTuple):
-    """theta [P] or [B, P], the non-zeros of each mask [M] (a count, no gradient), and E[L0(z_m)] / P [M]."""
+    """theta [P] or [B, P], the number of non-zeros of each mask [M] (no gradient), and E[L0(z_m)] / P [M]."""
 
     theta: Tensor
     nonzeros: Tensor
     expected_l0: Tensor
 
 
-def merge(
-    theta_pre: Tensor,
-    theta_delta: Tensor,
-    log_alpha: Tensor,
-    alpha: Tensor,
-    shape: HardConcrete,
-    *,
-    training: bool,
-    noise: Noise = None,
-    dense: Tensor | None = None,
-) -> Merged:
-    """theta [P] ([B, P] for alpha [B, M], with shared noise), the masks' non-zeros [M], and in training E[L0] / P [M] (else zeros).
+def merge(theta_pre: Tensor, theta_delta: Tensor, log_alpha: Tensor, alpha: Tensor, gate: Gate) -> Merged:
+    """Return theta [P] ([B, P] for alpha [B, M], with the same noise), the masks' non-zeros, and E[L0] / P (zeros unless training).
 
-    `noise` (training only): u [M, P] in (0, 1), a seed from which u is made (smatcli.experts.noise), or None for u = 0.5. Equal to
-    `merge_reference` and `expected_l0`, in one pass over log_alpha forward and one backward; no second derivatives.
+    Equal to `merge_reference` and `expected_l0`, in one pass over log_alpha [M, P] forward and one backward; no second derivatives.
     """
     rows = alpha.reshape(-1, alpha.shape[-1])
-    gate = Gate(shape, training, noise if training else None, dense)
     nonzeros, l0, *thetas = _merge(theta_pre, theta_delta, log_alpha, rows, [gate])
     return Merged(thetas[0] if alpha.ndim == 1 else torch.stack(thetas).view(*alpha.shape[:-1], -1), nonzeros[0], l0[0])
 
@@ -80,25 +63,25 @@ def merge_tasks(
     seeds: Sequence[int] | None,
     dense: Tensor | None = None,
 ) -> list[Merged]:
-    """What `merge` in training gives for each row of `alphas` [B, M] with its seed (None: no noise), as B separate tasks.
+    """Return what `merge` gives in training for each row of `alphas` [B, M] and its seed (None: no noise), as B separate tasks.
 
-    One pass over log_alpha each way for all of them. With seeds theta, counts and gradients equal those of B calls bit for bit; without
-    noise the masks are made once for all tasks, and sums over tasks are rounded in another order.
+    All tasks share one pass over log_alpha in each direction. With seeds, theta, counts and gradients equal those of B calls bit for bit.
+    Without noise, all tasks share their masks, and sums over tasks are rounded in another order.
     """
-    gates = [Gate(shape, True, seed, dense) for seed in (seeds if seeds is not None else [None])]
+    gates = [Gate(shape, noise=seed, dense=dense) for seed in (seeds if seeds is not None else [None])]
     nonzeros, l0, *thetas = _merge(theta_pre, theta_delta, log_alpha, alphas, gates)
-    return [Merged(*one) for one in zip(thetas, nonzeros, l0, strict=True)]
+    return [Merged(*task) for task in zip(thetas, nonzeros, l0, strict=True)]
 
 
 def _merge(theta_pre: Tensor, theta_delta: Tensor, log_alpha: Tensor, alphas: Tensor, gates: list[Gate]) -> Any:
     with torch.autocast(log_alpha.device.type, enabled=False), exact_products():
-        return _Merge.apply(theta_pre, theta_delta, log_alpha, alphas.contiguous(), gates, keeps_gates(log_alpha, len(gates)))
+        return _MergeFunction.apply(theta_pre, theta_delta, log_alpha, alphas.contiguous(), gates, keeps_gates(log_alpha, len(gates)))
 
 
-class _Merge(torch.autograd.Function):
-    """One gate for all tasks, or one for each; by a fused kernel where there is one for these tensors, else in eager torch.
+class _MergeFunction(torch.autograd.Function):
+    """Merge under one gate for all tasks or one per task, by a fused kernel if there is one for these tensors, else in eager torch.
 
-    Nothing of size [M, P] is kept for backward, but for the gates of small models in eager torch (`keeps_gates`).
+    Backward keeps nothing of size [M, P], except the gates of small models in eager torch (`keeps_gates`).
     """
 
     @staticmethod
@@ -111,11 +94,12 @@ class _Merge(torch.autograd.Function):
         else:
             if gates[0].noise is not None:
                 ctx.keys = key_tensor([gate.noise for gate in gates], len(log_alpha)).to(log_alpha.device)  # type: ignore[misc]
-            thetas, nonzeros, l0 = ctx.kernel.forward(theta_pre, theta_delta, log_alpha, alphas, ctx.keys, gates[0].dense, gates[0].shape)
+            inputs = MergeInputs(theta_delta, log_alpha, alphas, ctx.keys, gates[0].dense, gates[0].shape)
+            thetas, nonzeros, l0 = ctx.kernel.forward(theta_pre, inputs)
         ctx.save_for_backward(theta_delta, log_alpha, alphas, *kept)
         nonzeros = nonzeros.expand(len(alphas), -1)
         ctx.mark_non_differentiable(nonzeros)
-        ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(value=False)
         return nonzeros, (l0 / log_alpha.shape[1]).repeat(len(alphas), 1), *thetas
 
     @staticmethod
@@ -126,9 +110,10 @@ class _Merge(torch.autograd.Function):
         share = None if grad_l0 is None or not gates[0].training else grad_l0 / log_alpha.shape[1]
         with phase("merge"), exact_products():
             if ctx.kernel is None:
-                found = merge_eager.backward(grads, theta_delta, log_alpha, alphas, gates, kept, share)
+                gradients = merge_eager.backward(grads, theta_delta, log_alpha, alphas, gates, kept, share)
             else:
-                found = ctx.kernel.backward(grads, theta_delta, log_alpha, alphas, ctx.keys, gates[0].dense, gates[0].shape, share)
+                inputs = MergeInputs(theta_delta, log_alpha, alphas, ctx.keys, gates[0].dense, gates[0].shape)
+                gradients = ctx.kernel.backward(grads, inputs, share)
             used = [grad for grad in grads if grad is not None]
             d_pre = torch.stack(used).sum(0) if ctx.needs_input_grad[0] and used else None
-        return d_pre, *found, None, None
+        return d_pre, *gradients, None, None

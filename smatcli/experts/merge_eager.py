@@ -1,4 +1,4 @@
-"""The merge of several tasks in plain torch, chunk by chunk over P: the closed form that every device can run."""
+"""The merge of several tasks in eager torch, chunk by chunk over P: closed-form gradients, for any device."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from smatcli.experts.noise import key_tensor, uniform
 
 _CHUNK = {"cpu": 2**17}
 _CHUNK_DEVICE = 2**25
-# Up to so many mask entries (256 MiB in fp32) the gates are kept for backward; above, they are made again.
+# Up to this many mask entries (256 MiB in fp32), gates are kept for backward; above, backward recomputes them.
 _KEEP = 2**26
 
 Noise = Tensor | int | None
@@ -19,26 +19,30 @@ Noise = Tensor | int | None
 
 @dataclass(frozen=True)
 class Gate:
-    """How masks are made: constants, noise and the always-dense parameters."""
+    """How masks are computed from log_alpha: constants, training or inference, noise, and always-dense parameters [P] (bool).
+
+    `noise` (in training only) is u [M, P] in (0, 1), a seed for counter-based u (`smatcli.experts.noise`), or None for u = 0.5.
+    """
 
     shape: HardConcrete
-    training: bool
-    noise: Noise
-    dense: Tensor | None
+    training: bool = True
+    noise: Noise = None
+    dense: Tensor | None = None
 
     def chunks(self, log_alpha: Tensor, kept: Tensor | None, filled: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """(s, z) by chunks of P: s the unstretched gate in (0, 1), z the mask, both [M, n]; the same noise at every call.
+        """Yield (s, z) per chunk of P: the unstretched gate s in (0, 1) and the mask z, both [M, n]. Every call uses the same noise.
 
-        s is a view of `kept` where that is given, and read from it where it is `filled`.
+        If `kept` is given, s is a view of it; if it is also `filled`, s is read from it.
         """
-        keys = key_tensor([self.noise], len(log_alpha))[0] if isinstance(self.noise, int) else None
+        noise = self.noise if self.training else None
+        keys = key_tensor([noise], len(log_alpha))[0] if isinstance(noise, int) else None
         for part in parts(log_alpha):
             logits = log_alpha[:, part]
             s = torch.empty_like(logits) if kept is None else kept[:, part]
             if not filled:
                 scale = 1 / self.shape.temperature(self.training)
-                if isinstance(self.noise, Tensor):
-                    torch.add(torch.logit(self.noise[:, part]), logits, out=s).mul_(scale).sigmoid_()
+                if isinstance(noise, Tensor):
+                    torch.add(torch.logit(noise[:, part]), logits, out=s).mul_(scale).sigmoid_()
                 elif keys is not None:
                     torch.add(uniform(keys, part, logits).logit_(), logits, out=s).mul_(scale).sigmoid_()
                 else:
@@ -46,34 +50,35 @@ class Gate:
             yield s, (s * self.shape.stretch).add_(self.shape.gamma).clamp_(0, 1)
 
     def merged(self, alpha: Tensor, z: Tensor, part: slice) -> Tensor:
-        """sum_m alpha_m z_m of a chunk, 1 where dense."""
+        """Return sum_m alpha_m z_m of a chunk, 1 where dense."""
         mask = alpha @ z
         return mask if self.dense is None else mask.masked_fill_(self.dense[part], 1.0)
 
     def through_clamp(self, grad: Tensor, s: Tensor) -> Tensor:
-        """`grad` where the stretched gate lies inside (0, 1), else 0: one vectorised kernel, where comparisons would be three slow ones."""
+        """Return `grad` where the stretched gate lies inside (0, 1), else 0, by one vectorised kernel instead of three slow comparisons."""
         low, high = -self.shape.gamma / self.shape.stretch, (1 - self.shape.gamma) / self.shape.stretch
         return torch.ops.aten.hardtanh_backward(grad, s, low, high)  # type: ignore[no-any-return]
 
 
 def parts(log_alpha: Tensor) -> Iterator[slice]:
-    """The chunks of P, such that a chunk of all experts fits the cache."""
+    """Return chunks of P, small enough for a chunk of all experts to fit into the cache."""
     experts, size = log_alpha.shape
     step = max(1, _CHUNK.get(log_alpha.device.type, _CHUNK_DEVICE) // experts)
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
 def keeps_gates(log_alpha: Tensor, draws: int) -> bool:
-    """Are the gates of `draws` noises kept for backward, or made again there?"""
+    """Whether the gates of `draws` draws of noise are kept for backward rather than recomputed."""
     return torch.is_grad_enabled() and log_alpha.requires_grad and draws * log_alpha.numel() <= _KEEP
 
 
 def forward(
     theta_pre: Tensor, theta_delta: Tensor, log_alpha: Tensor, alphas: Tensor, gates: Sequence[Gate], kept: Sequence[Tensor | None]
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """(thetas of B tasks [P], non-zeros [G, M], sum over P of E[L0] [M]) for one gate for all tasks or one for each.
+    """Return (thetas of B tasks [P], non-zeros [G, M], sum over P of E[L0] [M]) for G gates: one for all tasks or one per task.
 
-    `kept`: where each gate is written for `backward` [M, P], or None. The chunks of P are the outer loop: log_alpha stays in the cache.
+    If `kept` has a tensor [M, P] for a gate, the gate is written to it for `backward`. Chunks of P are the outer loop, so that log_alpha
+    stays in the cache.
     """
     tasks, shape = len(alphas), gates[0].shape
     thetas = [torch.empty_like(theta_pre) for _ in range(tasks)]
@@ -100,7 +105,7 @@ def backward(
     kept: Sequence[Tensor | None],
     share: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of theta_delta [P], log_alpha [M, P] and alphas [B, M] from those of theta (None: unused) and of E[L0] / P, `share`."""
+    """Return gradients of theta_delta [P], log_alpha [M, P] and alphas [B, M] from those of theta (None: unused) and of E[L0] (`share`)."""
     tasks = [b for b, grad in enumerate(grads) if grad is not None]
     d_delta, d_log_alpha, d_alphas = torch.zeros_like(theta_delta), torch.empty_like(log_alpha), torch.zeros_like(alphas)
     shape = gates[0].shape
@@ -142,7 +147,7 @@ def backward(
 def _by_chunk(
     gates: Sequence[Gate], log_alpha: Tensor, kept: Sequence[Tensor | None], filled: bool
 ) -> Iterator[tuple[slice, Iterator[tuple[Tensor, Tensor]]]]:
-    """(slice, (s, z) of each gate) by chunks of P; the gates of a chunk are made one after the other, when they are asked for."""
-    chunks = [gate.chunks(log_alpha, one, filled) for gate, one in zip(gates, kept, strict=True)]
+    """Yield (slice, (s, z) of each gate) per chunk of P; the gates of a chunk are computed lazily, one by one."""
+    chunks = [gate.chunks(log_alpha, buffer, filled) for gate, buffer in zip(gates, kept, strict=True)]
     for part in parts(log_alpha):
-        yield part, (next(one) for one in chunks)
+        yield part, (next(gate_chunks) for gate_chunks in chunks)

@@ -1,8 +1,9 @@
-"""Which kernel makes the merge: the one place of this choice. C on a CPU, Triton on CUDA, eager torch for everything else."""
+"""Choose the kernel of the merge: C on a CPU, Triton on CUDA, eager torch otherwise."""
 
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
@@ -18,46 +19,50 @@ log = logging.getLogger(__name__)
 VARIABLE = "SMAT_MERGE"
 
 
-class Kernel(Protocol):
-    """Masks, merge and E[L0] of B tasks in one pass each way; G = 1 gate for all of them, or one for each.
+@dataclass(frozen=True, slots=True)
+class MergeInputs:
+    """Inputs that a fused kernel needs in both directions.
 
-    For beta = 2/3 and fp32. `keys` [G, M, 2] int64 are those of smatcli.experts.noise (None: no noise), `dense` [P] bool says where the
-    merged mask is 1, `share` [B, M] is the gradient of E[L0] / P.
+    theta_delta [P], log_alpha [M, P], alphas [B, M]; `keys` [G, M, 2] int64 of `smatcli.experts.noise` (None: no noise) for G = 1 gate for
+    all tasks or one per task; `dense` [P] bool, where the merged mask is 1.
     """
 
-    def forward(
-        self,
-        theta_pre: Tensor,
-        theta_delta: Tensor,
-        log_alpha: Tensor,
-        alphas: Tensor,
-        keys: Tensor | None,
-        dense: Tensor | None,
-        shape: HardConcrete,
-    ) -> tuple[list[Tensor], Tensor, Tensor]:
-        """(thetas of B tasks [P], non-zeros [G, M], sum over P of E[L0] [M])."""
+    theta_delta: Tensor
+    log_alpha: Tensor
+    alphas: Tensor
+    keys: Tensor | None
+    dense: Tensor | None
+    shape: HardConcrete
 
-    def backward(
-        self,
-        grads: Sequence[Tensor | None],
-        theta_delta: Tensor,
-        log_alpha: Tensor,
-        alphas: Tensor,
-        keys: Tensor | None,
-        dense: Tensor | None,
-        shape: HardConcrete,
-        share: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of theta_delta [P], log_alpha [M, P] and alphas [B, M]."""
+    @property
+    def gates(self) -> int:
+        """G."""
+        return 1 if self.keys is None else len(self.keys)
+
+    def share_per_gate(self, share: Tensor | None) -> Tensor | None:
+        """Return the gradient of E[L0] of each gate, [G, M] or [M] in contiguous fp32, from that of each task [B, M]."""
+        if share is None:
+            return None
+        return (share if self.gates == len(self.alphas) else share.sum(0)).to(torch.float32).contiguous()
+
+
+class Kernel(Protocol):
+    """Masks, merge and E[L0] of B tasks in one pass in each direction, for beta = 2/3 and fp32."""
+
+    def forward(self, theta_pre: Tensor, inputs: MergeInputs) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Return (thetas of B tasks [P], non-zeros [G, M], sum over P of E[L0] [M])."""
+
+    def backward(self, grads: Sequence[Tensor | None], inputs: MergeInputs, share: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return gradients of theta_delta [P], log_alpha [M, P] and alphas [B, M] from those of theta and of E[L0] / P [B, M]."""
 
 
 def fused_kernel(theta_pre: Tensor, theta_delta: Tensor, log_alpha: Tensor, alphas: Tensor, gates: Sequence[Gate]) -> Kernel | None:
-    """The fused kernel for these tensors and gates, or None: then eager torch computes the same."""
+    """Return the fused kernel for these tensors and gates, or None to compute the same in eager torch."""
     gate = gates[0]
     tensors = (theta_pre, theta_delta, log_alpha, alphas)
     fits = gate.training and abs(gate.shape.beta * 1.5 - 1) < 1e-9 and log_alpha.shape[1] < 2**31
     fits = fits and all(t.dtype == torch.float32 and t.is_contiguous() and t.device == log_alpha.device for t in tensors)
-    if not fits or any(isinstance(one.noise, Tensor) for one in gates):
+    if not fits or any(isinstance(other.noise, Tensor) for other in gates):
         return None
     return _kernel(log_alpha.device.type, os.environ.get(VARIABLE, "auto"))
 
@@ -65,15 +70,15 @@ def fused_kernel(theta_pre: Tensor, theta_delta: Tensor, log_alpha: Tensor, alph
 @lru_cache
 def _kernel(device: str, wanted: str) -> Kernel | None:
     if wanted not in ("auto", "eager", "fused"):
-        raise UserError(f"{VARIABLE}={wanted}: unknown; use auto, fused (an error where it cannot be had) or eager")
+        raise UserError(f"{VARIABLE}={wanted}: unknown; use auto, fused (an error if no fused kernel is available) or eager")
     if wanted == "eager" or (device not in ("cpu", "cuda") and wanted == "auto"):
         return None
-    kernel, missing = _triton() if device == "cuda" else _native() if device == "cpu" else (None, f"there is none for {device}")
+    kernel, missing = _triton() if device == "cuda" else _native() if device == "cpu" else (None, f"not available on {device}")
     if missing is None:
         return kernel
     if wanted == "fused":
         raise UserError(f"{VARIABLE}=fused: {missing}; use {VARIABLE}=auto")
-    log.warning("masks are merged by eager torch (several times slower in that part): %s", missing)
+    log.warning("experts are merged in eager torch, which is several times slower: %s", missing)
     return None
 
 
@@ -87,5 +92,5 @@ def _native() -> tuple[Kernel | None, str | None]:
 def _triton() -> tuple[Kernel | None, str | None]:
     from smatcli.experts import merge_triton
 
-    missing = merge_triton.available()
-    return (None, missing) if missing else (merge_triton, None)  # type: ignore[return-value]
+    missing = merge_triton.unavailable()
+    return (None, missing) if missing else (merge_triton, None)

@@ -1,8 +1,10 @@
-"""The fused merge for CUDA, in Triton; `merge_native.c` says what is computed and why so. A program makes a block of columns.
+"""The fused merge for CUDA, in Triton; `merge_native.c` explains the formulas. Each program computes a block of columns.
 
-It walks over the experts with the tasks unrolled: what a task needs of its columns stays in registers, the next expert's log_alpha is on
-its way while this one's gates are made, and a program's sums over its columns go to a buffer, so that they are added in the same order
-every time.
+A program loops over the experts, with the tasks unrolled. The values that a task needs of its columns stay in registers, the next expert's
+log_alpha is loaded while the gates of the current one are computed, and the program's sums over its columns go to a buffer, so that they
+are always added in the same order.
+
+Undecided until measured on a GPU: whether this kernel is faster than `torch.compile` of `merge_eager`.
 """
 
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smatcli.experts.masks import HardConcrete
+from smatcli.experts.merge_kernels import MergeInputs
 
 try:
     import triton
@@ -20,68 +22,56 @@ try:
 except ImportError:  # CPU builds of torch, macOS, Windows
     triton = None
 
-WARPS = 1  # of a program: sums over its columns need no barrier
+WARPS = 1  # per program: sums over its columns need no barrier
 
 
 def block(tasks: int) -> int:
-    """Columns of a program: 8 a thread, fewer when many tasks share the registers."""
-    return 32 * max(1, min(8, 32 // triton.next_power_of_2(tasks)))
+    """Return the columns per program: 8 per thread, fewer when many tasks share the registers."""
+    return 32 * max(1, min(8, 32 // int(triton.next_power_of_2(tasks))))
 
 
-def available() -> str | None:
-    """Why Triton cannot be used here, or None."""
+def unavailable() -> str | None:
+    """Return the reason why Triton cannot be used here, or None if it can."""
     if triton is None:
         return "Triton is not installed"
     return None if torch.cuda.is_available() else "there is no CUDA device"
 
 
-def forward(
-    theta_pre: Tensor,
-    theta_delta: Tensor,
-    log_alpha: Tensor,
-    alphas: Tensor,
-    keys: Tensor | None,
-    dense: Tensor | None,
-    shape: HardConcrete,
-) -> tuple[list[Tensor], Tensor, Tensor]:
+def forward(theta_pre: Tensor, inputs: MergeInputs) -> tuple[list[Tensor], Tensor, Tensor]:
     """See `smatcli.experts.merge_kernels.Kernel`."""
-    grid, settings = _settings(log_alpha, alphas, keys, shape)
-    thetas = tuple(torch.empty_like(theta_pre) for _ in alphas)
-    counts = log_alpha.new_empty(grid, settings["GATES"], len(log_alpha))
+    log_alpha = inputs.log_alpha
+    grid, settings = _settings(inputs)
+    thetas = tuple(torch.empty_like(theta_pre) for _ in inputs.alphas)
+    counts = log_alpha.new_empty(grid, inputs.gates, len(log_alpha))
     l0 = log_alpha.new_empty(grid, len(log_alpha))
-    with torch.cuda.device_of(log_alpha):
-        _forward[(grid,)](theta_pre, theta_delta, log_alpha, alphas, keys, _bytes(dense), thetas, counts, l0, **settings)
+    with torch.cuda.device_of(log_alpha):  # type: ignore[no-untyped-call]
+        _forward[(grid,)](theta_pre, *_tensors(inputs), thetas, counts, l0, **settings)
     return list(thetas), _total(counts), _total(l0)
 
 
-def backward(
-    grads: Sequence[Tensor | None],
-    theta_delta: Tensor,
-    log_alpha: Tensor,
-    alphas: Tensor,
-    keys: Tensor | None,
-    dense: Tensor | None,
-    shape: HardConcrete,
-    share: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def backward(grads: Sequence[Tensor | None], inputs: MergeInputs, share: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """See `smatcli.experts.merge_kernels.Kernel`."""
-    grid, settings = _settings(log_alpha, alphas, keys, shape)
+    log_alpha = inputs.log_alpha
+    grid, settings = _settings(inputs)
     used = tuple(None if grad is None else grad.to(torch.float32).contiguous() for grad in grads)
-    if share is not None:  # one mask: the tasks' shares go to it
-        share = (share if settings["GATES"] == len(alphas) else share.sum(0)).to(torch.float32).contiguous()
-    d_delta, d_log_alpha = torch.empty_like(theta_delta), torch.empty_like(log_alpha)
-    d_alphas = log_alpha.new_empty(grid, *alphas.shape)
-    tensors = (theta_delta, log_alpha, alphas, keys, _bytes(dense), used, share, d_delta, d_log_alpha, d_alphas)
-    with torch.cuda.device_of(log_alpha):
-        _backward[(grid,)](*tensors, **settings)
+    d_delta, d_log_alpha = torch.empty_like(inputs.theta_delta), torch.empty_like(log_alpha)
+    d_alphas = log_alpha.new_empty(grid, *inputs.alphas.shape)
+    outputs = (d_delta, d_log_alpha, d_alphas)
+    with torch.cuda.device_of(log_alpha):  # type: ignore[no-untyped-call]
+        _backward[(grid,)](*_tensors(inputs), used, inputs.share_per_gate(share), *outputs, **settings)
     return d_delta, d_log_alpha, _total(d_alphas)
 
 
-def _settings(log_alpha: Tensor, alphas: Tensor, keys: Tensor | None, shape: HardConcrete) -> tuple[int, dict[str, Any]]:
-    """The number of programs, and what both kernels are told."""
-    (experts, columns), tasks = log_alpha.shape, len(alphas)
+def _tensors(inputs: MergeInputs) -> tuple[Tensor | None, ...]:
+    """Return the arguments that both kernels have in common, in their order."""
+    return inputs.theta_delta, inputs.log_alpha, inputs.alphas, inputs.keys, _bytes(inputs.dense)
+
+
+def _settings(inputs: MergeInputs) -> tuple[int, dict[str, Any]]:
+    """Return the number of programs, and the scalar arguments and options of both kernels."""
+    (experts, columns), tasks, shape = inputs.log_alpha.shape, len(inputs.alphas), inputs.shape
     settings: dict[str, Any] = {"columns": columns, "experts": experts, "gamma": shape.gamma, "stretch": shape.stretch}
-    settings |= {"odds_l0": exp(shape.l0_shift), "TASKS": tasks, "GATES": 1 if keys is None else len(keys)}
+    settings |= {"odds_l0": exp(shape.l0_shift), "TASKS": tasks, "GATES": inputs.gates}
     settings |= {"BLOCK": block(tasks), "num_warps": WARPS}
     return triton.cdiv(columns, settings["BLOCK"]), settings
 
@@ -98,7 +88,7 @@ if triton is not None:
 
     @triton.jit
     def _uniform(column, k0, k1):  # type: ignore[no-untyped-def]
-        """u of smatcli.experts.noise for columns and keys in uint32."""
+        """Compute u of smatcli.experts.noise for columns and keys in uint32."""
         h = column * k1 + k0
         h ^= h >> 16
         h *= 0x7FEB352D
@@ -113,13 +103,13 @@ if triton is not None:
 
     @triton.jit
     def _inverse(x):  # type: ignore[no-untyped-def]
-        """1 / x of positive x, to 3e-7: two instructions, where a division scales its operands with eight."""
+        """Compute 1 / x of positive x, to 3e-7: two instructions instead of the eight of a division."""
         root = tl.rsqrt(x)
         return root * root
 
     @triton.jit
     def _power(e, column, keys, place):  # type: ignore[no-untyped-def]
-        """y = (odds e)^1.5 under the pair of keys at `place`."""
+        """Compute y = (odds e)^1.5 under the pair of keys at `place`."""
         y = e
         if keys is not None:
             k0 = tl.load(keys + place * 2).to(tl.uint32)
@@ -132,7 +122,8 @@ if triton is not None:
     def _clamped(t):  # type: ignore[no-untyped-def]
         return tl.clamp(t, 0.0, 1.0, propagate_nan=tl.PropagateNan.ALL)
 
-    @triton.jit
+    # Kernel: a launch passes tensors and constants one by one, hence the long parameter list.
+    @triton.jit  # type: ignore[untyped-decorator]
     def _forward(  # type: ignore[no-untyped-def]
         theta_pre, theta_delta, log_alpha, alphas, keys, dense, thetas, counts, l0,
         columns, experts, gamma, stretch, odds_l0,
@@ -177,7 +168,8 @@ if triton is not None:
                 mask = tl.where(least < 0.0, 1.0, mask)
             tl.store(thetas[b] + start + lane, pre + delta * mask, mask=here)
 
-    @triton.jit
+    # Kernel: see `_forward`.
+    @triton.jit  # type: ignore[untyped-decorator]
     def _backward(  # type: ignore[no-untyped-def]
         theta_delta, log_alpha, alphas, keys, dense, grads, share, d_delta, d_log_alpha, d_alphas,
         columns, experts, gamma, stretch, odds_l0,
@@ -204,7 +196,7 @@ if triton is not None:
         for m in range(experts):
             e = _exponential(coming)
             coming = tl.load(log_alpha + row + columns + lane, mask=lane < tl.where(m + 1 < experts, columns - start, 0), other=0.0)
-            found = tl.zeros([BLOCK], dtype=tl.float32)
+            d_row = tl.zeros([BLOCK], dtype=tl.float32)
             for g in tl.static_range(GATES):
                 y = _power(e, column, keys, g * experts + m)
                 under = _inverse(1.0 + y)
@@ -220,13 +212,13 @@ if triton is not None:
                         scored += tl.load(alphas + place) * upstream[b]
                         tl.store(d_alphas + program * (TASKS * experts) + place, tl.sum(upstream[b] * moved))
                 total += scored * z
-                found += scored * delta * slope
+                d_row += scored * delta * slope
                 if share is not None:
                     below = _inverse(1.0 + e * odds_l0)
-                    found += tl.load(share + g * experts + m) * (e * odds_l0 * below * below)
-            tl.store(d_log_alpha + row + lane, found, mask=here)
+                    d_row += tl.load(share + g * experts + m) * (e * odds_l0 * below * below)
+            tl.store(d_log_alpha + row + lane, d_row, mask=here)
             row += columns
-        if dense is not None:  # read again: registers are short in the loop
+        if dense is not None:  # loaded a second time, because registers are scarce in the loop
             whole = tl.zeros([BLOCK], dtype=tl.float32)
             for b in tl.static_range(TASKS):
                 whole += upstream[b]

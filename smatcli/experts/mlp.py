@@ -1,4 +1,4 @@
-"""The MLP layers of a vision transformer as parts of its flat vector: which parameters have an expert, and a vector from both kinds."""
+"""Split the flat vector of a vision transformer into the parameters of its MLP layers and the rest, and join them."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ LAYERS = ("fc1", "fc2")
 
 @dataclass(frozen=True)
 class MlpParts:
-    """Consecutive runs of the flat vector: `sizes[i]` parameters that belong to MLP layers where `inside[i]`, and to others elsewhere."""
+    """Consecutive runs of the flat vector: run i has `sizes[i]` parameters, which belong to MLP layers if `inside[i]`."""
 
     sizes: tuple[int, ...]
     inside: tuple[bool, ...]
@@ -21,7 +21,7 @@ class MlpParts:
 
     @classmethod
     def of(cls, space: ParameterSpace) -> "MlpParts":
-        """The runs of a space; `UserError` for a backbone without MLP layers."""
+        """Return the runs of a space. Raises `UserError` for a backbone without MLP layers."""
         sizes: list[int] = []
         inside: list[bool] = []
         names = []
@@ -35,25 +35,25 @@ class MlpParts:
                 sizes.append(segment.size)
                 inside.append(within)
         if not names:
-            raise UserError("method.name: the backbone has no MLP layers that could have experts; use method.name=smat")
+            raise UserError("method.name: the backbone has no MLP layers, which this method needs; use method.name=smat")
         return cls(tuple(sizes), tuple(inside), tuple(dict.fromkeys(names)))
 
     @property
     def size(self) -> int:
-        """Number of parameters of the MLP layers."""
+        """Number of parameters in the MLP layers."""
         return sum(n for n, within in zip(self.sizes, self.inside, strict=True) if within)
 
     def take(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """(MLP part, rest) of a vector [P]; views only where a part is one run."""
-        pieces = vector.split(list(self.sizes))
-        kinds = [[p for p, within in zip(pieces, self.inside, strict=True) if within == wanted] for wanted in (True, False)]
-        mlp, rest = (torch.cat(found) if found else vector[:0] for found in kinds)
+        """Return (MLP part, rest) of a vector [P], as copies."""
+        runs = torch.split(vector, list(self.sizes))
+        kinds = [[run for run, within in zip(runs, self.inside, strict=True) if within == wanted] for wanted in (True, False)]
+        mlp, rest = (torch.cat(kind) if kind else vector[:0] for kind in kinds)
         return mlp, rest
 
     def join(self, mlp: Tensor, rest: Tensor) -> Tensor:
-        """The vector [P] of which `take` would give (mlp, rest), with graph."""
-        found = [
-            iter(part.split([n for n, w in zip(self.sizes, self.inside, strict=True) if w == kind]))
+        """Return the vector [P] for an MLP part and a rest, with graph: the inverse of `take`."""
+        runs = [
+            iter(torch.split(part, [n for n, w in zip(self.sizes, self.inside, strict=True) if w == kind]))
             for part, kind in ((rest, False), (mlp, True))
         ]
-        return torch.cat([next(found[within]) for within in self.inside])
+        return torch.cat([next(runs[within]) for within in self.inside])

@@ -1,7 +1,7 @@
-"""The noise of stochastic masks: counter-based, so that it is drawn again wherever it is needed, with the same bits on every device.
+"""Counter-based noise of stochastic masks: recomputed wherever it is needed, with the same bits on every device.
 
-u of expert m's column p is a hash of p under two 32-bit keys that are made of the task's seed and m. The C and the Triton kernel of the
-merge compute the same function; here it is in eager torch, and its keys are made here alone.
+u of column p of expert m is a hash of p under two 32-bit keys, which derive from the task's seed and m. The C and the Triton kernels of
+the merge compute the same hash; the keys are computed here only.
 """
 
 import torch
@@ -14,33 +14,33 @@ _FIRST, _SECOND = 0x7FEB352D, 0x846CA68B
 
 
 def keys_of(seed: int, experts: int) -> list[tuple[int, int]]:
-    """A pair of 32-bit keys for each expert, the second odd: SplitMix64 (Steele et al. 2014) from `seed`."""
-    found = []
+    """Return a pair of 32-bit keys per expert, the second odd: SplitMix64 (Steele et al. 2014) from `seed`."""
+    keys = []
     state = seed & _LONG
     for _ in range(experts):
         state = (state + 0x9E3779B97F4A7C15) & _LONG
         z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _LONG
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _LONG
         z ^= z >> 31
-        found.append((z & _WORD, (z >> 32) | 1))
-    return found
+        keys.append((z & _WORD, (z >> 32) | 1))
+    return keys
 
 
 def key_tensor(seeds: list[int], experts: int) -> Tensor:
-    """[G, M, 2] int64 in [0, 2^32): the keys of G seeds, as the fused kernels read them."""
+    """Return the keys of G seeds, [G, M, 2] int64 in [0, 2^32), as the fused kernels read them."""
     return torch.tensor([keys_of(seed, experts) for seed in seeds], dtype=torch.int64)
 
 
 def uniform(keys: Tensor, columns: slice, like: Tensor) -> Tensor:
-    """u [M, n] in (0, 1) of the experts with `keys` [M, 2] int64, for the columns of a slice: multiples of 2^-23 plus 2^-24.
+    """Return u [M, n] in (0, 1) for `keys` [M, 2] int64 and the columns of a slice: multiples of 2^-23 plus 2^-24.
 
-    In `like`'s dtype, on its device; exact in fp32.
+    The result has the dtype and device of `like`; it is exact in fp32.
     """
     return uniform_at(keys, torch.arange(columns.start, columns.stop, dtype=torch.int32, device=like.device), like)
 
 
 def uniform_at(keys: Tensor, columns: Tensor, like: Tensor) -> Tensor:
-    """`uniform` for the columns with the numbers `columns` [n] int32."""
+    """Return `uniform` for the column numbers `columns` [n] int32."""
     # Products of two's complement 32-bit integers wrap around as those of unsigned ones; shifts do not, hence the masks.
     word = keys.to(like.device).to(torch.int32)
     x = columns * word[:, 1:] + word[:, :1]
@@ -53,7 +53,7 @@ def uniform_at(keys: Tensor, columns: Tensor, like: Tensor) -> Tensor:
 
 
 def logistic(seed: int, experts: int, size: int, like: Tensor) -> Tensor:
-    """logit(u) [M, size] of a seed: what is added to log_alpha."""
+    """Return logit(u) [M, size] of a seed, to be added to log_alpha."""
     return uniform(key_tensor([seed], experts)[0], slice(0, size), like).logit_()
 
 

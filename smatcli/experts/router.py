@@ -1,4 +1,4 @@
-"""The hypernetwork: class prototypes under the pre-trained model -> one transformer block -> merging scores of the M experts."""
+"""The router (hypernetwork): class prototypes under the pre-trained model -> one transformer block -> merging scores of M experts."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from smatcli.experts.masks import noise
 
 
 class SpectralLinear(nn.Linear):
-    """A linear layer divided by its largest singular value, tracked by one power iteration a call in training (Miyato et al. 2018)."""
+    """A linear layer divided by its largest singular value, tracked by one power iteration per training call (Miyato et al. 2018)."""
 
     u: Tensor
     v: Tensor
@@ -25,7 +25,7 @@ class SpectralLinear(nn.Linear):
 
     @torch.no_grad()
     def iterate(self, steps: int = 1) -> None:
-        """Power iterations on (u, v), in place."""
+        """Run power iterations on (u, v), in place."""
         for _ in range(steps):
             self.v.copy_(F.normalize(self.weight.T @ self.u, dim=0, eps=1e-12))
             self.u.copy_(F.normalize(self.weight @ self.v, dim=0, eps=1e-12))
@@ -34,7 +34,7 @@ class SpectralLinear(nn.Linear):
         """[..., inputs] -> [..., outputs]."""
         if self.training:
             self.iterate()
-        # Clones, because the next call's iteration changes the buffers while this call's graph may still be alive.
+        # Clones, because the next call changes the buffers while the graph of this call may still be alive.
         sigma = self.u.clone() @ self.weight @ self.v.clone()
         return F.linear(input, self.weight / sigma, self.bias)
 
@@ -61,15 +61,16 @@ class Router(nn.Module):
         self.skills = nn.Parameter(torch.randn(config.skill_tokens, dim) * 1e-3) if config.skill_tokens else None
         self.register_buffer("temperature", torch.tensor(float(config.temperature[0])))
 
-    def pass_over(self) -> None:
-        """What a training call changes in the buffers, without the call."""
+    def skip_task(self) -> None:
+        """Update the buffers as a training call would, without the call."""
         for module in self.modules():
             if isinstance(module, SpectralLinear) and module.training:
                 module.iterate()
 
     def embed(self, prototypes: Tensor) -> Tensor:
-        """Task embedding [D] of class prototypes [C, D]."""
+        """Return the task embedding [D] of class prototypes [C, D]."""
         ways = len(prototypes)
+        x: Tensor
         x = prototypes if self.skills is None else torch.cat([prototypes, self.skills])
         x = x + self._attend(self.norm1(x))
         x = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
@@ -79,20 +80,20 @@ class Router(nn.Module):
         tokens, dim = x.shape
         q, k, v = self.qkv(x).view(tokens, 3, self.config.heads, dim // self.config.heads).permute(1, 2, 0, 3)
         weights = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1)
-        return self.proj((weights @ v).transpose(0, 1).reshape(tokens, dim))
+        return self.proj((weights @ v).transpose(0, 1).reshape(tokens, dim))  # type: ignore[no-any-return]
 
     def forward(self, prototypes: Tensor) -> Tensor:
-        """Logits [M] of class prototypes [C, D]."""
+        """Return logits [M] of class prototypes [C, D]."""
         return self.keys @ self.embed(prototypes)
 
     def scores(self, logits: Tensor, generator: torch.Generator | None = None, u: Tensor | None = None) -> Tensor:
-        """Scores [M] in (0, 1): sigmoid(logits / T), or relaxed Bernoulli with noise from `generator` or given as `u` (0, 1) [M]."""
+        """Return scores [M] in (0, 1): sigmoid(logits / T), or relaxed Bernoulli with noise u [M] in (0, 1), given or from `generator`."""
         if u is None and generator is not None and self.config.sampling == "gumbel":
             u = noise(tuple(logits.shape), generator, logits)
         return torch.sigmoid((logits if u is None else logits + torch.logit(u)) / self.temperature)
 
     @torch.no_grad()
     def anneal(self, tasks_done: int) -> None:
-        """Sets the temperature: linear from the first to the last value over `temperature_tasks` tasks, then constant."""
+        """Set the temperature: linear from the first to the last value over `temperature_tasks` tasks, then constant."""
         first, last = self.config.temperature
         self.temperature.fill_(first + (last - first) * min(1.0, tasks_done / self.config.temperature_tasks))

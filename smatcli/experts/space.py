@@ -1,4 +1,4 @@
-"""A module's parameters as one flat vector [P], and the module called with any such vector."""
+"""Parameters of a module as one flat vector [P], and calls of the module with any such vector."""
 
 import re
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ _TYPES = (
 
 @dataclass(frozen=True)
 class Segment:
-    """A contiguous run of the flat vector: the tensor's name, its slice, the layer type, and the block (None outside the blocks)."""
+    """A contiguous run of the flat vector: tensor name, slice, layer type, and block number (None outside the blocks)."""
 
     name: str
     slice: slice
@@ -43,24 +43,24 @@ class Segment:
     @property
     def size(self) -> int:
         """Number of parameters in the segment."""
-        return self.slice.stop - self.slice.start
+        return int(self.slice.stop - self.slice.start)
 
 
 def layer_type(name: str) -> str:
-    """Layer type of a parameter's name (`cls_token`, `patch_embed`, `qkv`, `proj`, `fc1`, `norm`, ...; `other` when unknown)."""
+    """Return the layer type of a parameter by its name (`cls_token`, `patch_embed`, `qkv`, `proj`, `fc1`, `norm`, ..., else `other`)."""
     return next((kind for kind, pattern in _TYPES if pattern.search(name)), "other")
 
 
 @dataclass(frozen=True)
 class ParameterSpace:
-    """Names and shapes of a module's floating-point parameters, in order: the meaning of a flat vector [P]. Buffers stay in the module."""
+    """Names and shapes of a module's floating-point parameters, in the order of a flat vector [P]. Buffers are not part of it."""
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
 
     @classmethod
     def of(cls, module: nn.Module) -> "ParameterSpace":
-        """The space of `module`'s floating-point parameters; a tensor that is shared is listed once."""
+        """Return the space of the floating-point parameters of `module`; a shared tensor is listed once."""
         entries = [(name, p.shape) for name, p in module.named_parameters() if p.is_floating_point()]
         if not entries:
             raise SmatError(f"{type(module).__name__} has no floating-point parameters to tune")
@@ -68,7 +68,7 @@ class ParameterSpace:
 
     @cached_property
     def sizes(self) -> list[int]:
-        """Number of elements of each tensor."""
+        """Number of elements per tensor."""
         return [prod(shape) for shape in self.shapes]
 
     @cached_property
@@ -78,8 +78,8 @@ class ParameterSpace:
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
-        """All segments in order; together they cover [0, P). A fused qkv (weight or bias) gives three: q, k and v."""
-        found: list[Segment] = []
+        """All segments in order; together they cover [0, P). A fused qkv (weight or bias) is split into q, k and v."""
+        segments: list[Segment] = []
         start = 0
         for name, shape, size in zip(self.names, self.shapes, self.sizes, strict=True):
             block = _BLOCK.search(name)
@@ -88,42 +88,42 @@ class ParameterSpace:
             parts = ("q", "k", "v") if kind == "qkv" and shape[0] % 3 == 0 else (kind,)
             step = size // len(parts)
             for part in parts:
-                found.append(Segment(name, slice(start, start + step), part, depth))
+                segments.append(Segment(name, slice(start, start + step), part, depth))
                 start += step
-        return tuple(found)
+        return tuple(segments)
 
     def flatten(self, source: nn.Module | Mapping[str, Tensor]) -> Tensor:
-        """One vector [P]: a detached copy of a module's parameters, or (with its graph) the tensors of a mapping by name."""
+        """Return one vector [P]: a detached copy of a module's parameters, or the tensors of a mapping by name, with graph."""
         tensors = {n: p.detach() for n, p in source.named_parameters()} if isinstance(source, nn.Module) else source
         missing = [name for name in self.names if name not in tensors]
         if missing:
-            raise SmatError(f"{len(missing)} of {len(self.names)} parameters are missing, first {missing[0]!r}: not the same architecture")
+            raise SmatError(f"{len(missing)} of {len(self.names)} parameters are missing, first {missing[0]!r}: a different architecture")
         for name, shape in zip(self.names, self.shapes, strict=True):
             if tensors[name].shape != shape:
                 raise SmatError(f"parameter {name!r} has shape {tuple(tensors[name].shape)}, expected {tuple(shape)}")
         return torch.cat([tensors[name].reshape(-1) for name in self.names])
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """Views of a vector [P] by name. One split: its backward is one concatenation, where slices would allocate P zeros each."""
+        """Return views of a vector [P] by name. One split: its backward is one concatenation, while slices would allocate P zeros each."""
         self.check(vector)
-        parts = vector.split(self.sizes)
+        parts = torch.split(vector, self.sizes)
         return {name: part.view(shape) for name, shape, part in zip(self.names, self.shapes, parts, strict=True)}
 
     def check(self, vector: Tensor) -> None:
-        """SmatError where `vector` is none of this space."""
+        """Raise `SmatError` unless `vector` has shape [P]."""
         if vector.shape != (self.size,):
             raise SmatError(f"a parameter vector must have shape ({self.size},), got {tuple(vector.shape)}")
 
     def where(self, prefixes: tuple[str, ...]) -> Tensor:
-        """Boolean [P]: True where the parameter's name starts with one of `prefixes`."""
+        """Return a boolean vector [P]: True for parameters whose name starts with one of `prefixes`."""
         return torch.cat([torch.full((n,), name.startswith(prefixes)) for name, n in zip(self.names, self.sizes, strict=True)])
 
 
 def call(module: nn.Module, space: ParameterSpace, theta: Tensor, images: Tensor) -> Tensor:
-    """Features [B, D] of `module` with parameters `theta` [P] for images [B, 3, H, W]; at least fp32, whatever autocast made of them."""
+    """Return features [B, D] of `module` with parameters `theta` [P] for images [B, 3, H, W], in fp32 or higher even under autocast."""
     return at_least_fp32(functional_call(module, space.unflatten(theta), (images,)))
 
 
 def at_least_fp32(features: Tensor) -> Tensor:
-    """fp16 and bf16 become fp32; fp32 and fp64 stay."""
+    """Convert fp16 and bf16 to fp32; keep fp32 and fp64."""
     return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features

@@ -98,7 +98,7 @@ class FlatMethod(nn.Module, ABC):
     def end(self) -> None:
         """Called when all tasks of the meta-batch have gone backward: completes the gradients of what `begin` shared."""
 
-    def pass_over(self, generators: Sequence[torch.Generator]) -> None:
+    def skip_tasks(self, generators: Sequence[torch.Generator]) -> None:
         """Tasks of the meta-batch that another process works on: what their losses would change here (power iterations, multipliers)."""
 
     def groups(self) -> dict[str, list[nn.Parameter]]:

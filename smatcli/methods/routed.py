@@ -104,10 +104,10 @@ class RoutedMethod(FlatMethod):
             logs["alpha_entropy"] = -torch.xlogy(opening.alpha.detach(), opening.alpha.detach()).sum()
             return Losses(torch.stack(list(terms.values())).sum(), numbers(terms), numbers(logs))
 
-    def pass_over(self, generators: Sequence[torch.Generator]) -> None:
-        """The router's power iterations of these tasks."""
+    def skip_tasks(self, generators: Sequence[torch.Generator]) -> None:
+        """Run the router's power iterations of these tasks."""
         for _ in generators:
-            self.router.pass_over()
+            self.router.skip_task()
 
     def _open(self, episode: Episode, generator: torch.Generator, injected: Injected | None = None) -> Opening:
         with phase("router"):

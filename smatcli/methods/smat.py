@@ -106,9 +106,9 @@ class SmatMethod(RoutedMethod):
                     self._begun[id(episode)] = (episode, opening, partial(self._constrained, merged, opening.alpha))
 
     @torch.no_grad()
-    def pass_over(self, generators: Sequence[torch.Generator]) -> None:
+    def skip_tasks(self, generators: Sequence[torch.Generator]) -> None:
         """The router's part, and the multipliers that these tasks reset: where zeros are counted, their masks must be drawn for it."""
-        super().pass_over(generators)
+        super().skip_tasks(generators)
         settings = self.config.sparsity
         if not (self.masks.learned and settings.reset and settings.measure == "counted"):
             return

@@ -10,7 +10,7 @@ from torch import Tensor
 from smatcli.config.methods import MaskConfig
 from smatcli.errors import SmatError, UserError
 from smatcli.experts.families import Masks
-from smatcli.experts.groups import Groups
+from smatcli.experts.groups import ParameterGroups
 from smatcli.experts.mlp import MlpParts
 from smatcli.experts.noise import logistic
 from smatcli.experts.space import ParameterSpace
@@ -44,7 +44,7 @@ def index_by_hand(space: ParameterSpace, kind: str) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["input", "output"])
 def test_groups_are_those_of_the_rule(space: ParameterSpace, kind: str) -> None:
-    groups, index = Groups.of(space, kind), index_by_hand(space, kind)
+    groups, index = ParameterGroups.of(space, kind), index_by_hand(space, kind)
     assert groups.size == int(index.max()) + 1
     assert torch.equal(groups.expand(torch.arange(groups.size)), index)
     assert torch.equal(groups.members, torch.bincount(index).double())
@@ -56,7 +56,7 @@ def test_groups_are_those_of_the_rule(space: ParameterSpace, kind: str) -> None:
 def test_group_sizes_of_a_layer(space: ParameterSpace) -> None:
     """fc1 of width 8 -> 32: an output switches its 8 weights and its bias, an input 32 weights."""
     start = sum(space.sizes[: space.names.index("blocks.0.mlp.fc1.weight")])
-    outputs, inputs = Groups.of(space, "output"), Groups.of(space, "input")
+    outputs, inputs = ParameterGroups.of(space, "output"), ParameterGroups.of(space, "input")
     assert outputs.expand(outputs.members)[start] == 9
     assert inputs.expand(inputs.members)[start] == 32
 
@@ -164,7 +164,7 @@ def test_fixed_structured_masks_keep_whole_groups(space: ParameterSpace) -> None
     assert z is not None
     assert z.shape == (M, masks.entries)
     kept = z[:, index_by_hand(space, "output")].float().mean(1)
-    largest = float(Groups.of(space, "output").members.max()) / space.size
+    largest = float(ParameterGroups.of(space, "output").members.max()) / space.size
     assert all(0.2 <= share < 0.2 + largest for share in kept.tolist())
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from smatcli.experts import merge_eager as module
 from smatcli.experts.masks import HardConcrete, expected_l0
 from smatcli.experts.merge import merge, merge_reference, normalise
+from smatcli.experts.merge_eager import Gate
 from tests.experts.parity import Parity, close
 
 SHAPE = HardConcrete()
@@ -22,12 +23,12 @@ def inputs(experts: int = 3, size: int = 11, batch: tuple[int, ...] = ()) -> tup
 
 def merged(tensors: Sequence[Tensor], training: bool, u: Tensor) -> Tensor:
     pre, delta, log_alpha, alpha = tensors
-    return merge(pre, delta, log_alpha, alpha, SHAPE, training=training, noise=u)[0]
+    return merge(pre, delta, log_alpha, alpha, Gate(SHAPE, training=training, noise=u))[0]
 
 
 def plain(tensors: Sequence[Tensor], training: bool, u: Tensor) -> Tensor:
     pre, delta, log_alpha, alpha = tensors
-    return merge_reference(pre, delta, log_alpha, alpha, SHAPE, training=training, u=u)
+    return merge_reference(pre, delta, log_alpha, alpha, Gate(SHAPE, training=training, noise=u))
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
@@ -39,11 +40,11 @@ def test_merge_and_gradients_agree_with_the_release(mode: str, closed_form: bool
     alpha, training = data["alpha"].requires_grad_(), mode == "train"
     u = data.flat("u_train") if training else None
     if closed_form:
-        theta, nonzeros, *_ = merge(pre, delta, log_alpha, alpha, SHAPE, training=training, noise=u, dense=head)
+        theta, nonzeros, *_ = merge(pre, delta, log_alpha, alpha, Gate(SHAPE, training=training, noise=u, dense=head))
         counted_twice = (len(alpha) - 1) * head.sum() / len(pre)
         assert close(1 - nonzeros / len(pre) - counted_twice, data[f"{mode}.expert_sparsity"], 1e-5)
     else:
-        theta = merge_reference(pre, delta, log_alpha, alpha, SHAPE, training=training, u=u, dense=head)
+        theta = merge_reference(pre, delta, log_alpha, alpha, Gate(SHAPE, training=training, noise=u, dense=head))
     loss = (theta * data.flat("W")).sum()
     grads = torch.autograd.grad(loss, (delta, log_alpha, alpha))
     assert close(theta, data.flat(f"{mode}.theta"), 1e-6)
@@ -80,7 +81,7 @@ def test_gradcheck(batch: tuple[int, ...], keep: int, monkeypatch: pytest.Monkey
     u = torch.rand(3, 7, dtype=torch.float64) * 0.8 + 0.1
 
     def both(pre: Tensor, delta: Tensor, log_alpha: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-        found = merge(pre, delta, log_alpha, alpha, SHAPE, training=True, noise=u)
+        found = merge(pre, delta, log_alpha, alpha, Gate(SHAPE, noise=u))
         return found.theta, found.expected_l0
 
     assert torch.autograd.gradcheck(both, arguments)
@@ -90,7 +91,7 @@ def test_gradcheck(batch: tuple[int, ...], keep: int, monkeypatch: pytest.Monkey
 def test_expected_l0_comes_with_the_merge(training: bool) -> None:
     pre, delta, log_alpha, alpha = inputs(3, 40)
     log_alpha.requires_grad_()
-    found = merge(pre, delta, log_alpha, alpha, SHAPE, training=training).expected_l0
+    found = merge(pre, delta, log_alpha, alpha, Gate(SHAPE, training=training)).expected_l0
     if not training:
         assert not found.any()
         return
@@ -104,13 +105,13 @@ def test_expected_l0_comes_with_the_merge(training: bool) -> None:
 
 def test_all_off_is_exactly_the_pre_trained_model() -> None:
     pre, delta, log_alpha, _ = inputs()
-    theta, *_ = merge(pre, delta, log_alpha, normalise(torch.zeros(3, dtype=torch.float64)), SHAPE, training=False)
+    theta, *_ = merge(pre, delta, log_alpha, normalise(torch.zeros(3, dtype=torch.float64)), Gate(SHAPE, training=False))
     assert torch.equal(theta, pre)
 
 
 def test_nonzeros_are_counted() -> None:
     pre, delta, log_alpha, alpha = inputs(4, 50)
-    nonzeros = merge(pre, delta, log_alpha, alpha, SHAPE, training=False).nonzeros
+    nonzeros = merge(pre, delta, log_alpha, alpha, Gate(SHAPE, training=False)).nonzeros
     assert torch.equal(nonzeros, (SHAPE.eval_gate(log_alpha) > 0).sum(1).double())
 
 
@@ -121,9 +122,9 @@ def test_a_seed_gives_the_same_noise_forward_and_backward(keep: int, monkeypatch
     pre, delta, log_alpha, alpha = inputs(3, 5000)
     delta.requires_grad_()
     log_alpha.requires_grad_()
-    theta, *_ = merge(pre, delta, log_alpha, alpha, SHAPE, training=True, noise=7)
-    again, *_ = merge(pre, delta, log_alpha, alpha, SHAPE, training=True, noise=7)
-    other, *_ = merge(pre, delta, log_alpha, alpha, SHAPE, training=True, noise=8)
+    theta, *_ = merge(pre, delta, log_alpha, alpha, Gate(SHAPE, noise=7))
+    again, *_ = merge(pre, delta, log_alpha, alpha, Gate(SHAPE, noise=7))
+    other, *_ = merge(pre, delta, log_alpha, alpha, Gate(SHAPE, noise=8))
     assert torch.equal(theta, again)
     assert not torch.equal(theta, other)
     (grad,) = torch.autograd.grad(theta.sum(), delta)
@@ -132,7 +133,7 @@ def test_a_seed_gives_the_same_noise_forward_and_backward(keep: int, monkeypatch
 
 def test_autocast_does_not_reach_the_merge() -> None:
     pre, delta, log_alpha, alpha = (t.float() for t in inputs(3, 200))
-    outside, *_ = merge(pre, delta, log_alpha, alpha, SHAPE, training=False)
+    outside, *_ = merge(pre, delta, log_alpha, alpha, Gate(SHAPE, training=False))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside, *_ = merge(pre, delta, log_alpha, alpha, SHAPE, training=False)
+        inside, *_ = merge(pre, delta, log_alpha, alpha, Gate(SHAPE, training=False))
     assert torch.equal(outside, inside)

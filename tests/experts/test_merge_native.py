@@ -44,7 +44,7 @@ def by_definition(tensors: list[Tensor], seeds: list[int] | None, dense: Tensor 
     l0 = SHAPE.expected_l0_element(leaves[1]).mean(1)
     for b in range(len(alphas)):
         u = None if seeds is None else logistic(seeds[b], len(log_alpha), log_alpha.shape[1], log_alpha).sigmoid()
-        theta = merge_reference(pre, leaves[0], leaves[1], leaves[2][b], SHAPE, training=True, u=u, dense=dense)
+        theta = merge_reference(pre, leaves[0], leaves[1], leaves[2][b], Gate(SHAPE, noise=u, dense=dense))
         thetas.append(theta.detach())
         kept = SHAPE.train_gate(log_alpha, u) > 0
         counts.append((kept if dense is None else kept | dense).sum(1).double())
@@ -85,7 +85,7 @@ def test_it_is_the_reference(tasks: int, experts: int, noisy: bool, size: int, c
 def test_several_scores_may_share_one_noise() -> None:
     pre, delta, log_alpha, alphas, weight, _ = tensors = inputs(3, 4, 700)
     leaves = [t.clone().requires_grad_() for t in (delta, log_alpha, alphas)]
-    found = merge(pre, leaves[0], leaves[1], leaves[2], SHAPE, training=True, noise=9)
+    found = merge(pre, leaves[0], leaves[1], leaves[2], Gate(SHAPE, noise=9))
     grads = torch.autograd.grad((found.theta * weight).sum(), leaves)
     unweighted = [*tensors[:5], torch.zeros(3, 4)]
     expected = by_definition(unweighted, [9, 9, 9], None, ())
@@ -113,7 +113,7 @@ def test_extremes_are_finite_and_nan_stays_nan() -> None:
     pre, delta, log_alpha, alphas, *_ = inputs(1, 3, 600)
     log_alpha[0], log_alpha[1], log_alpha[2] = 1e4, -1e4, 0.0
     leaves = [t.requires_grad_() for t in (delta, log_alpha, alphas)]
-    found = merge(pre, delta, log_alpha, alphas[0], SHAPE, training=True, noise=1)
+    found = merge(pre, delta, log_alpha, alphas[0], Gate(SHAPE, noise=1))
     grads = torch.autograd.grad(found.theta.sum() + found.expected_l0.sum(), leaves)
     assert all(bool(torch.isfinite(t).all()) for t in (found.theta, found.expected_l0, *grads))
     assert found.nonzeros[0] == 600
@@ -121,7 +121,7 @@ def test_extremes_are_finite_and_nan_stays_nan() -> None:
     assert found.expected_l0[0] == 1
     with torch.no_grad():
         log_alpha[1, 17] = float("nan")
-    theta = merge(pre, delta, log_alpha, alphas[0], SHAPE, training=True, noise=1).theta
+    theta = merge(pre, delta, log_alpha, alphas[0], Gate(SHAPE, noise=1)).theta
     assert theta[17].isnan()
     assert theta.isnan().sum() == 1
 
@@ -155,7 +155,7 @@ def test_without_a_compiler_one_line_says_so_and_the_numbers_are_the_same(
     found = by_kernel(tensors, [1, 2], None, ())
     by_kernel(tensors, [1, 2], None, ())
     assert [record.message for record in caplog.records] == [
-        "masks are merged by eager torch (several times slower in that part): there is no C compiler (install gcc or clang)"
+        "experts are merged in eager torch, which is several times slower: there is no C compiler (install gcc or clang)"
     ]
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(found, expected, strict=True))
     monkeypatch.setenv(merge_kernels.VARIABLE, "fused")
@@ -173,7 +173,7 @@ def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
     broken.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert merge_native.library() == f"{broken} could not make it: cannot find crt1.o"
+    assert merge_native.library() == f"{broken} failed: cannot find crt1.o"
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 

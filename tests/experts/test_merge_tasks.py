@@ -7,6 +7,7 @@ from torch import Tensor
 from smatcli.experts import merge_eager
 from smatcli.experts.masks import HardConcrete, expected_l0
 from smatcli.experts.merge import merge, merge_reference, merge_tasks, normalise
+from smatcli.experts.merge_eager import Gate
 from smatcli.experts.merge_kernels import VARIABLE
 from smatcli.experts.noise import logistic
 
@@ -29,7 +30,7 @@ def loop(tensors: list[Tensor], seeds: list[int] | None, dense: Tensor | None) -
     thetas = []
     for b in range(len(alphas)):
         noise = None if seeds is None else seeds[b]
-        found = merge(pre, leaves[0], leaves[1], leaves[2][b], SHAPE, training=True, noise=noise, dense=dense)
+        found = merge(pre, leaves[0], leaves[1], leaves[2][b], Gate(SHAPE, noise=noise, dense=dense))
         ((found.theta * weight[b]).sum() + (found.expected_l0 * l0_weight[b]).sum()).backward()
         thetas += [found.theta.detach(), found.nonzeros, found.expected_l0.detach()]
     return thetas, [t.grad for t in leaves if t.grad is not None]
@@ -62,7 +63,7 @@ def test_without_noise_it_is_the_reference(keep: int, monkeypatch: pytest.Monkey
     pre, delta, log_alpha, alphas, weight, l0_weight = tensors = inputs(torch.float64)
     thetas, grads = at_once(tensors, None, None)
     leaves = [t.clone().requires_grad_() for t in (delta, log_alpha, alphas)]
-    theta, l0 = merge_reference(pre, leaves[0], leaves[1], leaves[2], SHAPE, training=True), expected_l0(leaves[1], SHAPE)
+    theta, l0 = merge_reference(pre, leaves[0], leaves[1], leaves[2], Gate(SHAPE)), expected_l0(leaves[1], SHAPE)
     expected = torch.autograd.grad((theta * weight).sum() + (l0 * l0_weight).sum(), leaves)
     for b in range(TASKS):
         assert torch.allclose(thetas[3 * b], theta[b], rtol=1e-12)
@@ -79,7 +80,7 @@ def test_a_task_whose_theta_has_no_gradient(seeds: list[int] | None) -> None:
     leaves = [t.clone().requires_grad_() for t in (delta, log_alpha, alphas)]
     found = merge_tasks(pre, leaves[0], leaves[1], leaves[2], SHAPE, seeds=seeds)
     grads = torch.autograd.grad((found[1].theta * weight[1]).sum(), leaves, retain_graph=True)
-    alone = merge(pre, leaves[0], leaves[1], leaves[2][1], SHAPE, training=True, noise=None if seeds is None else seeds[1])
+    alone = merge(pre, leaves[0], leaves[1], leaves[2][1], Gate(SHAPE, noise=None if seeds is None else seeds[1]))
     expected = torch.autograd.grad((alone.theta * weight[1]).sum(), leaves)
     assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-16) for a, b in zip(grads, expected, strict=True))
     (only,) = torch.autograd.grad(found[2].expected_l0.sum(), leaves[1])
@@ -90,7 +91,7 @@ def test_noise_differs_between_tasks_and_is_that_of_the_seeds() -> None:
     pre, delta, log_alpha, alphas, *_ = inputs()
     found = merge_tasks(pre, delta, log_alpha, alphas, SHAPE, seeds=[3, 3, 4])
     u = logistic(3, M, P, log_alpha).sigmoid()
-    expected = merge_reference(pre, delta, log_alpha, alphas[0], SHAPE, training=True, u=u)
+    expected = merge_reference(pre, delta, log_alpha, alphas[0], Gate(SHAPE, noise=u))
     assert torch.allclose(found[0].theta, expected, atol=1e-5)
     assert torch.equal(found[0].nonzeros, found[1].nonzeros)
     assert not torch.equal(found[1].nonzeros, found[2].nonzeros)

@@ -12,6 +12,7 @@ import torch
 
 from smatcli.experts import merge_kernels, merge_triton
 from smatcli.experts.merge import merge
+from smatcli.experts.merge_eager import Gate
 from tests.experts.test_merge_native import SHAPE, by_definition, by_kernel, inputs
 
 needs_triton = pytest.mark.skipif(merge_triton.triton is None, reason="Triton is not installed")
@@ -81,9 +82,9 @@ def test_it_compiles_without_spilling_registers(
 def test_where_it_cannot_be_used_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     if merge_triton.triton is not None:
-        assert merge_triton.available() == "there is no CUDA device"
+        assert merge_triton.unavailable() == "there is no CUDA device"
         monkeypatch.setattr(merge_triton, "triton", None)
-    assert merge_triton.available() == "Triton is not installed"
+    assert merge_triton.unavailable() == "Triton is not installed"
 
 
 @needs_triton
@@ -116,7 +117,7 @@ def test_on_a_gpu_tasks_can_share_one_noise(monkeypatch: pytest.MonkeyPatch) -> 
     expected = by_definition(tensors, [7, 7, 7], None, ())
     pre, delta, log_alpha, alphas, weight, _ = (t.cuda() for t in tensors)
     leaves = [t.requires_grad_() for t in (delta, alphas)]
-    found = merge(pre, delta, log_alpha, alphas, SHAPE, training=True, noise=7)
+    found = merge(pre, delta, log_alpha, alphas, Gate(SHAPE, noise=7))
     grads = torch.autograd.grad((found.theta * weight).sum(), leaves)
     for ours, theirs in zip((found.theta, *grads), (expected[0], expected[3], expected[5]), strict=True):
         assert float((ours.detach().cpu().double() - theirs).norm()) <= 3e-5 * float(theirs.norm())

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from smatcli.experts.masks import HardConcrete
 from smatcli.experts.merge import merge
+from smatcli.experts.merge_eager import Gate
 from smatcli.experts.noise import key_tensor, keys_of, logistic, uniform
 
 
@@ -71,5 +72,5 @@ def test_experts_seeds_and_columns_are_independent() -> None:
 
 def test_it_gives_the_closed_forms_sparsity() -> None:
     shape, log_alpha, pre = HardConcrete(), torch.full((2, 100_000), -1.0), torch.zeros(100_000)
-    nonzeros = merge(pre, pre, log_alpha, torch.ones(2), shape, training=True, noise=3).nonzeros
+    nonzeros = merge(pre, pre, log_alpha, torch.ones(2), Gate(shape, noise=3)).nonzeros
     assert torch.allclose(nonzeros / 100_000, shape.expected_l0_element(torch.tensor(-1.0)), atol=0.006)

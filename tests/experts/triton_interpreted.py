@@ -15,6 +15,7 @@ from torch import Tensor
 
 from smatcli.experts import merge_triton
 from smatcli.experts.masks import HardConcrete
+from smatcli.experts.merge_kernels import MergeInputs
 from smatcli.experts.noise import key_tensor
 
 SHAPE = HardConcrete()
@@ -71,10 +72,11 @@ def check(tasks: int, gates: int, experts: int, size: int, case: str) -> None:
     if keys is not None:
         made = [[uniform(np.arange(size), int(k0), int(k1)) for k0, k1 in gate] for gate in keys.tolist()]
         u = torch.from_numpy(np.array(made))
-    thetas, nonzeros, l0 = merge_triton.forward(pre, delta, log_alpha, alphas, keys, dense, SHAPE)
+    inputs = MergeInputs(delta, log_alpha, alphas, keys, dense, SHAPE)
+    thetas, nonzeros, l0 = merge_triton.forward(pre, inputs)
     assert len(thetas) == tasks
     assert all(theta.is_contiguous() for theta in thetas)
-    found_back = merge_triton.backward(grads, delta, log_alpha, alphas, keys, dense, SHAPE, shared)
+    found_back = merge_triton.backward(grads, inputs, shared)
     found = [torch.stack(thetas), nonzeros, l0, *found_back]
     wanted = reference([pre, delta, log_alpha, alphas], u, dense, grads, shared)
     for i, (ours, theirs) in enumerate(zip(found, wanted, strict=True)):
@@ -102,13 +104,14 @@ def extremes_are_finite_and_nan_stays_nan() -> None:
     size, keys = 40, key_tensor([1], 3)
     pre, delta, grad = torch.randn(3, size, generator=torch.Generator().manual_seed(0))
     log_alpha, alphas = torch.tensor([1e4, -1e4, -math.inf])[:, None].repeat(1, size), torch.full((1, 3), 1 / 3)
-    (theta,), nonzeros, l0 = merge_triton.forward(pre, delta, log_alpha, alphas, keys, None, SHAPE)
-    grads = merge_triton.backward([grad], delta, log_alpha, alphas, keys, None, SHAPE, torch.ones(1, 3))
+    inputs = MergeInputs(delta, log_alpha, alphas, keys, None, SHAPE)
+    (theta,), nonzeros, l0 = merge_triton.forward(pre, inputs)
+    grads = merge_triton.backward([grad], inputs, torch.ones(1, 3))
     assert all(bool(torch.isfinite(t).all()) for t in (theta, *grads))
     assert nonzeros.tolist() == [[size, 0, 0]]
     assert torch.allclose(l0, torch.tensor([float(size), 0, 0]))
     log_alpha[1, 17] = torch.nan
-    (theta,), _, _ = merge_triton.forward(pre, delta, log_alpha, alphas, keys, None, SHAPE)
+    (theta,), _, _ = merge_triton.forward(pre, inputs)
     assert theta[17].isnan()
     assert theta.isnan().sum() == 1
 

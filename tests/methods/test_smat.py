@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from smatcli.config.methods import MaskConfig, RouterConfig, SmatConfig, TeacherConfig
 from smatcli.experts.merge import merge_reference
+from smatcli.experts.merge_eager import Gate
 from smatcli.methods.prototypes import cosine_logits, prototypes
 from smatcli.methods.smat import Injected, SmatMethod
 from smatcli.methods.teacher import distillation, teacher_logits
@@ -127,7 +128,7 @@ def test_loss_is_algorithm_1_written_out() -> None:
 
     centres = prototypes(method.embed(task.support.images, method.theta_pre), task.support.labels, WAYS)
     scores = torch.sigmoid((method.router(centres) + torch.log(noise / (1 - noise))) / 5.0)
-    theta = merge_reference(method.theta_pre, method.theta_delta, method.log_alpha, scores / scores.sum(), method.shape, training=True, u=u)
+    theta = merge_reference(method.theta_pre, method.theta_delta, method.log_alpha, scores / scores.sum(), Gate(method.shape, noise=u))
     student = logits(theta)
     ce = F.cross_entropy(student, task.query_labels)
     (grad,) = torch.autograd.grad(ce, theta, retain_graph=True)

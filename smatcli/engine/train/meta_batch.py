@@ -51,7 +51,7 @@ def gradients(
     share = world.share(tasks)
     device = method.theta_pre.device
     noises = [torch.Generator(device).manual_seed(noise_of(seed, first + k)) for k in range(tasks)]
-    method.pass_over(noises[: share.start])
+    method.skip_tasks(noises[: share.start])
     method.begin(batch, noises[share.start : share.stop])
     rows: list[list[float]] = []
     names: list[str] = []
@@ -71,7 +71,7 @@ def gradients(
     if problem is None:
         with phase("backward"):
             method.end()
-    method.pass_over(noises[share.stop :])
+    method.skip_tasks(noises[share.stop :])
     rows += [[NOT_DONE]] * (len(share) - len(rows))
     with phase("all-reduce"):
         table = world.joined(tasks, share, rows)

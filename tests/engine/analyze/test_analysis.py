@@ -16,6 +16,7 @@ from smatcli.engine.train.trainer import load_method, train
 from smatcli.errors import UserError
 from smatcli.experts.masks import HardConcrete
 from smatcli.experts.merge import merge_reference
+from smatcli.experts.merge_eager import Gate
 from smatcli.methods.prototypes import cosine_logits, prototypes
 from smatcli.runs.analysis import Analysis, read_analysis, write_analysis
 from smatcli.runs.reporter import SilentReporter
@@ -77,7 +78,7 @@ def test_gradients_are_those_that_autograd_gives_the_shared_parameters(run: Path
             delta = tensors["theta_delta"].clone().requires_grad_()
             alpha = method.task(episode.support).alpha
             assert alpha is not None
-            theta = merge_reference(tensors["theta_pre"], delta, tensors["log_alpha"], alpha, HardConcrete(), training=False)
+            theta = merge_reference(tensors["theta_pre"], delta, tensors["log_alpha"], alpha, Gate(HardConcrete(), training=False))
             known, asked = method.embed(episode.support.images, theta), method.embed(episode.query_images, theta)
             loss = F.cross_entropy(cosine_logits(asked, prototypes(known, episode.support.labels, 3)), episode.query_labels)
             gradients.append(torch.autograd.grad(loss, delta)[0].double())
