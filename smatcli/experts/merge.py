@@ -10,7 +10,8 @@ from smatcli.device import exact_products
 from smatcli.experts import merge_eager
 from smatcli.experts.masks import HardConcrete
 from smatcli.experts.merge_eager import Gate, keeps_gates
-from smatcli.experts.merge_kernels import MergeInputs, fused_kernel
+from smatcli.experts.merge_inputs import MergeInputs
+from smatcli.experts.merge_kernels import fused_kernel
 from smatcli.experts.noise import key_tensor
 from smatcli.phases import phase
 

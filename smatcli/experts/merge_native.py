@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from smatcli.experts.merge_kernels import MergeInputs
+from smatcli.experts.merge_inputs import MergeInputs
 
 SOURCE = Path(__file__).with_suffix(".c")
 # As the source defines them.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smatcli.experts.merge_kernels import MergeInputs
+from smatcli.experts.merge_inputs import MergeInputs
 
 try:
     import triton

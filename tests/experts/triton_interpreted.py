@@ -15,7 +15,7 @@ from torch import Tensor
 
 from smatcli.experts import merge_triton
 from smatcli.experts.masks import HardConcrete
-from smatcli.experts.merge_kernels import MergeInputs
+from smatcli.experts.merge_inputs import MergeInputs
 from smatcli.experts.noise import key_tensor
 
 SHAPE = HardConcrete()
