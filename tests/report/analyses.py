@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from smatcli.report.figures.analyses import Found
+from smatcli.report.figures.analyses import RunAnalysis
 from smatcli.report.results.runs import Run
 from smatcli.runs.analysis import Analysis, texts, write_analysis
 
 NAMES = ["a class with quite a long name", "b_$x^2", "c", "d <&>", "e"]
 
 
-def found(analysis: Analysis, label: str = "SMAT", path: Path = Path("smat"), **facts: Any) -> Found:
+def found(analysis: Analysis, label: str = "SMAT", path: Path = Path("smat"), **facts: Any) -> RunAnalysis:
     """An analysis of a run."""
-    return Found(label, Run(path, "train", "smat", name=path.name, **facts), analysis)
+    return RunAnalysis(label, Run(path, "train", "smat", name=path.name, **facts), analysis)
 
 
 def masks() -> Analysis:

@@ -1,4 +1,4 @@
-"""Figures of a report and the data behind them."""
+"""Figures of a report, and the data behind them."""
 
 from smatcli.moved import attribute_error
 

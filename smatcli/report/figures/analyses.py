@@ -1,4 +1,4 @@
-"""Analyses of the runs in a report: `RUN/analysis/*.h5`, as `smat analyze` left them."""
+"""Analyses of the runs in a report: `RUN/analysis/*.h5`, written by `smat analyze`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from smatcli.runs.analysis import FOLDER, Analysis, read_analysis
 
 
 @dataclass(frozen=True)
-class Found:
-    """One analysis of a run; `label` is the run's, with the adaptation where there is one."""
+class RunAnalysis:
+    """An analysis with its run; `label` is that of the run, with the adaptation if there is one."""
 
     label: str
     run: Run
@@ -20,18 +20,18 @@ class Found:
 
     @property
     def protocol(self) -> str:
-        """How its episodes were drawn, without the split; empty for analyses without."""
+        """The protocol of its episodes, without the split; empty for an analysis without episodes."""
         tags = [str(a["protocol"]) for a in self.analysis.attributes.values() if "protocol" in a]
         return tags[0].rsplit("-", 1)[0] if tags else ""
 
     def domain(self, dataset: str) -> str:
-        """ID or OOD."""
+        """Return the domain of a dataset, ID or OOD."""
         return str(self.analysis.attributes.get(dataset, {}).get("domain", "ID"))
 
 
-def read_analyses(runs: Sequence[tuple[str, Run]], lines: list[str]) -> list[Found]:
-    """All analyses of labelled runs, by method and then with no adaptation first; what cannot be read is skipped, and named in `lines`."""
-    found, methods = [], list(METHOD_LABELS)
+def read_analyses(runs: Sequence[tuple[str, Run]], lines: list[str]) -> list[RunAnalysis]:
+    """Read all analyses of labelled runs, sorted by method, those without fine-tuning first; add a line for each unreadable file."""
+    analyses, methods = [], list(METHOD_LABELS)
     position: dict[Path, int] = {}
     for label, run in sorted(runs, key=lambda pair: methods.index(pair[1].method) if pair[1].method in methods else len(methods)):
         for path in sorted((run.path / FOLDER).glob("*.h5")):
@@ -42,15 +42,15 @@ def read_analyses(runs: Sequence[tuple[str, Run]], lines: list[str]) -> list[Fou
                 continue
             adapt = str(analysis.facts.get("adapt", "proto"))
             position.setdefault(run.path, len(position))
-            found.append(Found(label if adapt == "proto" else f"{label} + {adapt}", run, analysis))
-    return sorted(found, key=lambda f: (position[f.run.path], str(f.analysis.facts.get("adapt", "proto")) != "proto"))
+            analyses.append(RunAnalysis(label if adapt == "proto" else f"{label} + {adapt}", run, analysis))
+    return sorted(analyses, key=lambda a: (position[a.run.path], str(a.analysis.facts.get("adapt", "proto")) != "proto"))
 
 
-def sets(found: Sequence[Found], points: set[Path]) -> Iterator[tuple[str, str, list[Found]]]:
-    """(ending of a file's stem, of a heading, analyses): those of ordinary runs together, those of each sweep's `points` together."""
-    ordinary = [f for f in found if f.run.path not in points]
+def sets(analyses: Sequence[RunAnalysis], points: set[Path]) -> Iterator[tuple[str, str, list[RunAnalysis]]]:
+    """Yield (suffix of file stems, suffix of headings, analyses): first those of ordinary runs, then those of each sweep's `points`."""
+    ordinary = [a for a in analyses if a.run.path not in points]
     if ordinary:
         yield "", "", ordinary
-    sweeps = dict.fromkeys(f.run.path.parent for f in found if f.run.path in points)
+    sweeps = dict.fromkeys(a.run.path.parent for a in analyses if a.run.path in points)
     for sweep in sweeps:
-        yield f"-{sweep.name}", f": {sweep.name}", [f for f in found if f.run.path in points and f.run.path.parent == sweep]
+        yield f"-{sweep.name}", f": {sweep.name}", [a for a in analyses if a.run.path in points and a.run.path.parent == sweep]

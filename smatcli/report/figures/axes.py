@@ -1,4 +1,4 @@
-"""Draws the figures: PNG and vector PDF, without a display, the same bytes for the same data."""
+"""Draw curves and gains as PNG and vector PDF, without a display; the same data give the same bytes."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-_PDF = ContextVar("pdf", default=True)
+_FORMATS: ContextVar[tuple[str, ...]] = ContextVar("formats", default=("png", "pdf"))
 
 
 @contextmanager
 def only_png() -> Iterator[None]:
-    """No PDF is written: for a page that shows the PNG, in half the time."""
-    before = _PDF.set(False)
+    """Write no PDF within the context, which takes half the time."""
+    before = _FORMATS.set(("png",))
     try:
         yield
     finally:
-        _PDF.reset(before)
+        _FORMATS.reset(before)
 
 
 def draw_curves(curves: Curves, path: Path) -> None:
-    """Write `path`.png and `path`.pdf: one panel a domain, one legend above them."""
+    """Write `path`.png and `path`.pdf: panels side by side, one legend above them."""
     with style.applied():
         wide = len(curves.panels) > 1
         labels = list(dict.fromkeys(s.label for series in curves.panels.values() for s in series))
@@ -43,11 +43,11 @@ def draw_curves(curves: Curves, path: Path) -> None:
         for ax, (title, series) in zip(axes, curves.panels.items(), strict=True):
             ax.set_title(title)
             ax.set_xlabel(curves.x_label)
-            for one in series:
-                handles.setdefault(one.label, _line(ax, one, style.look(labels.index(one.label)), curves.interval, curves.scale))
+            for line in series:
+                handles.setdefault(line.label, _line(ax, line, style.look(labels.index(line.label)), curves.interval, curves.scale))
             if curves.log_x:
                 _log(ax)
-            elif all(x == int(x) for one in series for x, _ in one.points):
+            elif all(x == int(x) for line in series for x, _ in line.points):
                 ax.xaxis.get_major_locator().set_params(integer=True)
             if title in curves.y_labels:
                 ax.set_ylabel(curves.y_labels[title])
@@ -58,7 +58,7 @@ def draw_curves(curves: Curves, path: Path) -> None:
 
 
 def _log(ax: "Axes") -> None:
-    """A logarithmic x axis with plain numbers: texts are shown literally in reports, formulas too."""
+    """Make the x axis logarithmic, with plain numbers as labels: text in reports is never parsed as a formula."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     ax.set_xscale("log")
@@ -87,40 +87,40 @@ def _line(ax: "Axes", series: Series, look: style.Look, interval: str, scale: fl
 
 
 def draw_gains(gains: Gains, path: Path) -> None:
-    """Write `path`.png and `path`.pdf: a dot with its interval for every dataset and column, averages set apart."""
+    """Write `path`.png and `path`.pdf: a dot with its interval for each dataset and column, averages on grey."""
     with style.applied():
         slots = max(1.0, 0.28 * len(gains.series))
         rows = [(label, average, estimates) for _, block in gains.blocks for label, average, estimates in block]
-        rows_of_legend = _legend_rows(gains.series, False)
+        rows_of_legend = _legend_rows(gains.series, wide=False)
         figure = new_figure(style.TWO_COLUMNS * 0.75, 0.8 + 0.17 * slots * (len(rows) + len(gains.blocks)) + 0.16 * rows_of_legend)
         ax = figure.subplots()
         handles: dict[str, Any] = {}
         place, ticks, names = 0.0, [], []
-        known: list[tuple[float, list[Estimate]]] = []
+        placed: list[tuple[float, list[Estimate]]] = []
         for title, block in gains.blocks:
             ax.text(-0.01, place, title, transform=ax.get_yaxis_transform(), ha="right", va="center", fontweight="bold", fontsize=7.5)
             place += 1
             for label, average, estimates in block:
                 if average:
                     ax.axhspan(place - 0.5, place + 0.5, color="#EEEEEE", linewidth=0, zorder=0)
-                known.append((place, estimates))
+                placed.append((place, estimates))
                 ticks.append(place)
                 names.append(label)
                 place += 1
             place += 0.3
-        _dots(ax, known, gains.series, handles)
+        _dots(ax, placed, gains.series, handles)
         ax.axvline(0, color="#444444", linewidth=0.9, zorder=1)
         ax.set_yticks(ticks, names)
         ax.set_ylim(place - 0.8, -0.6)
         ax.grid(axis="y", visible=False)
         ax.tick_params(axis="y", length=0)
         ax.set_xlabel(f"Gain over {gains.baseline} (points of accuracy)")
-        legend(figure, handles, False)
+        legend(figure, handles, wide=False)
         save(figure, path)
 
 
 def _dots(ax: "Axes", rows: Sequence[tuple[float, Sequence[Estimate]]], series: Sequence[str], handles: dict[str, Any]) -> None:
-    """All dots of a series at once: an artist for each dot would take most of a report's time."""
+    """Draw all dots of a series at once: one artist per dot would take most of a report's time."""
     step = 0.7 / max(len(series), 1)
     for i, name in enumerate(series):
         own = [(place + (i - (len(series) - 1) / 2) * step, *scaled(e[i], 100.0)) for place, e in rows if e[i].known]
@@ -132,12 +132,12 @@ def _dots(ax: "Axes", rows: Sequence[tuple[float, Sequence[Estimate]]], series: 
 
 
 def scaled(estimate: Estimate, scale: float) -> tuple[float, float]:
-    """Mean and half-width as they are drawn; no interval is one of width zero."""
+    """Return mean and half-width as drawn; an unknown half-width is zero."""
     return scale * estimate.mean, scale * estimate.half_width if math.isfinite(estimate.half_width) else 0.0
 
 
 def _legend_columns(labels: Sequence[str], wide: bool) -> int:
-    """As many columns as the longest label leaves room for."""
+    """Return the number of columns that the longest label allows."""
     room = 105 if wide else 68
     return max(1, min(len(labels), room // (max(map(len, labels), default=1) + 7)))
 
@@ -147,13 +147,13 @@ def _legend_rows(labels: Sequence[str], wide: bool) -> int:
 
 
 def legend(figure: "Figure", handles: dict[str, Any], wide: bool) -> None:
-    """One legend above the panels."""
+    """Add one legend above the panels."""
     columns = _legend_columns(list(handles), wide)
     figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=columns, handlelength=2.6)
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches, without a display."""
+    """Return an empty figure, sizes in inches, that needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -163,7 +163,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write `path`.png and (but within `only_png`) `path`.pdf."""
+    """Write `path`.png and, except within `only_png`, `path`.pdf."""
     import warnings
 
     from matplotlib import rcParams
@@ -171,13 +171,13 @@ def save(figure: "Figure", path: Path) -> None:
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # drawn as a box; the CSV has the name
-        # The canvases' own methods draw once; savefig would draw everything twice, a third of a report's time.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # drawn as a box; the CSV contains the name
+        # The canvases' own methods draw once; savefig draws twice, which would take a third of a report's time.
         figure.set_dpi(rcParams["savefig.dpi"])
         with atomic_path(path.with_name(f"{path.name}.png")) as draft:
             FigureCanvasAgg(figure).print_png(draft, metadata={"Software": None})
-        if not _PDF.get():
+        if "pdf" not in _FORMATS.get():
             return
-        figure.set_layout_engine("none")  # both files share the first one's layout
+        figure.set_layout_engine("none")  # use the layout of the PNG
         with atomic_path(path.with_name(f"{path.name}.pdf")) as draft:
             FigureCanvasPdf(figure).print_pdf(draft, metadata={"CreationDate": None, "Producer": None, "Creator": None})

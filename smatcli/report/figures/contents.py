@@ -1,4 +1,4 @@
-"""Every figure beyond gains, sweeps and training curves: from per-episode results, and from the analyses of runs."""
+"""The figures besides gains, sweeps and training curves: from per-episode results, and from the analyses of runs."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,19 +16,20 @@ from smatcli.report.results.runs import Run
 def more_figures(
     frame: Frame, groups: Sequence[Group], baselines: Mapping[str, Sequence[Column]], labels: Sequence[tuple[str, Run]]
 ) -> list[Figure]:
-    """All of them in the order of the report; what was left out is added to `frame.lines`."""
+    """Return the figures in the order of the report; add a line to `frame.lines` for whatever is skipped."""
     figures: list[Figure] = []
     for group in groups:
         figures += group_figures(group, baselines.get(group.tag, ()), frame.lines)
-    found, points = read_analyses(labels, frame.lines), sweep_points(frame)
+    analyses, points = read_analyses(labels, frame.lines), sweep_points(frame)
     points |= {member.run.path for e in frame.evaluations if e.run.path in points for member in e.members}
+    ordinary = [item for item in analyses if item.run.path not in points]
     return [
         *figures,
-        *mask_figures(found, points),
-        *gradient_figures(found, points),
-        *search_figures(found, points),
-        *prediction_figures(found, points),
-        *path_figures([f for f in found if f.run.path not in points]),
-        *similarity_figures(found),
-        *feature_figures([f for f in found if f.run.path not in points]),
+        *mask_figures(analyses, points),
+        *gradient_figures(analyses, points),
+        *search_figures(analyses, points),
+        *prediction_figures(analyses, points),
+        *path_figures(ordinary),
+        *similarity_figures(analyses),
+        *feature_figures(ordinary),
     ]

@@ -1,27 +1,43 @@
-"""The data of the figures, free of matplotlib: points with intervals, in panels; each is also written as CSV."""
+"""Data of curves and gains, without matplotlib: points with intervals, in panels; each is also written as CSV."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from smatcli.report.results.compare import average_difference, difference
 from smatcli.report.results.groups import DOMAINS, METHOD_LABELS, Column, Group
 from smatcli.report.results.runs import Run, number, whole
-from smatcli.runs.statistics import UNKNOWN, Estimate
+from smatcli.runs.statistics import UNKNOWN, Estimate, average
 from smatcli.safe.text import csv_number, write_csv
 
-MOST_BANDS = 5  # lines of a figure; more bands would hide each other
+MOST_BANDS = 5  # lines with a band in one panel; more would hide each other
 
 
 def band(lines: int) -> Literal["band", "none"]:
-    """Bands for a few lines, none for more."""
+    """Return `band` for a few lines, `none` for more."""
     return "band" if lines <= MOST_BANDS else "none"
+
+
+def mean_by_step(parts: Sequence[np.ndarray]) -> list[tuple[float, Estimate]]:
+    """Return (step, mean over datasets) for arrays [E, T], one per dataset; a shorter array keeps its last value."""
+    points = []
+    for step in range(max((values.shape[1] for values in parts), default=0)):
+        estimates = []
+        for array in parts:
+            values = array[:, min(step, array.shape[1] - 1)].astype(float)
+            half_width = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else math.nan
+            estimates.append(Estimate(float(values.mean()), half_width))
+        points.append((float(step), average(estimates)))
+    return points
 
 
 @dataclass
 class Series:
-    """One line: `points` are (x, estimate); a reference has one estimate for every x; a guide is what the others would ideally be."""
+    """A line: `points` are (x, estimate); `reference` is one estimate for all x; a `guide` is the ideal that the others should reach."""
 
     label: str
     points: list[tuple[float, Estimate]] = field(default_factory=list)
@@ -31,7 +47,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Curves:
-    """A figure of one or more panels (title -> series) over a common x axis; y is drawn times `scale`, a share in percent."""
+    """Panels (title -> series) over a common x axis; y values are multiplied by `scale`, by default to percent."""
 
     stem: str
     heading: str
@@ -40,25 +56,25 @@ class Curves:
     y_label: str
     panels: dict[str, list[Series]]
     interval: Literal["bars", "band", "none"] = "bars"
-    scale: float = 100.0  # of y as it is drawn and written
+    scale: float = 100.0
     log_x: bool = False
-    y_labels: dict[str, str] = field(default_factory=dict)  # of single panels
+    y_labels: dict[str, str] = field(default_factory=dict)  # of single panels, instead of `y_label`
 
     def csv(self) -> str:
-        """panel, series, x, mean and half-width as they are drawn; a reference's x is empty."""
-        lines = [["panel", "series", "x", "mean", "half_width"]]
-        for panel, series in self.panels.items():
-            for one in series:
-                points: list[tuple[float | None, Estimate]] = [*one.points] if one.reference is None else [(None, one.reference)]
+        """Return panel, series, x, mean and half-width as drawn; x is empty for a reference."""
+        rows = [["panel", "series", "x", "mean", "half_width"]]
+        for panel, lines_of_panel in self.panels.items():
+            for line in lines_of_panel:
+                points: list[tuple[float | None, Estimate]] = [*line.points] if line.reference is None else [(None, line.reference)]
                 for x, e in points:
                     place = "" if x is None else f"{x:.6g}" if x % 1 else str(int(x))
-                    lines.append([panel, one.label, place, csv_number(self.scale * e.mean, 4), csv_number(self.scale * e.half_width, 4)])
-        return write_csv(lines)
+                    rows.append([panel, line.label, place, csv_number(self.scale * e.mean, 4), csv_number(self.scale * e.half_width, 4)])
+        return write_csv(rows)
 
 
 @dataclass(frozen=True)
 class Gains:
-    """Differences to a baseline: per row (label, whether an average) one estimate a series; rows in blocks by domain."""
+    """Differences to a baseline: each row is (label, is an average, one estimate per series); rows are in blocks by domain."""
 
     stem: str
     heading: str
@@ -68,7 +84,7 @@ class Gains:
     blocks: list[tuple[str, list[tuple[str, bool, list[Estimate]]]]]
 
     def csv(self) -> str:
-        """domain, dataset, series, difference and half-width in points."""
+        """Return domain, dataset, series, difference and half-width in points."""
         lines = [["domain", "dataset", "series", "difference", "half_width"]]
         for domain, rows in self.blocks:
             for label, _, estimates in rows:
@@ -78,7 +94,7 @@ class Gains:
 
 
 def tau_curves(group: Group, sweep: Path) -> Curves | None:
-    """Fig. 3a: the sparsity target against ID and OOD accuracy, one line a (method, M, adaptation); None without two targets."""
+    """Fig. 3a: ID and OOD accuracy against the sparsity target, a line for each method, M and adaptation; None without two targets."""
     points = group.sweeps[sweep]
     if len({c.evaluation.run.tau for c in points if c.evaluation.run.tau is not None}) < 2:
         return None
@@ -103,7 +119,7 @@ def tau_curves(group: Group, sweep: Path) -> Curves | None:
 
 
 def _line_label(column: Column, points: Sequence[Column]) -> str:
-    """`SMAT, M = 8 + flip`; other coordinates of the sweep are named too."""
+    """Return a label such as `SMAT, M = 8 + flip`, with the other coordinates of the sweep if there are any."""
     run = column.evaluation.run
     label = METHOD_LABELS.get(run.method, run.method)
     label += f", M = {run.experts}" if run.experts is not None else ""
@@ -112,7 +128,7 @@ def _line_label(column: Column, points: Sequence[Column]) -> str:
 
 
 def training_curves(stem: str, heading: str, runs: Sequence[tuple[str, Run]]) -> Curves | None:
-    """Fig. 1: validation accuracy against the tasks seen; datasets that the recipe calls out-of-domain get a panel of their own."""
+    """Fig. 1: validation accuracy against the number of tasks seen, in one panel per domain."""
     panels: dict[str, list[Series]] = {title: [] for title in DOMAINS.values()}
     for label, run in runs:
         lines = {title: Series(label) for title in DOMAINS.values()}
@@ -121,9 +137,9 @@ def training_curves(stem: str, heading: str, runs: Sequence[tuple[str, Run]]) ->
             x = float(record["step"] * run.meta_batch if tasks is None else tasks)
             for domain, estimate in _validation(record, run.ood).items():
                 lines[DOMAINS[domain]].points.append((x, estimate))
-        for title, one in lines.items():
-            if len(one.points) > 1:
-                panels[title].append(one)
+        for title, line in lines.items():
+            if len(line.points) > 1:
+                panels[title].append(line)
     kept = {title: series for title, series in panels.items() if series}
     shown = band(max(map(len, kept.values()), default=0))
     caption = "Validation accuracy during meta-training, on fixed episodes of the validation classes"
@@ -132,20 +148,19 @@ def training_curves(stem: str, heading: str, runs: Sequence[tuple[str, Run]]) ->
 
 
 def _validation(record: dict[str, object], ood: frozenset[str]) -> dict[str, Estimate]:
-    """Averages of one validation by domain; the logged mean and half-width where all its datasets are of one domain."""
+    """Return the averages of one validation by domain: the logged mean and half-width if all its datasets belong to one domain."""
     datasets = record.get("datasets")
     means = {str(n): number(v) for n, v in datasets.items()} if isinstance(datasets, dict) else {}
     mean, half_width = number(record.get("mean")), number(record.get("half_width"))
     domains = {"OOD" if name in ood else "ID" for name in means} or {"ID"}
     if len(domains) == 1:
-        known = UNKNOWN if mean is None else Estimate(mean, UNKNOWN.half_width if half_width is None else half_width)
-        return {domains.pop(): known}
+        return {domains.pop(): UNKNOWN if mean is None else Estimate(mean, UNKNOWN.half_width if half_width is None else half_width)}
     parts = {d: [v for n, v in means.items() if v is not None and (n in ood) == (d == "OOD")] for d in DOMAINS}
     return {d: Estimate(sum(values) / len(values), UNKNOWN.half_width) for d, values in parts.items() if values}
 
 
 def gains(group: Group, baseline: Column) -> Gains | None:
-    """Gains of every other column over `baseline`, by dataset, the averages last in each domain."""
+    """Return the gains of every other column over `baseline` by dataset, with the average last in each domain."""
     others = [c for c in group.columns if c is not baseline]
     blocks = []
     for domain, title in DOMAINS.items():
@@ -154,7 +169,7 @@ def gains(group: Group, baseline: Column) -> Gains | None:
         if keys:
             rows.append((f"{title} average", True, [average_difference(c, baseline, keys).estimate for c in others]))
             blocks.append((title, rows))
-    known = any(e.known for _, rows in blocks for _, _, estimates in rows for e in estimates)
+    any_known = any(e.known for _, rows in blocks for _, _, estimates in rows for e in estimates)
     caption = f"Gain over {baseline.label} in points of accuracy, {group.about}, 95% intervals"
     stem, heading = f"gains-{group.tag}-over-{baseline.label}", f"Gains over {baseline.label} by dataset ({group.brief})"
-    return Gains(stem, heading, caption, baseline.label, [c.label for c in others], blocks) if known else None
+    return Gains(stem, heading, caption, baseline.label, [c.label for c in others], blocks) if any_known else None

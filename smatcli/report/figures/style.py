@@ -1,15 +1,15 @@
-"""One look for every figure: colours for the colour-blind, markers and dashes for grey prints, text that stays text in the PDF."""
+"""The style of all figures: colours for the colour-blind, markers and dashes for greyscale prints, text as text in the PDF."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-# Okabe & Ito (2008), without yellow, which vanishes on white.
+# Okabe & Ito (2008), without yellow, which is invisible on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1.2)), (0, (7, 1.5, 1, 1.5, 1, 1.5)))
-ONE_COLUMN, TWO_COLUMNS = 3.35, 6.9  # inches, widths of a journal's column and page
+ONE_COLUMN, TWO_COLUMNS = 3.35, 6.9  # widths of a journal's column and page, in inches
 
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -40,7 +40,7 @@ RC: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Look:
-    """Colour, marker and dashes of one series."""
+    """Colour, marker and dashes of a series."""
 
     colour: str
     marker: str
@@ -48,13 +48,13 @@ class Look:
 
 
 def look(index: int) -> Look:
-    """The look of the series `index`: no two of the first 280 share colour, marker and dashes."""
+    """Return the look of the series `index`; the first 280 are all different."""
     return Look(COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)])
 
 
 @contextmanager
 def applied() -> Iterator[None]:
-    """Draw in the house style, whatever the user's matplotlibrc says."""
+    """Apply the style within the context, regardless of the user's matplotlibrc."""
     import matplotlib
 
     with matplotlib.rc_context():

@@ -1,4 +1,4 @@
-"""Data of the figures that are no curves, free of matplotlib: bars, heat maps, clouds of points, pairs of pictures. Each is also CSV."""
+"""Data of bar charts, heat maps, scatter plots and image pairs, without matplotlib; each is also written as CSV."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ from smatcli.safe.text import csv_number, write_csv
 
 @dataclass(frozen=True)
 class Bars:
-    """One bar a series in each category, with its spread; values are drawn times `scale`."""
+    """A bar chart: one bar per category and series, with its spread; values are multiplied by `scale`."""
 
     stem: str
     heading: str
@@ -23,7 +23,7 @@ class Bars:
     x_label: str = ""
 
     def csv(self) -> str:
-        """category, series, value and spread as they are drawn."""
+        """Return category, series, value and spread as drawn."""
         lines = [["category", "series", "value", "spread"]]
         for i, category in enumerate(self.categories):
             for name, values in self.series:
@@ -33,12 +33,12 @@ class Bars:
 
 
 Tree = list[tuple[list[float], list[float]]]
-"""Brackets of a dendrogram: places among the rows (0, 1, ...), and distances."""
+"""Brackets of a dendrogram: positions among the rows (0, 1, ...), and distances."""
 
 
 @dataclass(frozen=True)
-class Heat:
-    """A matrix `values` [rows, columns], drawn times `scale`; `tree` groups the rows, which are in its order already."""
+class HeatMap:
+    """A matrix `values` [rows, columns], multiplied by `scale`; `tree` is the dendrogram of the rows, which are in its order."""
 
     stem: str
     heading: str
@@ -53,7 +53,7 @@ class Heat:
     tree: Tree = field(default_factory=list)
 
     def csv(self) -> str:
-        """The matrix with its names, as it is drawn."""
+        """Return the matrix as drawn, with the names of rows and columns."""
         body = [
             [row, *(csv_number(self.scale * float(v), self.digits + 2) for v in line)]
             for row, line in zip(self.rows, self.values, strict=True)
@@ -62,8 +62,8 @@ class Heat:
 
 
 @dataclass(frozen=True)
-class Clouds:
-    """Points of one episode in panels (title -> coordinates [n, 2]); `label` [n] counts `classes`, `is_query` [n] bool."""
+class Scatter:
+    """Points of one episode in panels (title -> coordinates [n, 2]); `label` [n] indexes `classes`, `is_query` is [n] bool."""
 
     stem: str
     heading: str
@@ -74,18 +74,18 @@ class Clouds:
     is_query: np.ndarray
 
     def csv(self) -> str:
-        """panel, class, part, and the two coordinates."""
+        """Return panel, class, part, and the two coordinates."""
         lines = [["panel", "class", "part", "x", "y"]]
         for panel, points in self.panels.items():
-            for (x, y), label, asked in zip(points, self.label, self.is_query, strict=True):
-                part = "query" if asked else "support"
+            for (x, y), label, is_query in zip(points, self.label, self.is_query, strict=True):
+                part = "query" if is_query else "support"
                 lines.append([panel, self.classes[label], part, csv_number(float(x), 5), csv_number(float(y), 5)])
         return write_csv(lines)
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two classes that are taken for each other: `pixels` [2, S, S, 3] uint8, and how often of how many."""
+class ConfusedPair:
+    """Two classes confused in `count` of `asked` queries; `pixels` [2, S, S, 3] uint8 is an image of each."""
 
     dataset: str
     first: str
@@ -96,18 +96,18 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Pairs of classes side by side."""
+class ConfusedClasses:
+    """Pairs of confused classes side by side."""
 
     stem: str
     heading: str
     caption: str
-    pairs: list[Pair]
+    pairs: list[ConfusedPair]
 
     def csv(self) -> str:
-        """dataset, the two classes, queries that were confused, queries asked."""
+        """Return dataset, the two classes, confused queries, all queries."""
         body = [[p.dataset, p.first, p.second, str(p.count), str(p.asked)] for p in self.pairs]
         return write_csv([["dataset", "first", "second", "confused", "asked"], *body])
 
 
-Figure = Curves | Gains | Bars | Heat | Clouds | Pictures
+Figure = Curves | Gains | Bars | HeatMap | Scatter | ConfusedClasses

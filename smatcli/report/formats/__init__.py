@@ -1,1 +1,1 @@
-"""LaTeX, Markdown, CSV and HTML output."""
+"""Output formats of a report: LaTeX, Markdown, CSV and HTML."""

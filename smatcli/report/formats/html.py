@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 import jinja2
 import yaml
 
+from smatcli.report.figures import style
 from smatcli.report.figures.types import Figure
 from smatcli.report.formats.html_tables import HtmlTable, from_grid, from_table
 from smatcli.report.formats.run_grids import differences, environment, protocols
@@ -23,6 +24,7 @@ from smatcli.safe.files import atomic_write_text
 
 NAME = "report.html"
 MOST_COMPARED = 24  # runs whose recipes are compared
+PAGE_WIDTH = 1000  # CSS pixels of a figure over two columns
 FOLDER = Path(__file__).parent
 
 
@@ -51,16 +53,17 @@ class TableSection:
 
 @dataclass(frozen=True)
 class FigureSection:
-    """A figure with its heading and caption; `address` is a data: URL."""
+    """A figure with its heading and caption; `address` is a data: URL of a PNG, shown `width` CSS pixels wide."""
 
     id: str
     heading: str
     caption: str
     address: str
+    width: int
 
 
 @dataclass(frozen=True)
-class Best:
+class BestColumn:
     """The best column of a group of evaluations on one domain."""
 
     domain: str
@@ -74,7 +77,7 @@ class GroupSummary:
     """The best columns of a group of evaluations."""
 
     name: str
-    domains: list[Best]
+    domains: list[BestColumn]
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def write_page(out: Path, content: Content, drawn: Path | None = None) -> Path:
         if folder is None:
             folder = Path(stack.enter_context(TemporaryDirectory()))
             _draw(content.figures, folder)
-        pictures = {figure.stem: _data_url(folder / f"{figure.stem}.png") for figure in content.figures}
+        pictures = {figure.stem: (folder / f"{figure.stem}.png").read_bytes() for figure in content.figures}
     atomic_write_text(out / NAME, render(make_page(content, pictures)))
     return out / NAME
 
@@ -126,8 +129,12 @@ def _draw(figures: Sequence[Figure], folder: Path) -> None:
                 draw(figure, folder / figure.stem)
 
 
-def _data_url(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+def _figure(figure: Figure, png: bytes) -> FigureSection:
+    """Embed a figure at a width that gives all figures the same font size."""
+    pixels = int.from_bytes(png[16:20], "big")  # the width in the header of a PNG
+    width = round(pixels * PAGE_WIDTH / (style.TWO_COLUMNS * style.RC["savefig.dpi"]))
+    address = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return FigureSection(f"figure-{figure.stem}", figure.heading, figure.caption, address, width)
 
 
 def render(page: Page) -> str:
@@ -150,8 +157,8 @@ def _one_line(value: object) -> object:
     return "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp", "Cs") else c for c in value)
 
 
-def make_page(content: Content, pictures: Mapping[str, str]) -> Page:
-    """Collect the values of the page; `pictures` maps the stems of figures to data: URLs."""
+def make_page(content: Content, pictures: Mapping[str, bytes]) -> Page:
+    """Collect the values of the page; `pictures` maps the stems of figures to their PNG files."""
     labels, compared = content.labels, content.labels[:MOST_COMPARED]
     different = differences(compared)
     warnings = dict.fromkeys([*(note for table in content.tables for note in table.notes), *content.lines])
@@ -161,7 +168,7 @@ def make_page(content: Content, pictures: Mapping[str, str]) -> Page:
         best=[GroupSummary(group.brief, best) for group in content.groups if (best := _best(group))],
         warnings=list(warnings),
         tables=[TableSection(f"table-{t.stem}", t.heading, from_table(t, f"data-{t.stem}"), t.inline) for t in content.tables],
-        figures=[FigureSection(f"figure-{f.stem}", f.heading, f.caption, pictures[f.stem]) for f in content.figures],
+        figures=[_figure(figure, pictures[figure.stem]) for figure in content.figures],
         runs=len(labels),
         compared=len(compared),
         differences=from_grid(different, "grid-differences") if different.rows else None,
@@ -182,7 +189,7 @@ def _counts(frame: Frame) -> str:
     return ", ".join(f"{n} {word}{'' if n == 1 else 's'}" for n, word in counts)
 
 
-def _best(group: Group) -> list[Best]:
+def _best(group: Group) -> list[BestColumn]:
     """The column with the highest average of each domain."""
     best = []
     for domain, name in DOMAINS.items():
@@ -191,5 +198,5 @@ def _best(group: Group) -> list[Best]:
         if averages:
             mean, column = max(averages, key=lambda pair: pair[0])
             count = f"{len(keys)} dataset{'' if len(keys) == 1 else 's'}"
-            best.append(Best(name.lower(), column.label, f"{100 * mean:.1f}%", count))
+            best.append(BestColumn(name.lower(), column.label, f"{100 * mean:.1f}%", count))
     return best

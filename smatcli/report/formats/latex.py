@@ -1,4 +1,4 @@
-"""Tables as LaTeX (booktabs): a bare `tabular` for \\input, and a document that compiles as it is. Every character is escaped."""
+"""Tables as LaTeX (booktabs): a bare `tabular` for \\input, and a complete document. All text is escaped."""
 
 import math
 import re
@@ -24,7 +24,7 @@ _PLAIN = {
     '"': r"\ensuremath{''}",
     "`": r"\textquoteleft{}",
     "'": r"\textquoteright{}",
-    # after a row's `\\`, a bracket would be its length and an asterisk its starred form
+    # after the `\\` of a row, a bracket would be parsed as its length and an asterisk as its starred form
     "[": "{[}",
     "]": "{]}",
     "*": "{*}",
@@ -42,7 +42,7 @@ _ACCENTS = {
     "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u", "\u0307": ".", "\u0308": '"', "\u030a": "r",
     "\u030b": "H", "\u030c": "v", "\u0323": "d", "\u0327": "c",
 }  # fmt: skip
-UPRIGHT = 14  # columns; the heads of more are turned, and their page with them
+UPRIGHT = 14  # columns; with more, the heads are rotated and the page is landscape
 _GREEK = [
     "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "omicron", "pi",
     "rho", "varsigma", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega",
@@ -51,7 +51,7 @@ _GREEK_CAPITALS = {"Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Up
 
 
 def escape(text: str) -> str:
-    """`text` as LaTeX that any engine and font encoding sets; a character LaTeX has no command for becomes its code (U+4E2D)."""
+    """Escape `text` for any LaTeX engine and font encoding; a character without a LaTeX command becomes its code (U+4E2D)."""
     return _LIGATURE.sub(r"\1{}", "".join(_character(c) for c in unicodedata.normalize("NFC", text)))
 
 
@@ -82,7 +82,7 @@ def _greek(char: str) -> str:
 
 
 def number(estimate: Estimate, digits: int, signed: bool = False, bold: bool = False) -> str:
-    """`$57.9_{\\pm 0.5}$` in percent; an unknown mean is empty."""
+    """Return a number such as `$57.9_{\\pm 0.5}$`, in percent; empty if unknown."""
     if not estimate.known:
         return ""
     mean = f"{percent(estimate.mean, digits):{'+' if signed else ''}.{digits}f}"
@@ -92,12 +92,12 @@ def number(estimate: Estimate, digits: int, signed: bool = False, bold: bool = F
 
 
 def percent(share: float, digits: int) -> float:
-    """A share in percent, rounded; never a negative zero."""
+    """Return a share in percent, rounded, never a negative zero."""
     return round(100 * share, digits) + 0.0
 
 
 def tabular(table: Table) -> str:
-    """The bare `tabular` environment; needs booktabs, and graphicx where its heads are turned."""
+    """Return the bare `tabular` environment; it needs booktabs, and graphicx if its heads are rotated."""
     width = len(table.heads)
     lines = [rf"\begin{{tabular}}{{l{'r' * width}}}", r"\toprule"]
     if table.families:
@@ -118,8 +118,8 @@ def tabular(table: Table) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def _head(head: str, turned: bool) -> str:
-    if turned:
+def _head(head: str, rotated: bool) -> str:
+    if rotated:
         return rf"\multicolumn{{1}}{{c}}{{\rotatebox{{90}}{{{escape(head)}}}}}"
     return rf"\multicolumn{{1}}{{r}}{{{escape(head)}}}"
 
@@ -136,7 +136,7 @@ def _cell(cell: Cell, digits: int) -> str:
 
 
 def document(table: Table) -> str:
-    """A document of one floating table that any LaTeX with booktabs and graphicx compiles; shrunk to the page where it is wider."""
+    """Return a document with one floating table, shrunk to the page width if necessary; needs booktabs and graphicx."""
     return "\n".join(
         [
             r"\documentclass{article}",

@@ -1,4 +1,4 @@
-"""Tables as GitHub Markdown and as CSV, and the report's index page."""
+"""Tables as GitHub Markdown and as CSV, and the index page of a report."""
 
 import math
 import re
@@ -15,14 +15,14 @@ _UNDERSCORE = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
 def escape(text: str) -> str:
-    """`text` so that Markdown shows it as it is, also within a table cell: markup, HTML and pipes escaped, one line."""
+    """Escape `text` for Markdown, also within a table cell: markup, HTML, pipes and line breaks."""
     plain = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
     plain = _SPECIAL.sub(lambda m: {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(m.group(), "\\" + m.group()), plain)
     return _UNDERSCORE.sub(r"\\_", plain).replace("://", ":&#47;/")
 
 
 def cell_text(cell: Cell, digits: int) -> str:
-    """`**57.9** ± 0.5` in percent; unknown: empty."""
+    """Return a cell such as `**57.9** ± 0.5`, in percent; empty if unknown."""
     if cell.text is not None:
         text = escape(cell.text)
         return f"**{text}**" if text and cell.bold else text
@@ -35,7 +35,7 @@ def cell_text(cell: Cell, digits: int) -> str:
 
 
 def table(content: Table) -> str:
-    """The table in GitHub Markdown, without its caption."""
+    """Return the table in GitHub Markdown, without its caption."""
     width = len(content.heads)
     lines = [_line([escape(content.corner), *(escape(head) for head in content.heads)]), _line(["---", *["---:"] * width])]
     for block in content.blocks:
@@ -52,13 +52,13 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def page(content: Table) -> str:
-    """The table with its caption and its footnotes."""
+    """Return the table with its caption and footnotes."""
     notes = "".join(f"\n*{escape(note)}*\n" for note in content.notes)
     return f"{table(content)}\n{escape(content.caption)}\n{notes}"
 
 
 def table_csv(content: Table) -> str:
-    """The table as CSV: in percent with two more digits than shown, half-widths or deviations in columns of their own, unknown: empty."""
+    """Return the table as CSV: percentages with two more digits than shown, half-widths or deviations in separate columns."""
     numeric = [any(row.cells[i].text is None for block in content.blocks for row in block.rows) for i in range(len(content.heads))]
     header = [content.corner, "block"]
     for head, is_number in zip(content.heads, numeric, strict=True):
@@ -82,13 +82,13 @@ def _csv_cells(row: Row, numeric: Sequence[bool], digits: int) -> list[str]:
 
 
 def link(text: str, target: str) -> str:
-    """A link to a file of the report."""
+    """Return a link to a file of the report."""
     return f"[{escape(text)}]({quote(target)})"
 
 
 def index(title: str, tables: Sequence[Table], figures: Sequence[tuple[str, str, str]], notes: Sequence[str]) -> str:
-    """The report's first page: every table inline with links to its files, every figure (heading, path, caption), and what was left out."""
-    parts = [f"# {escape(title or 'Report')}\n", "How these numbers are made: see the protocol page of the documentation.\n"]
+    """Return the first page of the report: tables inline with links to their files, figures (heading, path, caption), and notes."""
+    parts = [f"# {escape(title or 'Report')}\n", "The protocol page of the documentation describes how these numbers are computed.\n"]
     for content in tables:
         files = " ".join(link(end, f"{content.stem}.{end}") for end in ("tex", "tabular.tex", "csv", "md"))
         shown = page(content) if content.inline else f"{escape(content.caption)}\n"
@@ -97,5 +97,5 @@ def index(title: str, tables: Sequence[Table], figures: Sequence[tuple[str, str,
         files = " ".join(link(end, f"{name}.{end}") for end in ("pdf", "png", "csv"))
         parts.append(f"## {escape(heading)}\n\n![{escape(heading)}]({quote(name)}.png)\n\n{escape(caption)}\n\n{files}\n")
     if notes:
-        parts.append("## Left out or noteworthy\n\n" + "".join(f"- {escape(note)}\n" for note in notes))
+        parts.append("## Skipped or noteworthy\n\n" + "".join(f"- {escape(note)}\n" for note in notes))
     return "\n".join(parts)

@@ -14,10 +14,10 @@ from smatcli.engine.tune.fit import load_tuned
 from smatcli.engine.tune.task import seen
 from smatcli.engine.tune.tuning import tune
 from smatcli.errors import UserError
-from smatcli.report.figures.analyses import Found
+from smatcli.report.figures.analyses import RunAnalysis
 from smatcli.report.figures.curves import Curves
 from smatcli.report.figures.tuners import path_figures
-from smatcli.report.figures.types import Heat
+from smatcli.report.figures.types import HeatMap
 from smatcli.report.results.runs import Run
 from smatcli.runs.analysis import read_analysis
 from smatcli.runs.reporter import SilentReporter
@@ -73,9 +73,9 @@ def test_what_is_there_is_kept_and_other_settings_need_replace(run):
         analyze(run, AnalysisOptions(datasets=["a", "b"]))
     (path,) = analyze(run, AnalysisOptions(datasets=["a", "b"], replace=True))
     assert set(read_analysis(path).groups) == {"a", "b"}
-    curves, heat = path_figures([Found("pMoE", Run(run, "tune", "pmoe"), read_analysis(path))])
+    curves, heat = path_figures([RunAnalysis("pMoE", Run(run, "tune", "pmoe"), read_analysis(path))])
     assert isinstance(curves, Curves)
-    assert isinstance(heat, Heat)
+    assert isinstance(heat, HeatMap)
     assert list(curves.panels) == ["a", "b"]
     assert [s.label for s in curves.panels["a"]] == ["expert0", "expert1"]
     both = [s.points[0][1].mean for s in curves.panels["a"]]

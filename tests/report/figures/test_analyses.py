@@ -10,11 +10,11 @@ import pytest
 from smatcli.report import report
 from smatcli.report.figures import axes as figures
 from smatcli.report.figures import draw as fig_draw
-from smatcli.report.figures.analyses import Found, read_analyses, sets
+from smatcli.report.figures.analyses import RunAnalysis, read_analyses, sets
 from smatcli.report.figures.curves import Curves, Series
 from smatcli.report.figures.experts import gradient_figures, mask_figures, mean_of_pairs, search_figures
 from smatcli.report.figures.predictions import confusion, feature_figures, prediction_figures
-from smatcli.report.figures.types import Bars, Clouds, Figure, Heat, Pictures
+from smatcli.report.figures.types import Bars, ConfusedClasses, Figure, HeatMap, Scatter
 from smatcli.report.results.runs import Run
 from smatcli.runs.analysis import Analysis
 from smatcli.runs.statistics import Estimate
@@ -35,7 +35,7 @@ def test_capacity_by_hand():
     bars, curves, heat = mask_figures([SMAT(analyses.masks())], set())
     assert isinstance(bars, Bars)
     assert isinstance(curves, Curves)
-    assert isinstance(heat, Heat)
+    assert isinstance(heat, HeatMap)
     assert bars.categories == ["cls_token", "q", "fc1"]
     means = dict(zip(bars.categories, bars.series[0][1], strict=True))
     # expert 1 keeps 4 of 20 q, expert 2 the same; of cls_token all and nothing
@@ -104,10 +104,10 @@ def test_predictions_make_their_figures():
         assert abs(x / 100 - estimate.mean) < 2 * estimate.half_width + 0.05
     assert errors.categories == ["near", "far_away"]
     assert 0 < errors.series[0][1][0].mean < 0.15
-    assert [len(p.pairs) for p in of_type(some, Pictures)] == [6, 6]
-    assert len(of_type(some, Heat)) == 2
+    assert [len(p.pairs) for p in of_type(some, ConfusedClasses)] == [6, 6]
+    assert len(of_type(some, HeatMap)) == 2
     many = prediction_figures([SMAT(analyses.predictions(classes=25))], set())
-    assert of_type(many, Heat) == []
+    assert of_type(many, HeatMap) == []
 
 
 def test_sets_and_damaged_files(tmp_path: Path):
@@ -121,7 +121,7 @@ def test_sets_and_damaged_files(tmp_path: Path):
     assert "masks.h5: cannot be read as an analysis" in lines[0]
     assert [f.label for f in found] == ["p"] * 5 + ["s"] * 4
     assert found[-1].protocol == "5w5s10q"
-    empty = Found("x", Run(Path("sweep/tau=1")), Analysis("masks", "m"))
+    empty = RunAnalysis("x", Run(Path("sweep/tau=1")), Analysis("masks", "m"))
     assert [(end, len(some)) for end, _, some in sets([*found, empty], {Path("sweep/tau=1")})] == [("", 9), ("-sweep", 1)]
 
 
@@ -147,9 +147,9 @@ def test_nothing_overlaps(tmp_path: Path, kept: list, classes: int):
         *search_figures([SMAT(analyses.search())], set()),
         *feature_figures([SMAT(analyses.features(classes))]),
     ]
-    assert len(of_type(some, Clouds)) == 1
+    assert len(of_type(some, Scatter)) == 1
     with figures.only_png():
-        for figure in some if classes == 5 else [f for f in some if isinstance(f, Heat | Clouds)]:
+        for figure in some if classes == 5 else [f for f in some if isinstance(f, HeatMap | Scatter)]:
             fig_draw.draw(figure, tmp_path / "x")
             assert overlaps(kept[-1]) == [], figure.stem
     assert not (tmp_path / "x.pdf").exists()
