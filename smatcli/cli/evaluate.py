@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from smatcli.runs.results import SummaryRow
+    from smatcli.runs.statistics import Estimate
 
 EPILOG = """
 Example: [bold]smat eval runs/smat runs/smat2 --adapt proto --adapt flip --episodes 600[/]. Any eval.* or adapt.* value of the recipe can
@@ -91,13 +92,13 @@ def _range(text: str | None) -> str | None:
 def show(folders: Sequence[Path]) -> None:
     """Print the summaries of evaluation folders side by side, and their paths."""
     from smatcli.cli.output import console
-    from smatcli.runs.results import read_summary
+    from smatcli.runs.results import RESULTS, SUMMARY, read_results
 
-    columns = [read_summary(folder / "summary.csv") for folder in folders]
+    columns = [read_results(folder / RESULTS).rows for folder in folders]
     typer.echo(heading(columns))
     console().print(table(columns))
     for folder in folders:
-        typer.echo(folder / "summary.csv")
+        typer.echo(folder / SUMMARY)
 
 
 def heading(columns: "Sequence[Sequence[SummaryRow]]") -> str:
@@ -111,7 +112,7 @@ def table(columns: "Sequence[Sequence[SummaryRow]]") -> "Table":
     """Return datasets by evaluations, in domain and out of domain, each with its average; percent, mean ± 95 % half-width."""
     from rich.table import Table
 
-    from smatcli.runs.results import average
+    from smatcli.runs.statistics import Estimate, average
 
     result = Table()
     result.add_column("dataset")
@@ -119,18 +120,19 @@ def table(columns: "Sequence[Sequence[SummaryRow]]") -> "Table":
     for rows in columns:
         result.add_column(f"{rows[0].run}\n{rows[0].adapt}" if several else rows[0].adapt, justify="right")
     for domain in ("ID", "OOD"):
-        cells = [{row.dataset: (row.mean, row.half_width) for row in rows if row.domain == domain} for rows in columns]
+        cells = [{row.dataset: Estimate(row.mean, row.half_width) for row in rows if row.domain == domain} for rows in columns]
         names = list(dict.fromkeys(name for column in cells for name in column))
         for name in names:
             result.add_row(name, *(percent(column.get(name)) for column in cells))
         if names:
             complete = [average(list(column.values())) if len(column) == len(names) else None for column in cells]
-            result.add_row(f"{domain} average", *(percent(pair) for pair in complete), style="bold", end_section=True)
+            result.add_row(f"{domain} average", *(percent(mean) for mean in complete), style="bold", end_section=True)
     return result
 
 
-def percent(pair: tuple[float, float] | None) -> str:
-    """Return fractions as `57.3 ± 0.6` percent; a dash for a missing value."""
-    if pair is None or pair[0] != pair[0]:
+def percent(estimate: "Estimate | None") -> str:
+    """Return an estimate as `57.3 ± 0.6` percent; a dash for a missing value."""
+    if estimate is None or not estimate.known:
         return "-"
-    return f"{100 * pair[0]:.1f}" + (f" ± {100 * pair[1]:.1f}" if pair[1] == pair[1] else "")
+    width = f" ± {100 * estimate.half_width:.1f}" if estimate.half_width == estimate.half_width else ""
+    return f"{100 * estimate.mean:.1f}{width}"

@@ -44,7 +44,7 @@ def report(
 ) -> None:
     """Write tables (LaTeX, CSV, Markdown), figures (PNG, PDF) and an HTML page from the results of runs.
 
-    Reads every eval/*/summary.csv and results.h5, tune.json and segment/summary.csv below RUNS. Numbers of different protocols or episode
+    Reads every eval/*/results.h5, tune.json and segment/fold<k>.json below RUNS. Numbers of different protocols or episode
     counts are never mixed in a table. Each sweep gets a table and a figure (accuracy by sparsity target). The results of smat analyze are
     drawn too. Start at README.md or report.html in the folder.
     """

@@ -75,19 +75,12 @@ def show(run: Run) -> None:
         last[str(record.get("kind"))] = record
     for kind, record in last.items():
         typer.echo(f"{'last ' + kind:<16} {_line(record)}")
-    tests = evaluations(run)
+    tests, lines = evaluations(run)
+    for line in lines:
+        typer.echo(line, err=True)
     if tests:
         typer.echo("")
-        cells = [
-            (
-                r.get("dataset"),
-                r.get("adapt"),
-                r.get("protocol"),
-                f"{_share(r.get('mean'))} ± {_share(r.get('half_width'))}",
-                r.get("episodes"),
-            )
-            for r in tests
-        ]
+        cells = [(r.dataset, r.adapt, r.protocol, f"{_percent(r.mean)} ± {_percent(r.half_width)}", r.episodes) for r in tests]
         print_table(("dataset", "adapt", "protocol", "accuracy %", "episodes"), cells, left=("adapt", "protocol"))
 
 
@@ -111,9 +104,12 @@ def compare(
     rows.append(["step", *(_steps(each) for each in compared)])
     rows.append(["best validation %", *(_percent(each.best) for each in compared)])
     rows.append(["time", *(_clock(each.seconds) for each in compared)])
-    tests = [{(r.get("dataset"), r.get("adapt"), r.get("protocol")): r for r in evaluations(each.path)} for each in compared]
+    results = [evaluations(each.path) for each in compared]
+    for line in (line for _, lines in results for line in lines):
+        typer.echo(line, err=True)
+    tests = [{(r.dataset, r.adapt, r.protocol): r for r in own} for own, _ in results]
     for key in dict.fromkeys(k for each in tests for k in each):
-        rows.append([f"{key[0]} {key[1]} {key[2]} %", *(_share(each[key].get("mean")) if key in each else "-" for each in tests)])
+        rows.append([f"{key[0]} {key[1]} {key[2]} %", *(_percent(each[key].mean) if key in each else "-" for each in tests)])
     print_table(("", *_names(compared)), rows, left=("",))
 
 
@@ -166,14 +162,7 @@ def _steps(about: "Facts") -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f}"
-
-
-def _share(text: str | None) -> str:
-    try:
-        return f"{100 * float(text or 'x'):.2f}"
-    except ValueError:
-        return "-"
+    return "-" if share is None or share != share else f"{100 * share:.2f}"
 
 
 def _or(value: Any) -> str:

@@ -8,7 +8,7 @@ from smatcli.config import dump_recipe
 from smatcli.config.loader import AnyRecipe
 from smatcli.config.schema import TrainRecipe
 from smatcli.runs.directory import RunDir
-from smatcli.runs.results import SummaryRow, read_summary
+from smatcli.runs.results import SummaryRow, read_results, result_files
 from smatcli.version import __version__
 
 UNKNOWN, SCRATCH = "not recorded", "none, trained from scratch"
@@ -72,8 +72,8 @@ def model_card(run: RunDir, licence: str | None = None) -> str:
 
 def _results(run: Path) -> list[str]:
     rows: list[SummaryRow] = []
-    for file in sorted((run / "eval").glob("*/summary.csv")):
-        rows += read_summary(file)
+    for file in result_files(run):
+        rows += read_results(file).rows
     if not rows:
         return ["Not meta-tested yet."]
     lines = ["Accuracy in percent, mean and 95 % half-width over episodes.", ""]

@@ -18,11 +18,13 @@ from smatcli.safe.files import publish
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LOCAL = ("pid", "command")  # of run.json: of no use elsewhere, and they name the author's folders
-FILES = ["recipe.yaml", "origins.json", "run.json", "backbone.*", "checkpoints/**", "eval/*/summary.csv", "README.md"]
+EVALUATION = ("results.h5", "settings.json", "search.json", "summary.csv")  # without settings.json it could not be extended
+RESULTS = (*(f"eval/*/{name}" for name in EVALUATION), "tune.json", "segment/fold*.json", "segment/summary.csv")
+FILES = ["recipe.yaml", "origins.json", "run.json", "backbone.*", "checkpoints/**", *RESULTS, "README.md"]
 
 
 def stage(run: str | Path, folder: Path, which: str = "best", licence: str | None = None) -> Path:
-    """Write into the new `folder` what is uploaded of a run: recipe, one checkpoint without optimizer, summaries, model card."""
+    """Write into the new `folder` what is uploaded of a run: recipe, one checkpoint without optimizer, results, model card."""
     opened = RunDir.open(run)
     kept = _chosen(opened, which)
     if folder.exists() or folder.is_symlink():
@@ -39,10 +41,10 @@ def stage(run: str | Path, folder: Path, which: str = "best", licence: str | Non
     if kept is not None:
         found = load_checkpoint(kept)
         save_checkpoint(folder / "checkpoints" / kept.name, found.model, found.state)
-    for file in sorted((opened.path / "eval").glob("*/summary.csv")):
-        target = folder / "eval" / file.parent.name
-        target.mkdir(parents=True)
-        shutil.copyfile(file, target / file.name)
+    for file in sorted(path for pattern in RESULTS for path in opened.path.glob(pattern)):
+        target = folder / file.relative_to(opened.path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
     (folder / "README.md").write_text(model_card(opened, licence), encoding="utf-8")
     return folder
 

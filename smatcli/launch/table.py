@@ -9,7 +9,8 @@ from pathlib import Path
 from smatcli.adaptation import variant
 from smatcli.config.schema import TrainRecipe
 from smatcli.launch.points import Point
-from smatcli.runs.results import average, read_summary
+from smatcli.runs.results import read_results, result_files
+from smatcli.runs.statistics import Estimate, average
 from smatcli.safe.files import atomic_write_text
 from smatcli.safe.text import parse_json, read_json
 
@@ -27,15 +28,15 @@ def read_rows(point: Point) -> list[dict[str, str]]:
     adapts = [variant(name, recipe.adapt) for name in recipe.eval.adapt]
     sparsity = measured_sparsity(point.run)
     rows = []
-    for summary in sorted(point.run.glob("eval/*/summary.csv")):
-        results = [r for r in read_summary(summary) if r.adapt in adapts and r.dataset in (*recipe.data.id, *recipe.data.ood)]
+    for file in result_files(point.run):
+        results = [r for r in read_results(file).rows if r.adapt in adapts and r.dataset in (*recipe.data.id, *recipe.data.ood)]
         if not results:
             continue
         protocol = "+".join(sorted({r.protocol.rsplit("-", 1)[0] for r in results}))
         row = {"point": point.name, **point.values, "method": results[0].method, "adapt": results[0].adapt, "protocol": protocol}
         for domain in ("ID", "OOD"):
-            mean, half = average([(r.mean, r.half_width) for r in results if r.domain == domain])
-            row |= {f"{domain.lower()}_mean": _text(mean), f"{domain.lower()}_half_width": _text(half)}
+            mean = average([Estimate(r.mean, r.half_width) for r in results if r.domain == domain])
+            row |= {f"{domain.lower()}_mean": _text(mean.mean), f"{domain.lower()}_half_width": _text(mean.half_width)}
         rows.append({**row, "episodes": str(min(r.episodes for r in results)), "sparsity": _text(sparsity), "run": str(point.run)})
     return sorted(rows, key=lambda row: adapts.index(row["adapt"]))
 

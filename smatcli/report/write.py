@@ -88,12 +88,7 @@ def report(runs: Sequence[str | Path], out: str | Path, options: ReportOptions |
     ]
     tables = _with_unique_stems([_titled(table, options.title) for table in tables])
     figures = _with_unique_stems(_figures(frame, groups, baselines))
-    lines = [
-        *frame.lines,
-        *missing,
-        *unmatched(groups, table_options, tables),
-        *dict.fromkeys(problem for e in frame.evaluations for problem in e.problems),
-    ]
+    lines = [*frame.lines, *missing, *unmatched(groups, table_options, tables)]
     written: dict[str, list[Path]] = {}
     if "files" in options.formats:
         shown = [(figure.heading, f"figures/{figure.stem}", figure.caption) for figure in figures]

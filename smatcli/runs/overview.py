@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -15,6 +15,9 @@ from smatcli.errors import UserError
 from smatcli.safe import text as safe
 from smatcli.safe.files import is_locked
 from smatcli.safe.text import parse_json
+
+if TYPE_CHECKING:
+    from smatcli.runs.results import SummaryRow
 
 DEEP = 4  # folders below the one asked for
 MOST_RECIPE = 1_000_000
@@ -185,18 +188,13 @@ def follow(path: Path, seconds: float = 1.0) -> Iterator[dict[str, Any]]:
         time.sleep(seconds)
 
 
-def evaluations(path: Path) -> list[dict[str, str]]:
-    """Rows of the summaries of a run's evaluations."""
-    import csv
+def evaluations(path: Path) -> tuple[list["SummaryRow"], list[str]]:
+    """Return the rows of a run's evaluations, and a line for each one that is skipped or contradicted by its summary.csv."""
+    from smatcli.runs.results import read_evaluations
 
-    rows = []
-    for file in sorted(path.glob("eval/*/summary.csv")):
-        try:
-            with file.open(newline="", encoding="utf-8") as handle:
-                rows += list(csv.DictReader(handle))
-        except (OSError, csv.Error):
-            continue
-    return rows
+    lines: list[str] = []
+    rows = [row for results in read_evaluations(path, lines.append, lines.append) for row in results.rows]
+    return rows, lines
 
 
 def ago(when: float) -> str:

@@ -1,8 +1,9 @@
-"""Meta-test results on disk: per-episode records in HDF5, one summary line a dataset in CSV, and their statistics."""
+"""The results of an evaluation on disk: results.h5, the source of truth, and summary.csv, an export of it."""
 
 import csv
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,40 +11,32 @@ from typing import Any
 import numpy as np
 
 from smatcli.errors import UserError
+from smatcli.runs.statistics import interval
 from smatcli.safe.files import atomic_path
 from smatcli.safe.seal import seal
+from smatcli.safe.text import parse_json, refuse_special
 
+FORMAT = 1  # of results.h5
+RESULTS, SUMMARY = "results.h5", "summary.csv"
 MEASURED = ("peak_memory", "energy")
 Records = dict[str, np.ndarray]
-"""Columns of per-episode records, all of length n: `index`, `accuracy` (share), `ways`, `support`, `query`, `loss_start`, `loss`,
-`seconds`, `peak_memory` (bytes), `energy` (J; where a GPU tells), `passes`, `plan` (uint64 hash of what the episode asks); for methods
-with experts `alpha` [n, M] (the router's scores), `scores` [n, M] (those used) and `chosen` [n, M]
-(1 on, 0 off, -1: the router's scores were kept as they are); from flip `evaluations` and `accepted`; from
-exhaustive `loss_binary` (lowest loss of the binary states), `flip_loss`, `flip_gap` (flip_loss - loss) and `flip_evaluations`; from
-adaptations with a learning rate `rate`, `steps` (0: nothing was tuned) and, if asked for, `trajectory` [n, 1 + steps] (query accuracy)."""
+"""Per-episode columns, all of length n.
 
-
-def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """Mean and 95 % half-width 1.96 s / sqrt(n) (s with n - 1) of `values`; the half-width of a single value is NaN."""
-    found = np.asarray(values, np.float64)
-    if not len(found):
-        return math.nan, math.nan
-    return float(found.mean()), 1.96 * float(found.std(ddof=1)) / math.sqrt(len(found)) if len(found) > 1 else math.nan
-
-
-def average(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Mean over datasets of (mean, half-width) pairs; their episodes are independent, so the half-width is sqrt(sum h^2) / D."""
-    if not pairs:
-        return math.nan, math.nan
-    return math.fsum(m for m, _ in pairs) / len(pairs), math.sqrt(math.fsum(h * h for _, h in pairs)) / len(pairs)
+Always: `index`, `accuracy` (fraction), `ways`, `support`, `query`, `seconds`, `peak_memory` (bytes), `plan` (uint64 hash of the classes
+and images of the episode). Where they apply: `energy` (J, from the GPU's counter), `passes`, `loss_start`, `loss`; for methods with
+experts `alpha` [n, M] (scores of the router), `scores` [n, M] (scores used) and `chosen` [n, M] (1 on, 0 off, -1 unchanged); for flip
+`evaluations` and `accepted`; for exhaustive `loss_binary` (lowest loss of the binary states), `flip_loss`, `flip_gap` (flip_loss - loss)
+and `flip_evaluations`; for adaptations with a learning rate `rate`, `steps` (0: not tuned) and optionally `trajectory` [n, 1 + steps]
+(query accuracy)."""
 
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One line of summary.csv. Accuracies are shares in [0, 1]; `domain` is ID or OOD; `seconds` is the whole dataset's.
+    """One dataset of an evaluation, and one line of summary.csv.
 
-    `list_hash` is the hash of the list of episodes: equal hash, equal questions (see `smatcli.data.episodes.lists`).
-    `lr` is the rate of an adaptation that has one, `search` on what it was chosen (see `smatcli.runs.rates.Choice`), or given.
+    Accuracies are fractions in [0, 1]; `domain` is ID or OOD; `seconds` is the total of the dataset. Equal `list_hash`: equal episodes (see
+    `smatcli.data.episodes.lists`). `lr` is the learning rate, None for an adaptation without one; `search` names the data it was chosen on
+    (see `smatcli.runs.rates.Choice`), or is "given".
     """
 
     run: str
@@ -67,8 +60,172 @@ COLUMNS = tuple(f.name for f in fields(SummaryRow))
 NUMBERS = {"mean": float, "half_width": float, "seconds": float, "tau": float, "lr": float, "episodes": int, "experts": int}
 
 
+@dataclass(frozen=True)
+class EvalResults:
+    """The content of a results.h5, without the columns that only some readers need.
+
+    `rows` has one entry per dataset, in the recipe's order. `accuracies` maps a dataset to [E, 2], episode number and accuracy (fraction).
+    `settings` apply to all datasets; `drawn` maps a dataset to what else determines its episodes (split, content hash of the store, ...).
+    """
+
+    path: Path
+    rows: list[SummaryRow]
+    accuracies: dict[str, np.ndarray]
+    settings: dict[str, Any]
+    drawn: dict[str, dict[str, Any]]
+
+
+def write_results(
+    path: Path, groups: Mapping[str, Records], attributes: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any], settings: object
+) -> None:
+    """Write a results.h5 atomically; datasets keep the order of `groups`.
+
+    `attributes` of a dataset are `domain`, `protocol`, `list_hash`, `lr`, `search` and what else determines its episodes; `facts` are
+    `run`, `method`, `adapt`, `tau` and `experts`. None stands for an unknown value.
+    """
+    top = {"format": FORMAT, **_without_none(facts), "datasets": json.dumps(list(groups)), "settings": json.dumps(settings)}
+    write_records(path, groups, {name: _without_none(values) for name, values in attributes.items()}, top)
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def read_results(path: Path) -> EvalResults:
+    """Read a results.h5; UserError, in one line, if it is missing, damaged, incomplete or of another version."""
+    from smatcli.safe import hdf5 as safe_hdf5
+
+    again = "move its folder away and evaluate again"
+    try:
+        with safe_hdf5.opened(path) as file:
+            facts = safe_hdf5.attributes(file)
+            if "format" not in facts:
+                raise UserError(f"{path}: lacks the protocol and domains of its datasets; run `smat eval {path.parents[2]}` to add them")
+            if int(facts["format"]) != FORMAT:
+                raise UserError(f"{path}: has format {facts['format']}, this smat reads {FORMAT}; update smat")
+            settings, order = parse_json(facts["settings"]), parse_json(facts["datasets"])
+            if not isinstance(settings, dict) or not isinstance(order, list):
+                raise ValueError("its settings are not an object")
+            groups = dict(safe_hdf5.groups(file))
+            names = sorted(groups, key=lambda name: order.index(name) if name in order else len(order))
+            attributes = {name: safe_hdf5.attributes(groups[name]) for name in names}
+            columns = {name: _columns(groups[name]) for name in names}
+        rows = [_row(name, facts, attributes[name], columns[name]) for name in names]
+    except safe_hdf5.WRONG as error:
+        why = "is missing" if not path.exists() else f"cannot be read ({safe_hdf5.reason(error)})"
+        raise UserError(f"{path}: {why}; {again}") from None
+    if not rows:
+        raise UserError(f"{path}: is empty; {again}")
+    accuracies = {name: np.stack([own["index"], own["accuracy"]], axis=1) for name, own in columns.items()}
+    drawn = {name: {key: value for key, value in own.items() if key not in COLUMNS} for name, own in attributes.items()}
+    return EvalResults(path, rows, accuracies, settings, drawn)
+
+
+def _columns(group: Any) -> Records:
+    from smatcli.safe import hdf5 as safe_hdf5
+
+    keys = ["index", "accuracy", *(["seconds"] if "seconds" in group else [])]
+    columns = {key: np.asarray(safe_hdf5.array(group, key), np.float64) for key in keys}
+    accuracy = columns["accuracy"]
+    if any(values.ndim != 1 or len(values) != len(accuracy) for values in columns.values()):
+        raise ValueError("its columns have different lengths")
+    if not len(accuracy) or not ((accuracy >= 0) & (accuracy <= 1)).all():
+        raise ValueError("its accuracies are not fractions in [0, 1]")
+    return columns
+
+
+def _row(name: str, facts: Mapping[str, Any], own: Mapping[str, Any], columns: Records) -> SummaryRow:
+    if own["domain"] not in ("ID", "OOD"):
+        raise ValueError(f"{name} has the domain {own['domain']!r}, neither ID nor OOD")
+    estimate = interval(columns["accuracy"])
+    return SummaryRow(
+        run=str(facts["run"]),
+        method=str(facts["method"]),
+        adapt=str(facts["adapt"]),
+        dataset=name,
+        domain=own["domain"],
+        mean=estimate.mean,
+        half_width=estimate.half_width,
+        episodes=len(columns["accuracy"]),
+        protocol=str(own["protocol"]),
+        seconds=round(float(columns["seconds"].sum()), 3) if "seconds" in columns else math.nan,
+        tau=float(facts["tau"]) if "tau" in facts else None,
+        experts=int(facts["experts"]) if "experts" in facts else None,
+        list_hash=str(own.get("list_hash", "")),
+        lr=float(own["lr"]) if "lr" in own else None,
+        search=str(own.get("search", "")),
+    )
+
+
+def read_evaluations(run: Path, skip: Callable[[str], None], note: Callable[[str], None]) -> Iterator[EvalResults]:
+    """Read the evaluations of a run, in the order of their folders.
+
+    `skip` receives a line for each evaluation without valid results, `note` a line for each one that is being extended or whose
+    summary.csv contradicts its results.
+    """
+    for folder in sorted(path for path in (run / "eval").glob("*") if path.is_dir()):
+        parts = len(list((folder / "parts").glob("*.h5")))
+        if not (folder / RESULTS).exists():
+            why = f"unfinished ({parts} parts)" if parts else f"no {RESULTS} in it"
+            skip(f"{folder}: skipped, {why}; run `smat eval {run}` again")
+            continue
+        try:
+            results = read_results(folder / RESULTS)
+        except UserError as error:
+            skip(skipped(folder / RESULTS, error))
+            continue
+        if parts:
+            note(f"{folder}: being extended ({parts} parts are not in its results yet)")
+        if line := contradiction(results):
+            note(line)
+        yield results
+
+
+def result_files(run: Path) -> list[Path]:
+    """Return the results.h5 of each evaluation of a run; UserError for a summary.csv whose results.h5 is missing."""
+    for summary in sorted(run.glob(f"eval/*/{SUMMARY}")):
+        if not summary.with_name(RESULTS).exists():
+            raise UserError(f"{summary.parent}: has a {SUMMARY} but no {RESULTS}; run `smat eval {run}` again")
+    return sorted(run.glob(f"eval/*/{RESULTS}"))
+
+
+def skipped(path: Path, error: Exception | str) -> str:
+    """Return `path: skipped, why`, with the path once."""
+    return f"{path}: skipped, {str(error).removeprefix(f'{path}: ')}"
+
+
+def contradiction(results: EvalResults) -> str | None:
+    """Return a line if the summary.csv beside `results` is unreadable or differs from them; None if it agrees or does not exist."""
+    path = results.path.with_name(SUMMARY)
+    if not path.exists():
+        return None
+    used = f"{RESULTS} is used; `smat eval {path.parents[2]}` exports it again"
+    try:
+        exported = read_summary(path)
+    except UserError as error:
+        return f"{error}; {used}"
+    lines = [f"{len(exported)} rows instead of {len(results.rows)}"] if len(exported) != len(results.rows) else []
+    expected = {row.dataset: row for row in results.rows}
+    for row in exported:
+        if row.dataset not in expected:
+            lines.append(f"no dataset {row.dataset} in {RESULTS}")
+            continue
+        for column in COLUMNS:
+            there, here = getattr(expected[row.dataset], column), getattr(row, column)
+            if not _equal(here, there):
+                lines.append(f"{column} of {row.dataset} is {here!r} instead of {there!r}")
+    more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""
+    return f"{path}: contradicts {RESULTS} ({lines[0]}{more}); {used}" if lines else None
+
+
+def _equal(first: object, second: object) -> bool:
+    if isinstance(first, float) and isinstance(second, float):
+        return math.isclose(first, second, rel_tol=1e-6, abs_tol=1e-9) or (math.isnan(first) and math.isnan(second))
+    return first == second
+
+
 def write_summary(path: Path, rows: Sequence[SummaryRow]) -> None:
-    """Write summary.csv; numbers that are not known are empty."""
+    """Write summary.csv; unknown numbers are empty."""
     with atomic_path(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -77,13 +234,13 @@ def write_summary(path: Path, rows: Sequence[SummaryRow]) -> None:
 
 
 def read_summary(path: Path) -> list[SummaryRow]:
-    """The lines of a summary.csv; UserError when it is none."""
+    """Read a summary.csv; UserError if it is not one."""
+    refuse_special(path)
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            lines = [{"list_hash": "", "lr": "", "search": "", **line} for line in csv.DictReader(file)]  # older summaries have none
-            return [SummaryRow(**{k: _value(k, line[k]) for k in COLUMNS}) for line in lines]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as a summary of smat eval ({type(error).__name__}: {error})") from None
+            return [SummaryRow(**{column: _value(column, line[column]) for column in COLUMNS}) for line in csv.DictReader(file)]
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise UserError(f"{path}: is not a summary of smat eval ({type(error).__name__}: {error})") from None
 
 
 def _value(column: str, text: str) -> Any:
@@ -94,15 +251,15 @@ def _value(column: str, text: str) -> Any:
 
 
 def as_records(rows: Sequence[Mapping[str, Any]]) -> Records:
-    """Columns of a list of per-episode records with the same keys."""
+    """Return per-episode records, all with the same keys, as columns."""
     return {key: np.asarray([row[key] for row in rows]) for key in rows[0]} if rows else {}
 
 
 def joined(parts: Sequence[Records]) -> Records:
-    """All records in the order of `index`, each episode once (the first that has it)."""
+    """Join records in the order of `index`; of an episode that occurs twice the first counts."""
     if not parts:
         return {}
-    # Columns that came later, or that only some machines have, are NaN where they were not recorded.
+    # Columns that only some machines measure are NaN for the other episodes.
     measured = [key for key in MEASURED if any(key in part for part in parts)]
     parts = [{**{key: np.full(len(part["index"]), np.nan) for key in measured}, **part} for part in parts]
     keys = set(parts[0])
@@ -116,7 +273,7 @@ def joined(parts: Sequence[Records]) -> Records:
 
 
 def write_records(path: Path, groups: Mapping[str, Records], attributes: Mapping[str, Mapping[str, Any]], top: Mapping[str, Any]) -> None:
-    """Write one HDF5 group a dataset, with attributes of each group and of the file (`top`); atomic."""
+    """Write one HDF5 group per dataset atomically, with attributes of each group and of the file (`top`)."""
     import h5py
 
     with atomic_path(path) as draft, h5py.File(draft, "w") as file:
@@ -131,14 +288,14 @@ def write_records(path: Path, groups: Mapping[str, Records], attributes: Mapping
 
 
 def read_records(path: Path) -> dict[str, Records]:
-    """The groups of such a file by name; UserError when it is damaged."""
+    """Read all columns of a results.h5 or of a part, by dataset; UserError if it is damaged."""
     from smatcli.safe import hdf5 as safe_hdf5
 
     try:
         with safe_hdf5.opened(path) as file:
-            found = {name: safe_hdf5.arrays(group) for name, group in safe_hdf5.groups(file)}
-        if any("index" not in records or len({values.shape[:1] for values in records.values()}) > 1 for records in found.values()):
-            raise ValueError("its columns do not fit together")
-        return found
+            groups = {name: safe_hdf5.arrays(group) for name, group in safe_hdf5.groups(file)}
+        if any("index" not in records or len({values.shape[:1] for values in records.values()}) > 1 for records in groups.values()):
+            raise ValueError("its columns have different lengths")
+        return groups
     except safe_hdf5.WRONG as error:
         raise UserError(f"{path}: cannot be read ({safe_hdf5.reason(error)}); move it away and evaluate again") from None

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from smatcli.cli import app
 from smatcli.cli.evaluate import percent, table
 from smatcli.runs.results import SummaryRow, read_summary
+from smatcli.runs.statistics import Estimate
 from tests.engine.evaluate.evalruns import FakeMethod, make_run, serve
 
 
@@ -102,4 +103,4 @@ def test_average_is_left_out_where_a_dataset_is_missing() -> None:
     assert cells[0] == ["x", "y", "OOD average"]
     assert cells[1] == ["50.0 ± 1.0", "70.0 ± 1.0", "60.0 ± 0.7"]
     assert cells[2] == ["40.0 ± 1.0", "-", "-"]
-    assert percent((0.5, float("nan"))) == "50.0"
+    assert percent(Estimate(0.5, float("nan"))) == "50.0"

@@ -15,8 +15,8 @@ from smatcli.deploy.card import base_weights
 from smatcli.deploy.hub import pull, push, stage
 from smatcli.errors import UserError
 from smatcli.runs.directory import RunDir
-from smatcli.runs.results import SummaryRow, write_summary
 from tests.deploy.world import make_pretrain_run, make_run, pictures
+from tests.runs.eval_results import write_evaluation
 
 
 class FakeHub:
@@ -48,13 +48,18 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
 
 def test_a_run_comes_back_as_it_went(tmp_path: Path, hub: FakeHub) -> None:
     run = make_run(tmp_path)
-    row = SummaryRow("run", "smat", "proto", "birds", "ID", 0.5432, 0.0123, 600, "5w5s10q-test", 1.0)
-    (run / "eval" / "proto-5w5s10q-test").mkdir(parents=True)
-    write_summary(run / "eval" / "proto-5w5s10q-test" / "summary.csv", [row])
+    folder = run / "eval" / "proto-5w5s10q-test"
+    write_evaluation(folder, {"birds": ("ID", "5w5s10q-test", 0.5432, 0.0123)}, episodes=600)
+    others = ("eval/proto-5w5s10q-test/settings.json", "eval/proto-5w5s10q-test/search.json", "tune.json", "segment/fold0.json")
+    (run / "segment").mkdir()
+    for name in others:
+        (run / name).write_text(f'{{"name": "{name}"}}')
     assert push(run, "me/birds") == "https://hub/me/birds"
     assert hub.calls == [{"repo_type": "model", "private": True, "exist_ok": True}]
     back = pull("me/birds", tmp_path / "back")
     assert back.finished
+    for name in (*others, "eval/proto-5w5s10q-test/results.h5", "eval/proto-5w5s10q-test/summary.csv"):
+        assert (back.path / name).read_bytes() == (run / name).read_bytes()
     support, labels = pictures()
     first, second = (smatcli.load(path).adapt(support, labels, adapt="flip").predict(support) for path in (run, back.path))
     np.testing.assert_array_equal(first.probabilities, second.probabilities)

@@ -175,7 +175,7 @@ def _read_weights(folder: Path) -> object:
 
 
 def _results(folder: Path) -> None:
-    from smatcli.runs.results import write_records
+    from smatcli.runs.results import write_results
     from tests.report.fakes import add_eval, draw, make_run
 
     run = make_run(folder / "smat", "smat", 0.9, 3, [0.5, 0.6])
@@ -183,7 +183,9 @@ def _results(folder: Path) -> None:
     made = add_eval(run, "proto", shares, tau=0.9, experts=3)
     columns = {"index": np.arange(6), "seconds": np.ones(6), "alpha": np.ones((6, 3))}
     records = {name: {**columns, "accuracy": values} for name, values in shares.items()}
-    write_records(made / "results.h5", records, {"aircraft": {"domain": "ID"}}, {"settings": "{}"})
+    drawn = {"aircraft": {"domain": "ID", "protocol": "5w5s10q-test"}, "sketch_pacs": {"domain": "OOD", "protocol": "5w5s10q-all"}}
+    facts = {"run": "smat", "method": "smat", "adapt": "proto", "tau": 0.9, "experts": 3}
+    write_results(made / "results.h5", records, drawn, facts, {"seed": 0})
 
 
 def _read_results(folder: Path) -> object:

@@ -25,8 +25,8 @@ from smatcli.launch.points import eval_overrides
 from smatcli.launch.sweep import sweep
 from smatcli.runs.directory import RunDir
 from smatcli.runs.reporter import SilentReporter
-from smatcli.runs.results import SummaryRow, write_summary
 from smatcli.runs.signals import Interrupted
+from tests.runs.eval_results import write_evaluation
 
 
 def write_results(run, tau, adapts=("proto",)):
@@ -38,12 +38,8 @@ def write_results(run, tau, adapts=("proto",)):
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in valid))
     for adapt in adapts:
-        rows = [
-            SummaryRow("r", "smat", adapt, name, domain, mean, half, 4, f"5w5s10q-{split}", 1.0, tau, 2)
-            for name, domain, mean, half, split in (("a", "ID", tau, 0.03, "test"), ("c", "OOD", tau / 2, 0.01, "all"))
-        ]
-        (run / "eval" / f"{adapt}-5w5s10q-test").mkdir(parents=True, exist_ok=True)
-        write_summary(run / "eval" / f"{adapt}-5w5s10q-test" / "summary.csv", rows)
+        datasets = {"a": ("ID", "5w5s10q-test", tau, 0.03), "c": ("OOD", "5w5s10q-all", tau / 2, 0.01)}
+        write_evaluation(run / "eval" / f"{adapt}-5w5s10q-test", datasets, adapt, tau, 2)
 
 
 def tau_of(recipe):
@@ -107,18 +103,17 @@ def test_trains_evaluates_and_tabulates(world):
 def test_means_over_datasets(world, tmp_path):
     point = plan_points(world.recipe, [parse_axis("tau", "0.5")], ["data.id=[a, b]"])[0]
     write_results(point.run, 0.5)
-    path = point.run / "eval/proto-5w5s10q-test/summary.csv"
-    rows = [
-        SummaryRow("r", "smat", "proto", n, "ID", m, h, 4, "p-test", 1.0)
-        for n, m, h in (("a", 0.4, 0.03), ("b", 0.6, 0.04), ("z", 0.0, 9.0))
-    ]
-    write_summary(path, rows)
+    means = (("a", 0.4, 0.03), ("b", 0.6, 0.04), ("z", 0.9, 0.01))
+    write_evaluation(point.run / "eval/proto-5w5s10q-test", {n: ("ID", "p-test", m, h) for n, m, h in means})
     from smatcli.launch.table import read_rows
 
     (row,) = read_rows(point)
     assert float(row["id_mean"]) == pytest.approx(0.5)
     assert float(row["id_half_width"]) == pytest.approx(math.hypot(0.03, 0.04) / 2)
     assert row["ood_mean"] == "", "z is not a dataset of the recipe, and there is no out-of-domain one"
+    (point.run / "eval/proto-5w5s10q-test/results.h5").unlink()
+    with pytest.raises(UserError, match=r"has a summary\.csv but no results\.h5; run `smat eval .*` again"):
+        read_rows(point)
 
 
 def test_again_resumes_every_point(world):

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import yaml
 
-from smatcli.runs.results import SummaryRow, write_summary
+from smatcli.runs.results import read_results, write_summary
 
 ID = ("aircraft", "omniglot", "textures")
 OOD = ("traffic_signs", "coco_crops", "cifar10", "sketch_pacs")
@@ -57,26 +57,33 @@ def add_eval(
     """An evaluation of `run` with the accuracies `values` (dataset -> [E])."""
     folder = run / "eval" / f"{adapt}-{protocol}"
     folder.mkdir(parents=True)
-    rows, facts = [], {}
-    with h5py.File(folder / "results.h5", "w") as file:
+    facts = {"run": run.name, "method": method, "adapt": adapt, "tau": tau, "experts": experts}
+    with h5py.File(folder / "results.h5", "w") as file:  # without a seal, so that tests can change it
+        file.attrs.update({"format": 1, "datasets": json.dumps(list(values)), "settings": json.dumps({"seed": seed})})
+        file.attrs.update({key: value for key, value in facts.items() if value is not None})
         for name, accuracy in values.items():
+            domain = "OOD" if name in OOD else "ID"
             group = file.create_group(name)
             group["accuracy"], group["index"] = accuracy, np.arange(len(accuracy))
-            domain = "OOD" if name in OOD else "ID"
+            group["seconds"] = np.full(len(accuracy), 1.5 / len(accuracy))
             tag = f"{protocol}-{ood_split if domain == 'OOD' else 'test'}"
-            facts[name] = {"domain": domain, "content_hash": name}
-            half_width = 1.96 * accuracy.std(ddof=1) / np.sqrt(len(accuracy)) if len(accuracy) > 1 else float("nan")
-            numbers = {
-                "mean": float(accuracy.mean()),
-                "half_width": float(half_width),
-                "episodes": len(accuracy),
-                "protocol": tag,
-                "seconds": 1.5,
-            }
-            rows.append(SummaryRow(run.name, method, adapt, name, domain, **numbers, tau=tau, experts=experts))  # type: ignore[arg-type]
-    (folder / "settings.json").write_text(json.dumps({"settings": {"seed": seed}, "datasets": facts}))
-    write_summary(folder / "summary.csv", rows)
+            group.attrs.update({"domain": domain, "protocol": tag, "content": name})
+    write_summary(folder / "summary.csv", read_results(folder / "results.h5").rows)
     return folder
+
+
+def set_facts(folder: Path, /, **facts: object) -> None:
+    """Set attributes of an evaluation's results.h5."""
+    with h5py.File(folder / "results.h5", "r+") as file:
+        file.attrs.update(facts)
+
+
+def set_columns(folder: Path, /, **columns: object) -> None:
+    """Set attributes of all datasets of an evaluation, and export its summary again."""
+    with h5py.File(folder / "results.h5", "r+") as file:
+        for group in file.values():
+            group.attrs.update(columns)
+    write_summary(folder / "summary.csv", read_results(folder / "results.h5").rows)
 
 
 def draw(shift_id: float, shift_ood: float, episodes: int = 40, names: Sequence[str] = ID + OOD) -> dict[str, np.ndarray]:

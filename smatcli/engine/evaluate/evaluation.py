@@ -4,7 +4,6 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -165,8 +164,6 @@ class Evaluation:
             for folder in self.folders.values():
                 if not self.world.first:
                     folder.read()
-                for dataset in self.datasets:
-                    folder.complete(dataset.name, partial(self.questions.digest, dataset.name))
             todo = [(d, index, missing) for d in self.datasets for index, missing in self._missing(d.name)]
             self.world.wait()  # all have read what there was; parts are new from here on
             if todo:
@@ -179,12 +176,10 @@ class Evaluation:
                 for name, folder in self.folders.items() if self.world.first else ():
                     if self.world.size > 1:
                         folder.read()
-                        for dataset in self.datasets:
-                            folder.complete(dataset.name, partial(self.questions.digest, dataset.name))
-                    folder.merge(self._summary(name), {"run": self.run.name, "method": self.recipe.method.name, "adapt": name})
+                    folder.merge(self._facts(name))
         return [folder.path for folder in self.folders.values()]
 
-    def _summary(self, adapt: str) -> dict[str, Any]:
+    def _facts(self, adapt: str) -> dict[str, Any]:
         method = self.recipe.method
         sparsity = getattr(method, "sparsity", None)
         return {

@@ -5,17 +5,26 @@ settings.json  search.json (learning rates that were searched)  parts/<dataset>-
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from smatcli.data.episodes.lists import list_hash
 from smatcli.errors import SmatError, UserError
 from smatcli.runs.rates import GIVEN, Choice, read_choices, write_choices
-from smatcli.runs.results import Records, SummaryRow, as_records, interval, joined, read_records, write_records, write_summary
+from smatcli.runs.results import (
+    RESULTS,
+    SUMMARY,
+    Records,
+    as_records,
+    joined,
+    read_records,
+    read_results,
+    write_records,
+    write_results,
+    write_summary,
+)
 from smatcli.safe.files import atomic_write_text, clear_drafts, lock
 from smatcli.safe.text import read_json
 
@@ -40,15 +49,14 @@ class EvalFolder:
         self.datasets: dict[str, dict[str, Any]] = {name: dict(facts) for name, facts in datasets.items()}
         self.kept: dict[str, list[Records]] = {}
         self.choices: dict[str, Choice] = {}
-        self._completed = False
 
     @property
     def results(self) -> Path:
-        return self.path / "results.h5"
+        return self.path / RESULTS
 
     @property
     def summary(self) -> Path:
-        return self.path / "summary.csv"
+        return self.path / SUMMARY
 
     def check(self) -> None:
         """UserError, naming what differs, when the folder's episodes were made with other settings; writes nothing."""
@@ -91,18 +99,13 @@ class EvalFolder:
             yield
 
     def read(self) -> None:
-        """Take what is on disk: the results, and the parts that this or another process of the run has stored."""
-        self.kept = {name: [records] for name, records in read_records(self.results).items()} if self.results.exists() else {}
-        for part in self._parts():
-            for name, records in read_records(part).items():
+        """Read the episodes on disk: the results, and the parts that this or another process of the run has stored."""
+        self.kept = {}
+        for file in [*([self.results] if self.results.exists() else []), *self._parts()]:
+            for name, records in read_records(file).items():
+                if "plan" not in records:
+                    raise UserError(f"{file}: has no hashes of its episodes; move its folder away and evaluate again")
                 self.kept.setdefault(name, []).append(records)
-
-    def complete(self, dataset: str, digest: Callable[[int], np.uint64]) -> None:
-        """Give records of before there was a column `plan` the hashes of their episodes."""
-        for records in self.kept.get(dataset, []):
-            if "plan" not in records:
-                records["plan"] = np.array([digest(int(i)) for i in records["index"]], np.uint64)
-                self._completed = True
 
     def choose(self, dataset: str, choice: Choice, write: bool = True) -> None:
         """Keep the learning rate of a dataset."""
@@ -131,31 +134,35 @@ class EvalFolder:
             write_records(parts / f"{dataset}-{first:06d}-{last:06d}.h5", {dataset: records}, {}, {})
             self.kept.setdefault(dataset, []).append(records)
 
-    def merge(self, row: Mapping[str, Any], top: Mapping[str, Any]) -> None:
-        """Join everything into results.h5 and summary.csv, then remove the parts.
+    def merge(self, facts: Mapping[str, Any]) -> None:
+        """Join everything into results.h5, export summary.csv, then remove the parts.
 
-        `row` holds the summary's constant columns, `top` the attributes of results.h5.
+        `facts` are the run's name, method, adaptation, tau and number of experts.
         """
-        groups = {name: joined(self.kept[name]) for name in self.datasets if name in self.kept}
-        hashes = {n: list_hash(n, self.datasets[n]["content"], r["plan"]) if "plan" in r else "" for n, r in groups.items()}
-        if self._parts() or self._completed or not self.results.exists():
-            attributes = {name: {**self.datasets[name], "list_hash": hashes[name], **self.rate(name)} for name in groups}
-            write_records(self.results, groups, attributes, {**top, "settings": json.dumps(self.settings)})
-        rows = []
-        for name, records in groups.items():
-            mean, half_width = interval(records["accuracy"])
-            facts = self.datasets[name]
-            known = {"dataset": name, "domain": facts["domain"], "protocol": facts["protocol"], "mean": mean, "half_width": half_width}
-            seconds = round(float(records["seconds"].sum()), 3)
-            rows.append(
-                SummaryRow(**known, episodes=len(records["index"]), seconds=seconds, list_hash=hashes[name], **self.rate(name), **row)
-            )
-        write_summary(self.summary, sorted(rows, key=lambda r: r.domain))
+        names = sorted((name for name in self.datasets if name in self.kept), key=lambda name: str(self.datasets[name]["domain"]))
+        groups = {name: joined(self.kept[name]) for name in names}
+        if self._parts() or not self._is_current():
+            attributes = {
+                name: {**self.datasets[name], "list_hash": self._list_hash(name, records), **self.rate(name)}
+                for name, records in groups.items()
+            }
+            write_results(self.results, groups, attributes, facts, self.settings)
+        write_summary(self.summary, read_results(self.results).rows)
         for part in self._parts():
             part.unlink()
         if (self.path / "parts").is_dir():
             (self.path / "parts").rmdir()
         self.kept = {name: [records] for name, records in groups.items()}
+
+    def _list_hash(self, dataset: str, records: Records) -> str:
+        return list_hash(dataset, self.datasets[dataset]["content"], records["plan"])
+
+    def _is_current(self) -> bool:
+        try:
+            read_results(self.results)
+        except UserError:
+            return False
+        return True
 
     def _parts(self) -> list[Path]:
         return sorted(p for p in (self.path / "parts").glob("*.h5") if not p.name.startswith("."))

@@ -1,7 +1,5 @@
 """What a segmentation run leaves: RUN/segment/fold<k>.json (confusion matrices), summary.csv (measures of each fold, means)."""
 
-import csv
-import io
 import json
 import statistics
 from pathlib import Path
@@ -12,22 +10,15 @@ from torch import Tensor
 
 from smatcli.errors import UserError
 from smatcli.runs.reporter import Reporter
+from smatcli.runs.segmentation import FOLDER, FORMAT, MEASURES, fold_file, read_fold_file
 from smatcli.safe.files import atomic_write_text
-from smatcli.safe.text import read_json
+from smatcli.safe.text import write_csv
 from smatcli.segmentation.metrics import measures
-
-FOLDER = "segment"
-SHOWN = ("miou", "dice", "accuracy")
-
-
-def fold_file(run: Path, fold: int) -> Path:
-    """The results of a fold."""
-    return run / FOLDER / f"fold{fold}.json"
 
 
 def write_fold(run: Path, fold: int, matrices: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Write the confusion matrices (`single`, `multi`) of a fold: it counts as finished then."""
-    body = {"format": 1, "fold": fold, **facts, "confusion": {name: matrix.tolist() for name, matrix in matrices.items()}}
+    body = {"format": FORMAT, "fold": fold, **facts, "confusion": {name: matrix.tolist() for name, matrix in matrices.items()}}
     atomic_write_text(fold_file(run, fold), json.dumps(body))
 
 
@@ -35,20 +26,19 @@ def read_fold(run: Path, fold: int) -> dict[str, Any]:
     """The results of a finished fold; UserError for a file that is damaged."""
     path = fold_file(run, fold)
     try:
-        found = read_json(path)
-        found["confusion"] = {name: torch.tensor(rows) for name, rows in found["confusion"].items()}
-        return dict(found)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        facts, matrices = read_fold_file(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove it and continue with --resume") from None
+    return {**facts, "confusion": {name: torch.from_numpy(matrix) for name, matrix in matrices.items()}}
 
 
 def write_summary(run: Path, folds: list[dict[str, Any]], reporter: Reporter) -> None:
     """summary.csv: a line for each fold and scale, then mean and standard deviation over folds; and one line each to the reporter."""
     classes = len(folds[0]["confusion"]["single"])
-    lines: list[list[Any]] = [["fold", "scales", *SHOWN, *(f"iou_{c}" for c in range(classes))]]
+    lines: list[list[Any]] = [["fold", "scales", *MEASURES, *(f"iou_{c}" for c in range(classes))]]
     for name in folds[0]["confusion"]:
         rows = [measures(found["confusion"][name]) for found in folds]
-        values = [[getattr(row, key) for key in SHOWN] + row.ious for row in rows]
+        values = [[getattr(row, key) for key in MEASURES] + row.ious for row in rows]
         lines += [[found["fold"], name, *map(_text, value)] for found, value in zip(folds, values, strict=True)]
         means = [_mean(column) for column in zip(*values, strict=True)]
         lines.append(["mean", name, *map(_text, means)])
@@ -56,9 +46,7 @@ def write_summary(run: Path, folds: list[dict[str, Any]], reporter: Reporter) ->
             lines.append(["deviation", name, *(_text(_deviation(column)) for column in zip(*values, strict=True))])
         spread = f" +- {100 * _deviation([row.miou for row in rows]):.2f} over {len(rows)} folds" if len(rows) > 1 else ""
         reporter.line(f"{name} scale: mIoU {100 * means[0]:.2f}{spread}, Dice {100 * means[1]:.2f}, pixel accuracy {100 * means[2]:.2f} %")
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    atomic_write_text(run / FOLDER / "summary.csv", text.getvalue())
+    atomic_write_text(run / FOLDER / "summary.csv", write_csv([[str(cell) for cell in line] for line in lines]))
 
 
 def _known(values: Any) -> list[float]:

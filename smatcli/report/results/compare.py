@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from smatcli.report.results.frame import Evaluation
 from smatcli.report.results.groups import Column, Key
 from smatcli.report.results.significance import Outcome, outcomes, resampled_means
 from smatcli.runs.statistics import UNKNOWN, Estimate, average, paired_difference, ranks, unpaired_difference
@@ -40,7 +41,7 @@ def same_questions(first: Column, second: Column, key: Key) -> bool:
     a, b = (c.evaluation.by_dataset.get(key.dataset) for c in (first, second))
     if a is not None and b is not None and a.list_hash and b.list_hash:
         return a.list_hash == b.list_hash
-    return _drawn_by(first.evaluation.origin, key.dataset) == _drawn_by(second.evaluation.origin, key.dataset)
+    return _drawn_by(first.evaluation, key.dataset) == _drawn_by(second.evaluation, key.dataset)
 
 
 def all_paired(columns: Sequence[Column]) -> bool:
@@ -52,11 +53,8 @@ def all_paired(columns: Sequence[Column]) -> bool:
     return True
 
 
-def _drawn_by(origin: dict[str, Any], dataset: str) -> tuple[Any, Any]:
-    settings, datasets = origin.get("settings") or {}, origin.get("datasets") or {}
-    facts = dict(datasets.get(dataset) or {})
-    facts.pop("domain", None)
-    return settings.get("seed"), facts
+def _drawn_by(evaluation: Evaluation, dataset: str) -> tuple[Any, Any]:
+    return evaluation.settings.get("seed"), evaluation.drawn.get(dataset)
 
 
 def average_difference(first: Column, second: Column, keys: Sequence[Key]) -> Difference:

@@ -84,17 +84,14 @@ def _common_start(names: Sequence[str]) -> str:
 def join(members: Sequence[Evaluation], run: Run) -> Evaluation:
     """The mean over `members`, episode by episode where all recorded the same ones; its intervals are those over episodes."""
     first = members[0]
-    joined = Evaluation(run, first.adapt, first.folder, [], members=list(members))
     tables = [member.accuracies for member in members]
     accuracies = {}
     for name in first.accuracies:
         own = [table[name] for table in tables if name in table]
         if len(own) == len(members) and all(np.array_equal(t[:, 0], own[0][:, 0]) for t in own):
             accuracies[name] = np.stack([own[0][:, 0], np.mean([t[:, 1] for t in own], axis=0)], axis=1)
-    joined.__dict__ |= {"accuracies": accuracies, "origin": first.origin}
-    joined.results = [_mean(result, members, accuracies.get(result.dataset)) for result in first.results]
-    joined.problems = [problem for member in members for problem in member.problems]
-    return joined
+    results = [_mean(result, members, accuracies.get(result.dataset)) for result in first.results]
+    return Evaluation(run, first.adapt, first.folder, results, accuracies, first.settings, first.drawn, list(members))
 
 
 def _mean(result: Result, members: Sequence[Evaluation], recorded: np.ndarray | None) -> Result:

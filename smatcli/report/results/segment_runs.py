@@ -1,20 +1,14 @@
 """Results of segmentation runs, `RUN/segment/`, as `smat segment` wrote them."""
 
-import csv
-import io
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from smatcli.errors import UserError
-from smatcli.report.results.runs import Run, number, section, whole
+from smatcli.report.results.runs import Run, section, whole
 from smatcli.report.results.tuning_runs import label_of
-from smatcli.safe.text import read_json, refuse_special
+from smatcli.runs.segmentation import MEASURES, fold_file, measures, read_fold_file
 
-FOLDER, SUMMARY = "segment", "summary.csv"
-FORMAT = 1
 SCALES = ("single", "multi")
-SHOWN = ("miou", "dice", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -55,36 +49,23 @@ class Segmented:
 
 
 def read_segmented(run: Run) -> Segmented | None:
-    """The result of a run of `smat segment`, None where it is not finished; UserError for a damaged one."""
-    path = run.path / FOLDER / SUMMARY
-    if not path.is_file():
+    """Read the result of a run of `smat segment`; None if folds are missing, UserError for a damaged one."""
+    folds = max(1, whole(section(run.recipe, "segment").get("folds")) or 0)
+    paths = [fold_file(run.path, k) for k in range(folds)]
+    if not all(path.exists() for path in paths):
         return None
-    try:
-        refuse_special(path)
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
-        folds: dict[int, dict[str, dict[str, float]]] = {}
-        for row in rows:
-            if row["fold"].isdecimal():
-                folds.setdefault(int(row["fold"]), {})[row["scales"]] = {key: _share(row[key]) for key in SHOWN}
-        if not folds or not all("single" in found for found in folds.values()):
-            raise ValueError("it has no fold with a single scale")
-        facts = [_facts(run.path / FOLDER / f"fold{k}.json") for k in folds]
-        counts = {str(k): whole(v) or 0 for k, v in section(facts[0], "trained").items()}
-        images = sum(whole(one.get("test_images")) or 0 for one in facts)
-        return Segmented(run, label_of(run.recipe), folds, counts, images)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read as a result of smat segment ({error}); move the run away and make it again") from None
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    found = read_json(path)
-    if not isinstance(found, dict) or int(found.get("format", 0)) > FORMAT:
-        raise ValueError(f"{path.name} is of another version of smat")
-    return found
-
-
-def _share(text: str) -> float:
-    value = number(text)
-    if value is None or not 0 <= value <= 1:
-        raise ValueError(f"{text!r} is no share in [0, 1]")
-    return value
+    shares: dict[int, dict[str, dict[str, float]]] = {}
+    facts = []
+    for k, path in enumerate(paths):
+        try:
+            own, matrices = read_fold_file(path)
+            if "single" not in matrices:
+                raise ValueError("has no single scale")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read as a result of smat segment ({error}); move it away and use --resume") from None
+        found = {name: measures(matrix) for name, matrix in matrices.items()}
+        shares[k] = {name: {key: getattr(found[name], key) for key in MEASURES} for name in found}
+        facts.append(own)
+    counts = {str(k): whole(v) or 0 for k, v in section(facts[0], "trained").items()}
+    images = sum(whole(own.get("test_images")) or 0 for own in facts)
+    return Segmented(run, label_of(run.recipe), shares, counts, images)

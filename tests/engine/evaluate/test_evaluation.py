@@ -15,7 +15,7 @@ from smatcli.data.stores.store import Store
 from smatcli.engine.evaluate.evaluation import evaluate, fingerprint
 from smatcli.errors import SmatError, UserError
 from smatcli.runs.reporter import SilentReporter
-from smatcli.runs.results import Records, average, interval, read_records, read_summary
+from smatcli.runs.results import Records, read_records, read_summary
 from smatcli.runs.signals import Interrupted
 from tests.engine.evaluate.evalruns import NO_CLOCK, FakeMethod, make_run, make_store, serve
 
@@ -253,14 +253,6 @@ def test_fingerprint_sees_every_tensor() -> None:
     assert fingerprint(one) == fingerprint(other)
     other.steps[1, 5] += 1e-6
     assert fingerprint(one) != fingerprint(other)
-
-
-def test_statistics_in_closed_form() -> None:
-    assert interval([0.2, 0.4, 0.6]) == (pytest.approx(0.4), pytest.approx(1.96 * 0.2 / np.sqrt(3)))
-    mean, half_width = interval([0.5])
-    assert mean == 0.5
-    assert np.isnan(half_width)
-    assert average([(0.4, 0.03), (0.8, 0.04)]) == (pytest.approx(0.6), pytest.approx(0.025))
 
 
 def test_a_single_episode_has_no_interval(run: Path, method: FakeMethod) -> None:

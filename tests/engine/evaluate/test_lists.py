@@ -1,6 +1,5 @@
 """Meta-test and the questions it asks: the hash in every result, named protocols, fixed lists, folders of before there were hashes."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from smatcli.runs.directory import RunDir
 from smatcli.runs.reporter import SilentReporter
 from smatcli.runs.results import read_records, read_summary
 from tests.engine.evaluate.evalruns import FakeMethod, make_run, serve
-
-NEW = ("balanced", "min_images", "ontology", "ignore_hierarchy", "file")
 
 
 @pytest.fixture
@@ -105,43 +102,3 @@ def test_named_protocols_name_their_folders(run: Path, method: FakeMethod, name:
     assert {r.protocol for r in read_summary(found / "summary.csv")} == {f"{name}-test", f"{name}-all"}
     shots = read_records(found / "results.h5")["far"]
     assert name != "md-oneshot" or np.array_equal(shots["support"], shots["ways"])
-
-
-def make_old(folder: Path) -> None:
-    """Take away what earlier versions did not write."""
-    records = read_records(folder / "results.h5")
-    with h5py.File(folder / "results.h5", "r+") as file:
-        for name in records:
-            del file[name]["plan"]
-            del file[name].attrs["list_hash"]
-    assert not set(NEW) & json.loads((folder / "settings.json").read_text())["settings"]["episode"].keys()
-    lines = list(csv.reader((folder / "summary.csv").open(newline="")))
-    place = lines[0].index("list_hash")
-    (folder / "summary.csv").write_text("\n".join(",".join(c for i, c in enumerate(line) if i != place) for line in lines) + "\n")
-
-
-def test_results_of_before_there_were_hashes_are_read_and_continued(tmp_path: Path, method: FakeMethod) -> None:
-    (whole,) = evaluate(make_run(tmp_path, name="whole"), ["proto"])
-    run = make_run(tmp_path)
-    (folder,) = evaluate(run, ["proto"], episodes=3)
-    make_old(folder)
-    assert set(hashes(folder).values()) == {""}
-    method.tasks = 0
-    evaluate(run, ["proto"], ["far"])
-    assert method.tasks == 2
-    assert {name: bool(found) for name, found in hashes(folder).items()} == {"near": False, "far": True, "farther": False}
-    evaluate(run, ["proto"])
-    assert hashes(folder) == hashes(whole)
-    for name, records in read_records(whole / "results.h5").items():
-        np.testing.assert_array_equal(records["plan"], read_records(folder / "results.h5")[name]["plan"])
-
-
-def test_a_finished_folder_of_before_is_only_given_its_hashes(run: Path, method: FakeMethod) -> None:
-    (folder,) = evaluate(run, ["proto"])
-    before, accuracies = hashes(folder), read_records(folder / "results.h5")["far"]["accuracy"]
-    make_old(folder)
-    method.tasks = 0
-    evaluate(run, ["proto"])
-    assert method.tasks == 0
-    assert hashes(folder) == before
-    np.testing.assert_array_equal(read_records(folder / "results.h5")["far"]["accuracy"], accuracies)

@@ -1,8 +1,10 @@
 """Damaged, foreign, unfinished, double and incompatible results: named, counted, in no table."""
 
+import csv
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -14,7 +16,8 @@ from smatcli.cli import app
 from smatcli.errors import UserError
 from smatcli.report import ReportOptions, report
 from smatcli.report.results.frame import read
-from tests.report.fakes import add_eval, draw, make_run
+from smatcli.runs.results import COLUMNS, NUMBERS
+from tests.report.fakes import add_eval, draw, make_run, set_facts
 
 NAMES = ("aircraft", "coco_crops")
 
@@ -32,8 +35,8 @@ def rewrite(path: Path, old: str, new: str) -> None:
 
 
 def truncate(folder: Path) -> None:
-    path = folder / "summary.csv"
-    path.write_text(path.read_text()[:-30])
+    path = folder / "results.h5"
+    path.write_bytes(path.read_bytes()[:1500])
 
 
 def half_finished(folder: Path) -> None:
@@ -43,53 +46,54 @@ def half_finished(folder: Path) -> None:
     (folder / "parts" / "aircraft-000000-000009.h5").write_bytes(b"")
 
 
-def other_numbers(folder: Path) -> None:
-    with h5py.File(folder / "results.h5", "r+") as file:
-        file["aircraft"]["accuracy"][...] = 0.5
+def replaced(key: str, values: object) -> Callable[[Path], None]:
+    """Replace a column of one dataset."""
 
-
-def fewer_episodes(folder: Path) -> None:
-    with h5py.File(folder / "results.h5", "r+") as file:
-        for key in ("accuracy", "index"):
-            values = file["aircraft"][key][:10]
+    def spoil(folder: Path) -> None:
+        with h5py.File(folder / "results.h5", "r+") as file:
             del file["aircraft"][key]
             file["aircraft"][key] = values
 
-
-def doubled(folder: Path) -> None:
-    lines = (folder / "summary.csv").read_text().splitlines()
-    (folder / "summary.csv").write_text("\n".join([*lines, lines[-1]]) + "\n")
+    return spoil
 
 
-def newer(folder: Path) -> None:
-    (folder / "settings.json").write_text(json.dumps({"settings": {"format": 2}, "datasets": {}}))
+def attribute(group: str, key: str, value: object = None) -> Callable[[Path], None]:
+    """Set an attribute of the file (`/`) or of a dataset, or delete it."""
 
+    def spoil(folder: Path) -> None:
+        with h5py.File(folder / "results.h5", "r+") as file:
+            if value is None:
+                del file[group].attrs[key]
+            else:
+                file[group].attrs[key] = value
 
-def no_share(folder: Path) -> None:
-    lines = [line.split(",") for line in (folder / "summary.csv").read_text().splitlines()]
-    for line in lines[1:]:
-        line[5] = "61.5"
-    (folder / "summary.csv").write_text("\n".join(",".join(line) for line in lines) + "\n")
+    return spoil
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (truncate, "over nan episodes"),
+        (truncate, r"results\.h5: skipped, cannot be read \(.*evaluate again"),
         (half_finished, r"unfinished \(1 parts\)"),
-        (lambda f: (f / "summary.csv").unlink(), "no summary.csv in it"),
-        (lambda f: (f / "summary.csv").write_text("epoch,loss\n1,0.5\n"), "cannot be read as a summary"),
-        (lambda f: (f / "summary.csv").write_bytes(b"\x89PNG\xff\xfe\x00"), "cannot be read as a summary"),
-        (lambda f: (f / "summary.csv").write_text(""), "is empty"),
-        (other_numbers, "its results.h5 0.5000 over 40"),
-        (fewer_episodes, "over 10"),
-        (doubled, "stands in it twice"),
-        (newer, "has format 2, this smat reads 1"),
-        (no_share, "no share in"),
+        (lambda f: (f / "results.h5").unlink(), r"no results\.h5 in it; run `smat eval .*bad` again"),
+        (lambda f: (f / "results.h5").write_bytes(b""), "is empty"),
+        (lambda f: (f / "results.h5").write_bytes(b"\x89PNG\xff\xfe\x00"), "is no HDF5 file"),
+        (attribute("/", "format"), r"lacks the protocol and domains.*run `smat eval .*bad` to add them"),
+        (attribute("/", "format", 2), "has format 2, this smat reads 1; update smat"),
+        (attribute("/", "settings", "[]"), "settings are not an object"),
+        (attribute("/", "method"), "method"),
+        (attribute("aircraft", "domain"), "domain"),
+        (attribute("aircraft", "domain", "XX"), "the domain 'XX', neither ID nor OOD"),
+        (attribute("aircraft", "protocol"), "protocol"),
+        (attribute("aircraft", "lr", "fast"), "could not convert"),
+        (replaced("accuracy", np.full(40, 61.5)), "not fractions"),
+        (replaced("accuracy", np.full(40, np.nan)), "not fractions"),
+        (replaced("accuracy", np.full(39, 0.5)), "different lengths"),
+        (replaced("accuracy", np.zeros((40, 2))), "different lengths"),
         (lambda f: (f.parents[1] / "recipe.yaml").write_text("a: ["), "not YAML"),
     ],
 )
-def test_named_counted_left_out(tmp_path: Path, spoil, message):
+def test_what_is_damaged_is_named_counted_and_skipped(tmp_path: Path, spoil: Callable[[Path], None], message: str):
     good(tmp_path)
     spoil(bad(tmp_path))
     frame = read([tmp_path])
@@ -106,11 +110,62 @@ def test_named_counted_left_out(tmp_path: Path, spoil, message):
         read([tmp_path])
 
 
+def test_the_summary_is_an_export(tmp_path: Path):
+    """Nothing is read from it: a report without it is the same."""
+    good(tmp_path / "runs")
+    folder = bad(tmp_path / "runs")
+    report([tmp_path / "runs"], tmp_path / "with")
+    (folder / "summary.csv").unlink()
+    report([tmp_path / "runs"], tmp_path / "without")
+    for path in (tmp_path / "with").glob("*.csv"):
+        assert path.read_text() == (tmp_path / "without" / path.name).read_text()
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_a_summary_that_contradicts_the_results_is_named(tmp_path: Path, column: str):
+    folder = bad(tmp_path)
+    with (folder / "summary.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    before = read([tmp_path])
+    rows[0][column] = "7" if column in NUMBERS else "other"
+    with (folder / "summary.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    frame = read([tmp_path])
+    assert before.lines == []
+    assert frame.skipped == 0
+    (line,) = frame.lines
+    assert line.startswith(f"{folder / 'summary.csv'}: contradicts results.h5 (")
+    assert ("no dataset other in results.h5" if column == "dataset" else f"({column} of aircraft is ") in line
+    assert line.endswith(f"results.h5 is used; `smat eval {tmp_path / 'bad'}` exports it again")
+    assert [e.results for e in frame.evaluations] == [e.results for e in before.evaluations]
+    assert [e.run.method for e in frame.evaluations] == ["smat"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text[:-30], "contradicts|is not a summary"),
+        (lambda text: "", "0 rows instead of 2"),
+        (lambda text: text + text.splitlines()[-1] + "\n", "3 rows instead of 2"),
+        (lambda text: text.replace("mean,", "average,"), "is not a summary of smat eval"),
+        (lambda text: text.replace(",40,", ",many,"), "is not a summary of smat eval"),
+    ],
+)
+def test_a_damaged_summary_is_named_and_not_used(tmp_path: Path, change: Callable[[str], str], message: str):
+    folder = bad(tmp_path)
+    (folder / "summary.csv").write_text(change((folder / "summary.csv").read_text()))
+    frame = read([tmp_path])
+    (line,) = frame.lines
+    assert re.search(message, line)
+    assert "\n" not in line
+    assert [r.episodes for r in frame.evaluations[0].results] == [40, 40]
+
+
 def test_a_copy_counts_once(tmp_path: Path):
     folder = good(tmp_path)
-    settings = json.loads((folder / "settings.json").read_text())
-    settings["settings"]["weights"] = "abc"
-    (folder / "settings.json").write_text(json.dumps(settings))
+    set_facts(folder, settings=json.dumps({"seed": 0, "weights": "abc"}))
     shutil.copytree(tmp_path / "good", tmp_path / "good copy")
     frame = read([tmp_path])
     assert len(frame.evaluations) == 1

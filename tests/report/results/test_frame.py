@@ -96,24 +96,6 @@ def test_nothing_to_report(tmp_path: Path):
         read([tmp_path / "nowhere"])
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda text: text.replace("mean,", "average,"), "cannot be read as a summary"),
-        (lambda text: text.replace(",ID,", ",XX,"), "domain 'XX'"),
-        (lambda text: text.replace(",40,", ",many,"), "cannot be read as a summary"),
-    ],
-)
-def test_a_damaged_summary_is_named(tmp_path: Path, change, message):
-    folder = add_eval(make_run(tmp_path / "a"), "proto", draw(0, 0))
-    summary = folder / "summary.csv"
-    summary.write_text(change(summary.read_text()))
-    with pytest.raises(UserError, match=message) as caught:
-        read([tmp_path])
-    assert str(summary) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
 def test_damaged_logs_and_recipes(tmp_path: Path):
     run = make_run(tmp_path / "a", valid=[0.1, 0.2, 0.3])
     add_eval(run, "proto", draw(0, 0))

@@ -14,7 +14,7 @@ from smatcli.report.results.groups import make_groups
 from smatcli.report.results.seeds import merge_seeds
 from smatcli.report.tables.ours import main_table
 from smatcli.report.tables.studies import seeds_table
-from tests.report.fakes import accuracies, add_eval, draw, make_run
+from tests.report.fakes import accuracies, add_eval, draw, make_run, set_facts
 
 NAMES = ("aircraft", "omniglot", "coco_crops")
 SHIFTS = (0.02, 0.03, 0.07)
@@ -79,9 +79,7 @@ def test_anything_else_keeps_them_apart(tmp_path: Path, odd):
 
 def test_other_episodes_keep_them_apart(tmp_path: Path):
     study(tmp_path)
-    settings = tmp_path / "pmf-seed2" / "eval" / "proto-5w5s10q" / "settings.json"
-    settings.write_text(settings.read_text().replace('"seed": 0', '"seed": 5'))
-    assert json.loads(settings.read_text())["settings"]["seed"] == 5
+    set_facts(tmp_path / "pmf-seed2" / "eval" / "proto-5w5s10q", settings=json.dumps({"seed": 5}))
     (group,) = make_groups(merge_seeds(read([tmp_path])), {})
     assert {c.evaluation.run.name for c in group.columns} == {"pretrained", "pmf", "pmf-seed2"}
 

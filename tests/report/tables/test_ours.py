@@ -12,7 +12,7 @@ from smatcli.report.results.compare import average_difference, best, difference
 from smatcli.report.results.frame import read
 from smatcli.report.results.groups import Group, make_groups
 from smatcli.report.tables.ours import gains_table, main_table, pairs_table, sweep_table
-from tests.report.fakes import ID, OOD, accuracies, add_eval, draw, make_run, make_study
+from tests.report.fakes import ID, OOD, accuracies, add_eval, draw, make_run, make_study, set_columns
 
 
 @pytest.fixture(scope="module")
@@ -89,17 +89,13 @@ def test_gains_and_pairs_are_paired(group: Group):
     assert flip.family == "Gradient-free"
 
 
-@pytest.mark.parametrize("why", ["seed", "store", "missing", "truncated", "numbers"])
+@pytest.mark.parametrize("why", ["seed", "store", "numbers"])
 def test_other_episodes_are_not_paired(tmp_path: Path, why: str):
     add_eval(make_run(tmp_path / "a", "pretrained"), "proto", draw(0.0, 0.0), "pretrained")
     folder = add_eval(make_run(tmp_path / "b", "pmf"), "proto", draw(0.02, 0.02), "pmf", seed=1 if why == "seed" else 0)
     results = folder / "results.h5"
     if why == "store":
-        (folder / "settings.json").write_text((folder / "settings.json").read_text().replace('"content_hash": "', '"content_hash": "x'))
-    if why == "missing":
-        results.unlink()
-    if why == "truncated":
-        results.write_bytes(results.read_bytes()[:500])
+        set_columns(folder, content="x")
     if why == "numbers":
         with h5py.File(results, "r+") as file:
             for name in file:
@@ -113,9 +109,7 @@ def test_other_episodes_are_not_paired(tmp_path: Path, why: str):
     assert found.estimate.mean == pytest.approx(first.mean() - second.mean())
     assert found.estimate.half_width == pytest.approx(np.hypot(half_width(first), half_width(second)))
     assert "not paired" in gains_table(group, group.columns[0]).caption
-    told = [line for e in frame.evaluations for line in e.problems]
-    assert bool(told) == (why in ("missing", "truncated"))
-    assert all(str(results) in line for line in told)
+    assert frame.lines == []
 
 
 def test_incomplete_columns_have_no_average(tmp_path: Path):

@@ -1,6 +1,5 @@
 """Footnotes, ablation grid, fine-tuning strategies, significance, parameters and cost."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from smatcli.report.results.groups import Group, make_groups
 from smatcli.report.tables.costs import cost_table, parameter_table, size_of, tensor_shapes
 from smatcli.report.tables.ours import main_table
 from smatcli.report.tables.studies import ablation_table, significance_tables, strategies_table
-from tests.report.fakes import accuracies, add_eval, draw, make_run
+from tests.report.fakes import accuracies, add_eval, draw, make_run, set_columns
 
 NAMES = ("aircraft", "omniglot", "coco_crops")
 
@@ -24,16 +23,6 @@ def recipe(run: Path, section: str, **values: object) -> None:
     found = yaml.safe_load((run / "recipe.yaml").read_text())
     found.setdefault(section, {}).update(values)
     (run / "recipe.yaml").write_text(yaml.safe_dump(found))
-
-
-def column(folder: Path, **values: object) -> None:
-    """Set columns of an evaluation's summary."""
-    with (folder / "summary.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    with (folder / "summary.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({**row, **values} for row in rows)
 
 
 def pair(root: Path) -> tuple[Path, Path]:
@@ -48,15 +37,15 @@ def notes(root: Path) -> list[str]:
 
 def test_nothing_to_say_of_equals(tmp_path: Path):
     for folder in pair(tmp_path):
-        column(folder, list_hash="abc", search="valid", lr=0.01)
+        set_columns(folder, list_hash="abc", search="valid", lr=0.01)
         recipe(folder.parents[1], "backbone", name="vit", image_size=128)
     assert notes(tmp_path) == []
 
 
 def test_other_episodes(tmp_path: Path):
     a, b = pair(tmp_path)
-    column(a, list_hash="abc")
-    column(b, list_hash="abd")
+    set_columns(a, list_hash="abc")
+    set_columns(b, list_hash="abd")
     assert notes(tmp_path) == [
         "Different episodes: PMF had other episodes than Pre-trained on every dataset; such differences are not paired."
     ]
@@ -73,12 +62,12 @@ def test_other_image_size_and_backbone(tmp_path: Path):
 
 def test_searches(tmp_path: Path):
     a, b = pair(tmp_path)
-    column(a, search="valid:x+y", lr=0.1)
-    column(b, search="paper", lr=0.1)
+    set_columns(a, search="valid:x+y", lr=0.1)
+    set_columns(b, search="paper", lr=0.1)
     first, second = notes(tmp_path)
     assert first == "Learning rate chosen on differs: valid for Pre-trained; paper for PMF."
     assert second.startswith("PMF: the learning rate was chosen on episodes of the test itself with their query labels")
-    column(a, search="paper", lr=0.1)
+    set_columns(a, search="paper", lr=0.1)
     (only,) = notes(tmp_path)
     assert only.startswith("Pre-trained and PMF: the learning rate was chosen on episodes of the test itself")
 
@@ -111,7 +100,7 @@ def test_ablation_grid(tmp_path: Path):
 def test_strategies(tmp_path: Path):
     run = make_run(tmp_path / "smat", "smat", 0.9, 8)
     for adapt, shift in (("proto", 0.0), ("flip", 0.01), ("full-steps20", 0.05)):
-        column(add_eval(run, adapt, draw(shift, shift, names=NAMES)), search="valid" if "full" in adapt else "")
+        set_columns(add_eval(run, adapt, draw(shift, shift, names=NAMES)), search="valid" if "full" in adapt else "")
     (group,) = make_groups(read([tmp_path]), {})
     table = strategies_table(group)
     assert table is not None

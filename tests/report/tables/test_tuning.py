@@ -149,19 +149,22 @@ def test_similarity_of_the_runs_that_were_analysed(tmp_path):
     assert (tmp_path / "out" / "figures" / "similarity-layers.png").exists()
 
 
+def confusion(iou: float) -> list[list[int]]:
+    """Pixels of two classes that both have this IoU, hit / (hit + 2 missed)."""
+    hit = 10_000_000
+    missed = round(hit * (1 - iou) / (2 * iou))
+    return [[hit, missed], [missed, hit]]
+
+
 def segmented(folder: Path, tuner: str, seed: int, single: list[float], folds: int = 0, **data) -> Path:
     """A finished run of smat segment; multi-scale is a point better."""
     (folder / "segment").mkdir(parents=True)
     recipe = {"kind": "segment", "seed": seed, "run": str(folder), "data": {"layout": "kvasir", "root": "/data/Kvasir-SEG", **data}}
     recipe |= {"tuner": {"name": tuner}, "segment": {"folds": folds}, "eval": {"size": "mask"}, "backbone": {"image_size": 64}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    lines = ["fold,scales,miou,dice,accuracy,iou_0,iou_1"]
-    for scale, more in (("single", 0.0), ("multi", 0.01)):
-        lines += [f"{k},{scale},{v + more:.6f},{v:.6f},0.9,,{v:.6f}" for k, v in enumerate(single)]
-        lines += [f"mean,{scale},0.5,0.5,0.5,,0.5"]
-    (folder / "segment" / "summary.csv").write_text("\n".join(lines) + "\n")
-    for k in range(len(single)):
-        facts = {"format": 1, "fold": k, "trained": {"tuner": 2_000, "head": 1_000_000}, "test_images": 20, "confusion": {}}
+    for k, iou in enumerate(single):
+        facts = {"format": 1, "fold": k, "trained": {"tuner": 2_000, "head": 1_000_000}, "test_images": 20}
+        facts |= {"confusion": {"single": confusion(iou), "multi": confusion(iou + 0.01)}}
         (folder / "segment" / f"fold{k}.json").write_text(json.dumps(facts))
     return folder
 
@@ -205,13 +208,23 @@ def test_segmentation_tables_hold_equal_conditions(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "fold,scales,miou,dice,accuracy\n0,single,1.5,1,1\n", "fold,scales,miou,dice,accuracy\n0,multi,.5,1,1\n"]
+    "text",
+    [
+        "",
+        "[]",
+        '{"format": 1, "confusion": {"single": [[1, -1], [0, 1]]}}',
+        '{"format": 1, "confusion": {"single": [[1, "x"], [0, 1]]}}',
+        '{"format": 1, "confusion": {"single": [[1, 0]]}}',
+        '{"format": 1, "confusion": {"multi": [[1, 0], [0, 1]]}}',
+        '{"format": 1, "confusion": {"single": [[1]], "multi": [[1, 0], [0, 1]]}}',
+        '{"format": 2, "confusion": {"single": [[1, 0], [0, 1]]}}',
+    ],
 )
 def test_a_damaged_segmentation_is_left_out_and_named(tmp_path, text):
     run = segmented(tmp_path / "runs" / "bad", "linear", 0, [0.5])
-    (run / "segment" / "summary.csv").write_text(text)
+    (run / "segment" / "fold0.json").write_text(text)
     with pytest.raises(UserError, match="cannot be read as a result of smat segment"):
         report([tmp_path / "runs"], tmp_path / "out")
     segmented(tmp_path / "runs" / "good", "linear", 0, [0.5])
     made = report([tmp_path / "runs"], tmp_path / "out")
-    assert any("bad/segment/summary.csv" in line and "skipped" in line for line in made.lines)
+    assert any("bad/segment/fold0.json" in line and "skipped" in line for line in made.lines)
