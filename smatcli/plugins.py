@@ -1,7 +1,7 @@
-"""Methods, adaptations, sources, backbones and tables of other packages, found by their entry points (docs/extend.md). Knows no torch.
+"""Plugins: methods, adaptations, sources, backbones and tables of other packages, found by their entry points (docs/extend.md).
 
-A plugin is looked for when a recipe, an option or a report names something that this package does not have, and only then imported: a
-broken one never stands in the way of anything else.
+A plugin is imported only when a recipe, an option or a report uses a name that is not built in, so a broken plugin affects nothing
+else. This module does not import torch.
 """
 
 import logging
@@ -19,7 +19,7 @@ from smatcli.errors import SmatError, UserError, nearest
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-OFF = "SMAT_NO_PLUGINS"  # set to 1: as if no plugin were installed
+OFF = "SMAT_NO_PLUGINS"  # set to 1 to ignore all plugins
 PREFIX = "smatcli."
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _BACKBONE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -30,21 +30,21 @@ Maker = str | Callable[..., Any]
 
 @dataclass(frozen=True)
 class _Plugin:
-    """What every kind has: `build`, a callable or "module:name", which is imported when it is needed."""
+    """Base of all plugins. `build` is a callable, or "module:name", which is imported on first use."""
 
     build: Maker
 
-    def made(self, *args: Any, **options: Any) -> Any:
-        """What `build` makes of the arguments; ImportError or AttributeError where there is no such thing."""
-        return _resolved(self.build)(*args, **options)
+    def create(self, *args: Any, **options: Any) -> Any:
+        """Call `build`. Raises ImportError or AttributeError if it does not exist."""
+        return _resolve(self.build)(*args, **options)
 
 
 @dataclass(frozen=True)
 class MethodPlugin(_Plugin):
-    """A meta-tuning method: `build(settings, backbone)` gives a `smatcli.methods.base.FlatMethod`.
+    """A meta-tuning method: `build(settings, backbone)` returns a `smatcli.methods.base.FlatMethod`.
 
-    `settings` is a `smatcli.config.base.Strict` with `name: Literal["its name"]`, the keys of `method:` in a recipe; `label` heads its
-    columns in reports.
+    `settings` is a subclass of `smatcli.config.base.Strict` with `name: Literal["its name"]`; its fields are the keys of `method:` in a
+    recipe. `label` is the column head in reports.
     """
 
     settings: "type[BaseModel] | None" = None
@@ -53,10 +53,10 @@ class MethodPlugin(_Plugin):
 
 @dataclass(frozen=True)
 class AdaptationPlugin(_Plugin):
-    """A meta-test adaptation: `build(settings)` (or `build()` without settings) gives a `smatcli.seams.Adaptation`.
+    """A meta-test adaptation: `build(settings)`, or `build()` without settings, returns a `smatcli.seams.Adaptation`.
 
-    `settings` is a `Strict` of which every value has a default: the keys of `adapt.NAME:` in a recipe. Where it has an `lr` that is
-    null, the rate is searched, and the adaptation has `at(rate)`, which gives the same at another rate.
+    `settings` is a subclass of `Strict` with a default for every field; its fields are the keys of `adapt.NAME:` in a recipe. If it has a
+    field `lr` and that is null, the rate is searched; the adaptation then needs `at(rate)`, which returns a copy with another rate.
     """
 
     settings: "type[BaseModel] | None" = None
@@ -65,10 +65,10 @@ class AdaptationPlugin(_Plugin):
 
 @dataclass(frozen=True)
 class SourcePlugin(_Plugin):
-    """A kind of source data: `build(path, **settings)` gives a `smatcli.data.sources.Source`; `smat data prepare NAME PATH...` reads it.
+    """A kind of source data: `build(path, **settings)` returns a `smatcli.data.sources.Source`; `smat data prepare NAME PATH...` reads it.
 
-    The fields of `settings` (a `Strict`; numbers, text, true or false, lists of these) are the command's options. `size` (pixels) and `fit`
-    are its defaults.
+    The fields of `settings`, a subclass of `Strict`, become the options of the command: numbers, text, booleans, or lists of these.
+    `size` (pixels) and `fit` are the defaults of the options with these names.
     """
 
     help: str = ""
@@ -79,22 +79,22 @@ class SourcePlugin(_Plugin):
 
 @dataclass(frozen=True)
 class BackbonePlugin(_Plugin):
-    """A network: `build(image_size=S, **backbone.args)` gives a module from images [B, 3, S, S] to features [B, D], `num_features` = D.
+    """A network: `build(image_size=S, **backbone.args)` returns a module that maps images [B, 3, S, S] to features [B, num_features].
 
-    `pretrained` takes the same and gives it with weights, for `backbone.weights: timm`.
+    `pretrained` takes the same arguments and returns the network with its weights, for `backbone.weights: timm`.
     """
 
     pretrained: Maker | None = None
 
-    def weighted(self, **options: Any) -> Any:
-        """The network with weights of its own."""
+    def create_pretrained(self, **options: Any) -> Any:
+        """Return the network with its pre-trained weights."""
         assert self.pretrained is not None
-        return _resolved(self.pretrained)(**options)
+        return _resolve(self.pretrained)(**options)
 
 
 @dataclass(frozen=True)
 class TablePlugin(_Plugin):
-    """A table of every report: `build(group, digits)` gives a `smatcli.report.tables.Table`, or None where there is nothing to show."""
+    """A table of every report: `build(group, digits)` returns a `smatcli.report.tables.Table`, or None if it would be empty."""
 
 
 KINDS: dict[str, type[_Plugin]] = {
@@ -106,35 +106,29 @@ KINDS: dict[str, type[_Plugin]] = {
 }
 
 
-def _resolved(maker: Maker) -> Callable[..., Any]:
+def _resolve(maker: Maker) -> Callable[..., Any]:
     if not isinstance(maker, str):
         return maker
     module, _, name = maker.partition(":")
-    found: Any = import_module(module)
+    value: Any = import_module(module)
     for part in name.split("."):
-        found = getattr(found, part)
-    return found  # type: ignore[no-any-return]
+        value = getattr(value, part)
+    return value  # type: ignore[no-any-return]
 
 
 @cache
 def _entries() -> dict[str, dict[str, list[EntryPoint]]]:
-    found: dict[str, dict[str, list[EntryPoint]]] = {group: {} for group in KINDS}
+    entries: dict[str, dict[str, list[EntryPoint]]] = {group: {} for group in KINDS}
     if os.environ.get(OFF, "") in ("", "0"):
-        every = entry_points()
-        for group, own in found.items():
-            for entry in every.select(group=PREFIX + group):
-                own.setdefault(entry.name, []).append(entry)
-    return found
-
-
-def refresh() -> None:
-    """Look again for what is installed."""
-    for function in (_entries, _load, _told):
-        function.cache_clear()
+        installed = entry_points()
+        for group, by_name in entries.items():
+            for entry in installed.select(group=PREFIX + group):
+                by_name.setdefault(entry.name, []).append(entry)
+    return entries
 
 
 def names(group: str) -> list[str]:
-    """Names of the installed plugins of a group ("methods", ...), sorted; nothing is imported."""
+    """Return the sorted names of the installed plugins of a group ("methods", ...), without importing them."""
     return sorted(_entries()[group])
 
 
@@ -153,12 +147,12 @@ def find(group: str, name: str, taken: Collection[str] = ()) -> Any:
 
 
 def loaded(group: str) -> dict[str, Any]:
-    """Every plugin of a group that works, by name; each broken one is named once in a line of the log (stderr)."""
-    found = {name: _load(group, name) for name in names(group)}
-    for problem in found.values():
+    """Return all working plugins of a group by name. Each broken one is reported once in the log (stderr) and skipped."""
+    plugins = {name: _load(group, name) for name in names(group)}
+    for problem in plugins.values():
         if isinstance(problem, str):
-            _told(f"{problem}; it is left out")
-    return {name: plugin for name, plugin in found.items() if not isinstance(plugin, str)}
+            _warn_once(f"{problem}; skipped")
+    return {name: plugin for name, plugin in plugins.items() if not isinstance(plugin, str)}
 
 
 def listing(taken: Mapping[str, Collection[str]] | None = None) -> dict[str, str]:
@@ -176,14 +170,14 @@ def listing(taken: Mapping[str, Collection[str]] | None = None) -> dict[str, str
 
 
 def make(group: str, name: str, *args: Any, **options: Any) -> Any:
-    """What the plugin `name` builds of the arguments; UserError in one line where its code cannot be imported."""
+    """Call `build` of the plugin `name`. Raises UserError in one line if its code cannot be imported."""
     plugin = find(group, name)
     assert plugin is not None
-    return guarded(group, name, lambda: plugin.made(*args, **options))
+    return guarded(group, name, lambda: plugin.create(*args, **options))
 
 
 def guarded(group: str, name: str, call: Callable[[], Any]) -> Any:
-    """What `call` gives; UserError where the plugin's module cannot be imported or lacks what it promises."""
+    """Return `call()`. Raises UserError if the module of the plugin cannot be imported or lacks the named attribute."""
     try:
         return call()
     except (ImportError, AttributeError, SyntaxError) as error:
@@ -191,32 +185,32 @@ def guarded(group: str, name: str, call: Callable[[], Any]) -> Any:
 
 
 @cache
-def _told(line: str) -> None:
+def _warn_once(line: str) -> None:
     logging.getLogger("smatcli").warning(line)
 
 
 @cache
 def _load(group: str, name: str) -> _Plugin | str:
-    """The plugin, or a line that says what is wrong with it."""
+    """Return the plugin, or one line that describes its problem."""
     entries = _entries()[group][name]
     if len({entry.value for entry in entries}) > 1:
         return f"plugin {group}.{name} is in more than one package: {', '.join(map(_origin, entries))}"
     try:
-        found = entries[0].load()
-        problem = _problem(group, name, found)
-    except Exception as error:  # a plugin's module may raise anything
+        plugin = entries[0].load()
+        problem = _problem(group, name, plugin)
+    except Exception as error:  # the module of a plugin may raise anything
         problem = f"cannot be loaded: {_short(error)}"
-    return f"{_called(group, name)} {problem}" if problem else found
+    return f"{_called(group, name)} {problem}" if problem else plugin
 
 
-def _problem(group: str, name: str, found: Any) -> str:
-    """What is wrong with the object of an entry point, empty if nothing is."""
-    if not isinstance(found, KINDS[group]):
-        return f"is a {type(found).__name__}, not a smatcli.plugins.{KINDS[group].__name__}"
+def _problem(group: str, name: str, plugin: Any) -> str:
+    """Describe the problem of the object behind an entry point; empty if there is none."""
+    if not isinstance(plugin, KINDS[group]):
+        return f"is a {type(plugin).__name__}, not a smatcli.plugins.{KINDS[group].__name__}"
     pattern = {"backbones": _BACKBONE, "sources": _KIND, "tables": _KIND}.get(group, _NAME)
     if not pattern.fullmatch(name):
-        return f"has a name that cannot be one ({pattern.pattern})"
-    settings = getattr(found, "settings", None)
+        return f"has an invalid name (it must match {pattern.pattern})"
+    settings = getattr(plugin, "settings", None)
     if settings is None:
         return "has no settings (a model with its name)" if group == "methods" else ""
     return _settings_problem(group, name, settings)
@@ -226,9 +220,9 @@ def _settings_problem(group: str, name: str, settings: Any) -> str:
     from pydantic import BaseModel, ValidationError
 
     if not (isinstance(settings, type) and issubclass(settings, BaseModel)):
-        return "has settings that are no pydantic model"
+        return "has settings that are not a pydantic model"
     if settings.model_config.get("extra") != "forbid":
-        return f"has settings that let unknown keys pass: derive {settings.__name__} from smatcli.config.base.Strict"
+        return f"has settings that accept unknown keys: derive {settings.__name__} from smatcli.config.base.Strict"
     if group == "methods":
         field = settings.model_fields.get("name")
         if field is None or get_origin(field.annotation) is not Literal or get_args(field.annotation) != (name,):
@@ -242,7 +236,7 @@ def _settings_problem(group: str, name: str, settings: Any) -> str:
 
 
 def _clash(group: str, name: str, taken: Collection[str]) -> str:
-    return f"{_called(group, name)} has the name of a built-in one" if name in taken else ""
+    return f"{_called(group, name)} has the name of a built-in plugin" if name in taken else ""
 
 
 def _called(group: str, name: str) -> str:
@@ -260,6 +254,6 @@ def _short(error: BaseException) -> str:
 
 
 def unknown(group: str, word: str, name: str, built_in: list[str]) -> UserError:
-    """The error for a name that neither this package nor a plugin has."""
-    known = [*built_in, *names(group)]
-    return UserError(f"unknown {word} {name!r}{nearest(name, known)} (known: {', '.join(known)})")
+    """Return the error for a name that is neither built in nor a plugin."""
+    choices = [*built_in, *names(group)]
+    return UserError(f"unknown {word} {name!r}{nearest(name, choices)} (known: {', '.join(choices)})")

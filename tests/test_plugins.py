@@ -42,19 +42,25 @@ def site(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.chdir(tmp_path)
-    plugins.refresh()
+    forget_plugins()
     yield folder
     for name in [name for name in sys.modules if name.split(".")[0] in ("toys", "bad")]:
         del sys.modules[name]
     monkeypatch.undo()
     importlib.invalidate_caches()
-    plugins.refresh()
+    forget_plugins()
+
+
+def forget_plugins():
+    """Discard what is cached of the installed packages."""
+    for function in (plugins._entries, plugins._load, plugins._warn_once):
+        function.cache_clear()
 
 
 def install(site, **entries):
     toys.install(site, **entries)
     importlib.invalidate_caches()
-    plugins.refresh()
+    forget_plugins()
 
 
 def smat(*words):
@@ -151,7 +157,7 @@ def test_a_saved_method_is_restored_and_predicts(site, tmp_path):
         (
             "from pydantic import BaseModel\nfrom smatcli.plugins import MethodPlugin\n"
             "class C(BaseModel):\n    name: str = 'bad'\nmethod = MethodPlugin('bad:x', C)",
-            "let unknown keys pass",
+            "accept unknown keys",
         ),
         (
             "from smatcli.config.base import Strict\nfrom smatcli.plugins import MethodPlugin\n"
@@ -165,7 +171,7 @@ def test_a_broken_plugin_is_named_in_one_line_and_stops_nobody_else(site, tmp_pa
     (site / "bad.py").write_text(code)
     toys.write_metadata(site, "broken", "0.9", {"smatcli.methods": {"bad": "bad:method"}})
     importlib.invalidate_caches()
-    plugins.refresh()
+    forget_plugins()
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     assert load_recipe("recipe.yaml").recipe.method.name == "biases"  # type: ignore[union-attr]
     with pytest.raises(UserError) as caught:
@@ -183,13 +189,13 @@ def test_a_broken_source_does_not_hide_the_others(site, caplog):
     install(site)
     toys.write_metadata(site, "broken", "0.9", {"smatcli.sources": {"worse": "not_there:source", "folder": "toys.plugin:source"}})
     importlib.invalidate_caches()
-    plugins.refresh()
+    forget_plugins()
     done = smat("data", "prepare", "--help")
     assert done.exit_code == 0
     assert "npz" in done.stdout
     assert "folder" in done.stdout
     assert "worse" not in done.stdout
-    assert [r.message for r in caplog.records if "sources.worse of broken 0.9" in r.message and "left out" in r.message]
+    assert [r.message for r in caplog.records if "sources.worse of broken 0.9" in r.message and "skipped" in r.message]
     done = smat("data", "prepare", "worse", "x", "--out", "data")
     assert done.exit_code == 2
     assert "plugin sources.worse of broken 0.9" in done.output
@@ -199,12 +205,12 @@ def test_names_of_built_in_things_and_doubles_are_refused(site):
     install(site, adaptations={"flip": "toys.plugin:adaptation", "two": "toys.plugin:adaptation", "Not-One": "toys.plugin:adaptation"})
     toys.write_metadata(site, "second", "2.0", {"smatcli.adaptations": {"two": "toys.plugin:method"}})
     importlib.invalidate_caches()
-    plugins.refresh()
+    forget_plugins()
     found = plugins.listing({"adaptations": ["proto", "flip"]})
-    assert "has the name of a built-in one" in found["adaptations.flip"]
+    assert "has the name of a built-in plugin" in found["adaptations.flip"]
     assert "more than one package: " in found["adaptations.two"]
     assert "second 2.0" in found["adaptations.two"]
-    assert "a name that cannot be one" in found["adaptations.Not-One"]
+    assert "an invalid name" in found["adaptations.Not-One"]
     from smatcli.adaptation import build_adaptation, check_adaptation
 
     assert type(build_adaptation("flip", AdaptConfig())).__name__ == "Flip"
@@ -230,7 +236,7 @@ def test_without_plugins_the_models_are_the_plain_ones(site, monkeypatch, recipe
     install(site)
     assert type(load_recipe(recipe_file()).recipe) is TrainRecipe
     monkeypatch.setenv(plugins.OFF, "1")
-    plugins.refresh()
+    forget_plugins()
     assert plugins.listing() == {}
     (Path("recipe2.yaml")).write_text(RECIPE)
     with pytest.raises(UserError, match=r"unknown key 'adapt.neighbours'.*method.name"):

@@ -83,7 +83,7 @@ def _of_plugin(config: BackboneConfig, pretrained: bool) -> nn.Module:
     plugin: plugins.BackbonePlugin = plugins.find("backbones", config.name)
     if pretrained and plugin.pretrained is None:
         raise UserError(f"backbone.weights: {config.name} has none of its own; use 'none', a .safetensors/.pth file or a pretrain run")
-    maker = plugin.weighted if pretrained else plugin.made
+    maker = plugin.create_pretrained if pretrained else plugin.create
     try:
         model = plugins.guarded("backbones", config.name, lambda: maker(image_size=config.image_size, **config.args))
     except (TypeError, AssertionError, ValueError, KeyError, RuntimeError) as error:

@@ -70,7 +70,7 @@ def plugin_tables(group: Group, digits: int) -> Iterator[Table]:
     """The tables of a group that installed plugins make; one that fails is named in a line of the log and left out."""
     for name, plugin in plugins.loaded("tables").items():
         try:
-            made = plugin.made(group, digits)
+            made = plugin.create(group, digits)
             if made is not None and not isinstance(made, Table):
                 raise TypeError(f"makes a {type(made).__name__}, not a smatcli.report.tables.ours.Table")
         except Exception as error:  # the code of others may raise anything
