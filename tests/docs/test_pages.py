@@ -1,5 +1,7 @@
 """Pages: links and anchors lead somewhere, commands exist with their options, recipes that are named are there, the site builds."""
 
+import pkgutil
+import re
 import shlex
 import subprocess
 import sys
@@ -72,6 +74,21 @@ def problem(command: str) -> str:
 def test_commands_exist_with_their_options(page):
     wrong = [f"smat {command}: {why}" for command in commands(page) if (why := problem(command))]
     assert wrong == []
+
+
+def resolves(name: str) -> bool:
+    """Whether `a.b.C.d` is a module, or an attribute of one."""
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("page", OWN, ids=name)
+def test_python_names_exist(page):
+    names = set(re.findall(r"(?<![\w\"./-])smatcli(?:\.[A-Za-z_]\w*)+", page.read_text(encoding="utf-8")))
+    assert [name for name in sorted(names) if not name.endswith(".py") and not resolves(name)] == []
 
 
 def test_the_commands_are_found():
