@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 JOBS   ?= 2
+TESTS  ?=
 STAMP  := $(VENV)/.installed
 BIN    := $(VENV)/bin
 SMAT   := $(BIN)/smat
@@ -10,20 +11,20 @@ export PIP_NO_INPUT := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help venv quickstart test test-slurm lint format bench docs clean-quickstart
+.PHONY: help venv quickstart test test-python test-min test-slurm lint format bench docs clean-quickstart
 
-help: ## this list
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
-# The stamp is newer than pyproject.toml exactly when the environment holds what it asks for.
+# The stamp is newer than pyproject.toml if and only if the environment is up to date.
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $@
 
-venv: $(STAMP) ## make .venv and install smat with what its tests need
+venv: $(STAMP) ## create .venv with smat and everything its tests need
 
-quickstart: $(STAMP) ## the whole chain in miniature on embedded data (minutes, no network); again = continues
+quickstart: $(STAMP) ## run the whole pipeline on small generated data (minutes); run it again to resume
 	$(SMAT) data synthetic --out data/quickstart
 	$(SMAT) pretrain $(QUICK)/pretrain.yaml --resume
 	$(SMAT) train $(QUICK)/pretrained.yaml --resume
@@ -34,30 +35,39 @@ quickstart: $(STAMP) ## the whole chain in miniature on embedded data (minutes, 
 	$(SMAT) sweep tau $(QUICK)/smat.yaml --values 0.5,0.9 --jobs 2 threads=1 train.steps=80 train.valid_every=80 train.groups.masks.lr=0.1 method.sparsity.lr=0.5 eval.episodes=15 eval.adapt=[proto]
 	$(SMAT) report runs/quickstart/* --out report/quickstart
 
-clean-quickstart: ## remove what quickstart made (data, runs, report)
+clean-quickstart: ## delete the data, runs and report of quickstart
 	rm -rf data/quickstart runs/quickstart report/quickstart
 
-test: lint ## ruff, mypy, pytest
-	$(BIN)/python -m pytest -n $(JOBS)
+test: lint ## run ruff, mypy and pytest (TESTS=tests/cli for a part)
+	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
 
-lint: $(STAMP) ## ruff and mypy
+test-python: ## run pytest on another interpreter, in an environment of its own: make test-python PYTHON=python3.12
+	$(MAKE) VENV=.venv-$(notdir $(PYTHON)) venv
+	.venv-$(notdir $(PYTHON))/bin/python -m pytest -n $(JOBS) $(TESTS)
+
+test-min: ## run pytest with the lowest declared version of every dependency, in .venv-min
+	test -x .venv-min/bin/python || $(PYTHON) -m venv .venv-min
+	$(PYTHON) .ci/lowest.py > .venv-min/lowest.txt
+	.venv-min/bin/python -m pip install --quiet -c .venv-min/lowest.txt -e '.[dev]'
+	.venv-min/bin/python -m pytest -n $(JOBS) $(TESTS)
+
+lint: $(STAMP) ## run ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test-slurm: $(STAMP) ## the cluster launcher against a real Slurm on this machine (as root; apt-get install slurm-wlm munge)
-	$(BIN)/python -m pip install --quiet -e '.[dev,cluster]'
+test-slurm: $(STAMP) ## test the cluster launcher with a real Slurm on this machine (as root; apt-get install slurm-wlm munge)
 	$(BIN)/python -m pytest tests/launch/test_slurm.py -rs
 
-format: $(STAMP) ## let ruff format and fix
+format: $(STAMP) ## fix and format the sources with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## measured speed, one script per question
+bench: $(STAMP) ## run every benchmark
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
-docs: $(STAMP) ## docs/cli from each --help, data/README.md, and the site in build/site
+docs: $(STAMP) ## write docs/cli from the help texts, data/README.md, and the site into build/site
 	SMAT_NO_PLUGINS=1 $(BIN)/python -m smatcli.cli.docs docs/cli
 	$(BIN)/python -m smatcli.cli.datasets_page data/README.md
 	@if test -x $(BIN)/mkdocs; then NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict && echo "build/site/index.html"; \
-	else echo "no mkdocs here, so no site: $(BIN)/python -m pip install -e '.[docs]'"; fi
+	else echo "skipped the site: mkdocs is not installed ($(BIN)/python -m pip install -e '.[docs]')"; fi

@@ -30,7 +30,6 @@ EXTRAS = {
 UNDECLARED = {
     "triton": "part of torch's CUDA builds; the import may fail",
     "mkdocs": "required by mkdocs-material",
-    "click": "the library under typer; a test parses with it",
     "transformers": "required by peft",
 }
 # Declared without being imported: the reason.
@@ -45,6 +44,7 @@ UNUSED = {
     "accelerate": "for smatcli.llm",
     "datasets": "for smatcli.llm",
     "transformers": "for smatcli.llm",
+    "click": "the base of typer; from 8.2 on a command without arguments exits with 2",
     "pandas": "the tables of reports are moving to it",
 }
 LOADERS = ("import_module", "find_spec", "importorskip", "__import__")
