@@ -92,10 +92,10 @@ def main() -> None:
         source = args.run or make_run(Path(temporary), args.images)
         plain: dict[tuple[Any, str], tuple[str, Callable[..., Any]]] = {
             (FlatMethod, "embed"): ("network", FlatMethod.embed),
-            (loader, "normalise"): ("images", loader.normalise),
-            (features, "normalise"): ("images", features.normalise),
-            (proto, "prototypes"): ("prototypes", proto.prototypes),
-            (proto, "cosine_logits"): ("prototypes", proto.cosine_logits),
+            (loader, "normalise"): ("images", loader.normalise),  # type: ignore[attr-defined]
+            (features, "normalise"): ("images", features.normalise),  # type: ignore[attr-defined]
+            (proto, "prototypes"): ("prototypes", proto.prototypes),  # type: ignore[attr-defined]
+            (proto, "cosine_logits"): ("prototypes", proto.cosine_logits),  # type: ignore[attr-defined]
             (EvalFolder, "add"): ("writing", EvalFolder.add),
             (EvalFolder, "merge"): ("writing", EvalFolder.merge),
         }

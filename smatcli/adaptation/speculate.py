@@ -59,7 +59,9 @@ def together(measure: Measure, here: State, states: list[Bits]) -> dict[Bits, St
     """The states, near `here`, by one forward pass over all their parameters."""
     task = measure.task
     module, run, space = task.module, task.run, task.space
-    assert module is not None and run is not None and space is not None
+    assert module is not None
+    assert run is not None
+    assert space is not None
     pairs = [measure.moved(here, bits) for bits in states]
 
     def embed(theta: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ class StretchedViT(VisionTransformer):
     """A ViT whose `pos_embed` belongs to another image size than its input."""
 
     def _pos_embed(self, x: Tensor) -> Tensor:
-        assert self.cls_token is not None and self.pos_embed is not None
+        assert self.cls_token is not None
+        assert self.pos_embed is not None
         tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
         return self.pos_drop(tokens + stretch(self.pos_embed, self.patch_embed.grid_size))
 

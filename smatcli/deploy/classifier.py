@@ -125,7 +125,8 @@ class FewShotClassifier:
         if isinstance(self.head, FrozenHead):
             return self.head
         theta, centres = getattr(self.head, "theta", None), getattr(self.head, "centres", None)
-        assert self._method is not None and self._support is not None
+        assert self._method is not None
+        assert self._support is not None
         precision = self._method.precision
         if not isinstance(theta, Tensor) or not isinstance(centres, Tensor) or not isinstance(precision, Precision):
             raise self._not_plain()

@@ -44,7 +44,8 @@ def _ask(path: str, seconds: float) -> bool:
             return True
         _child = os.getpid(), started
     process = _child[1]
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
         process.stdin.write(path.encode("utf-8", "surrogateescape").hex().encode() + b"\n")
         process.stdin.flush()

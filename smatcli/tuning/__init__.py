@@ -12,6 +12,8 @@ from smatcli.config.tuning import TunerConfig
 from smatcli.tuning import adapter, lora, mlae, pmoe, prompts, simple, ssf
 from smatcli.tuning.base import Tuner
 
+__all__ = ["TUNERS", "Entry", "Tuner", "build_tuner"]
+
 
 class Entry(NamedTuple):
     """Settings model of a tuner, and what makes it: build(config, backbones, classes)."""

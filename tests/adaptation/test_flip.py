@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from smatcli.adaptation import build_adaptation, variant
-from smatcli.adaptation.flip import Flip, nearest_bits, normalised
+from smatcli.adaptation.flip import Flip, nearest_bits
 from smatcli.adaptation.proto import Proto
+from smatcli.adaptation.states import normalised
 from smatcli.config.schema import AdaptConfig, FlipConfig
 from smatcli.errors import SmatError, UserError
 from smatcli.seams import Support, Task

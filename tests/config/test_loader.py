@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smatcli.config import TrainRecipe, dump_recipe, leaves, load_recipe, yaml_text
+from smatcli.config.methods import SmatConfig
 from smatcli.config.overrides import split_override
-from smatcli.config.schema import GroupConfig, SmatConfig
+from smatcli.config.schema import GroupConfig
 from smatcli.errors import UserError
 
 

@@ -15,7 +15,7 @@ from smatcli.experts.merge import merge
 from smatcli.experts.merge_eager import Gate
 from tests.experts.test_merge_native import SHAPE, by_definition, by_kernel, inputs
 
-needs_triton = pytest.mark.skipif(merge_triton.triton is None, reason="Triton is not installed")
+needs_triton = pytest.mark.skipif(merge_triton.triton is None, reason="Triton is not installed")  # type: ignore[attr-defined]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 NUMBERS = {"columns": "i32", "experts": "i32", "gamma": "fp32", "stretch": "fp32", "odds_l0": "fp32"}
@@ -81,7 +81,7 @@ def test_it_compiles_without_spilling_registers(
 
 def test_where_it_cannot_be_used_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    if merge_triton.triton is not None:
+    if merge_triton.triton is not None:  # type: ignore[attr-defined]
         assert merge_triton.unavailable() == "there is no CUDA device"
         monkeypatch.setattr(merge_triton, "triton", None)
     assert merge_triton.unavailable() == "Triton is not installed"

@@ -16,7 +16,8 @@ import smatcli.engine.evaluate.evaluation as evaluate_module
 import smatcli.engine.train.trainer as train_module
 from smatcli.cli import app
 from smatcli.cli.sweep import parse
-from smatcli.config.schema import SmatConfig, TrainRecipe
+from smatcli.config.methods import SmatConfig
+from smatcli.config.schema import TrainRecipe
 from smatcli.errors import SmatError, UserError
 from smatcli.launch import local
 from smatcli.launch.grid import parse_axis, parse_grid, plan_points, short_keys, split_values
@@ -64,7 +65,7 @@ def world(monkeypatch, recipe_file, tmp_path):
         return run
 
     def evaluate(run, adapts=None, datasets=None, episodes=None, overrides=(), which="best", device=None, reporter=None):
-        recipe = evaluate_module.plan(run, adapts, episodes, overrides)
+        recipe = evaluate_module.plan(run, adapts, episodes, overrides)  # type: ignore[attr-defined]
         world.calls.append(("eval", tau_of(recipe), recipe.eval.episodes, tuple(recipe.eval.adapt)))
         write_results(run, tau_of(recipe), recipe.eval.adapt)
         return []

@@ -111,7 +111,7 @@ def test_a_full_disk_keeps_the_one_before(last, monkeypatch, where):
 
 def test_what_does_not_read_back_is_no_checkpoint(last, monkeypatch):
     """A disk that loses a bit between writing and reading."""
-    write = module.save_file
+    write = module.save_file  # type: ignore[attr-defined]
 
     def lossy(tensors, file):
         write(tensors, file)
@@ -144,8 +144,8 @@ def test_a_crash_anywhere_loses_nothing_and_the_next_one_takes_its_place(last, m
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.Path, "rename", counted(module.Path.rename))
-        patch.setattr(module.shutil, "rmtree", counted(module.shutil.rmtree))
+        patch.setattr(module.Path, "rename", counted(module.Path.rename))  # type: ignore[attr-defined]
+        patch.setattr(module.shutil, "rmtree", counted(module.shutil.rmtree))  # type: ignore[attr-defined]
         with contextlib.suppress(Killed):
             save_checkpoint(last, {}, {"step": 3}, keep_before=True)
     assert has_checkpoint(last)

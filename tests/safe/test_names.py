@@ -209,7 +209,7 @@ def test_a_run_is_made_where_the_recipe_says_and_nothing_is_replaced(tmp_path, r
 
 
 def test_points_of_a_sweep_stay_in_its_folder(tmp_path, recipe_file):
-    from smatcli.launch.grid import file_text
+    from smatcli.launch.points import file_text
 
     for value in ("../../x", "/etc/passwd", "a\nb", "a b<c>", "x" * 500):
         text = file_text(value)

@@ -97,7 +97,8 @@ class _ClassFile:
                 raise self.file.error(offset, f"the record has no field {name!r} (its fields: {listed})")
             if len(values) != 1 or not isinstance(values[0], kind):
                 raise self.file.error(offset, f"the field {name!r} is not one {'string of bytes' if kind is bytes else 'whole number'}")
-        assert label and image
+        assert label
+        assert image
         if label[0] != self.class_id:
             known = 0 <= int(label[0]) < self.ids
             why = "the file was renamed, or is of another dataset" if known else f"{SPEC_FILE} has classes 0 to {self.ids - 1}"

@@ -45,7 +45,8 @@ def fill(subject: Subject, count: int, analysis: Analysis) -> None:
 def trace(subject: Subject, episode: Episode) -> np.ndarray:
     """Return [3, T] float64 of one search: loss of each state, lowest loss so far, query accuracy of the state with the lowest loss."""
     task = subject.task(episode)
-    assert task.alpha is not None and task.merge is not None
+    assert task.alpha is not None
+    assert task.merge is not None
     measured = Flip(subject.recipe.adapt.flip).adapt(task, episode.support).info["trace"]
     lowest, share, rows = np.inf, np.nan, []
     support = episode.support

@@ -189,7 +189,8 @@ class Features:
         self.seconds = time.perf_counter() - begun
 
     def _table(self, theta: Tensor, rows: np.ndarray, stop: object) -> Table:
-        assert self.plain is not None and self._images is not None
+        assert self.plain is not None
+        assert self._images is not None
         images = self._images
         place = np.full(len(images.store.images), -1, np.int64)
         parts: list[Tensor] = []

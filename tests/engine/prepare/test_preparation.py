@@ -337,7 +337,7 @@ def test_memory_stays_small(tmp_path, monkeypatch):
     """However many images are waiting, only a window of them is decoded ahead of the writer."""
     source = write_zip(tmp_path / "pets.zip", tree(4, 200))
     decoded, most = [0], [0]
-    original, append = convert.decode_image, store_writer._append
+    original, append = convert.decode_image, store_writer._append  # type: ignore[attr-defined]
 
     def counting(*args):
         decoded[0] += 1
