@@ -157,7 +157,8 @@ def test_five_steps_agree_with_a_hooked_module(anchors: str) -> None:
         ours.step()
         theirs.step()
         trace.append(loss.item())
-    assert found.info["trace"] == pytest.approx(trace, rel=1e-8)
+    # The optimizer divides a gradient by its own size: where it is nearly zero, the order of a sum shows (1.3e-8 seen without AVX).
+    assert found.info["trace"] == pytest.approx(trace, rel=1e-6)
     with torch.no_grad():
         known = hooked(support.images)
         asked = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
@@ -165,7 +166,7 @@ def test_five_steps_agree_with_a_hooked_module(anchors: str) -> None:
         expected = torch.stack(
             [10 * torch.cosine_similarity(query, known[support.labels == c].mean(0)[None], dim=1) for c in range(WAYS)], 1
         )
-    torch.testing.assert_close(found.predict(asked), expected, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(found.predict(asked), expected, rtol=1e-6, atol=1e-6)
     assert (found.info["steps"], found.info["passes"]) == (5, 8)  # prototypes before, five steps, prototypes after, query
     assert (found.info["rate"], found.info["tuned"], found.info["fused"]) == (0.05, 2 * 2 * 16 * 11, 2)
 
