@@ -1,4 +1,4 @@
-"""Where and in which precision a run computes: the one place that chooses device, dtype and attention kernel."""
+"""Choice of device, precision and attention kernel. Nothing else in the package chooses them."""
 
 import ctypes
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from torch import nn
 
 from smatcli.errors import UserError
 
-WIDE = 256  # narrower models gain from bf16 on a CPU only with AMX
+WIDE = 256  # embedding width from which bf16 pays on a CPU without AMX
 
 
 @dataclass(frozen=True)
 class Precision:
-    """A precision, why it was chosen, and whether fused attention pays with it."""
+    """A precision on a device: its name, the reason for the choice, and whether attention is fused."""
 
     name: str
     device: torch.device
@@ -23,13 +23,13 @@ class Precision:
     fused_attention: bool
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Context for forward passes; parameters and optimizer states stay fp32."""
+        """Return the context for forward passes; parameters and optimizer states stay in fp32."""
         if self.name in ("fp32", "tf32"):
             return torch.autocast(self.device.type, enabled=False)
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Choose the attention kernel of every timm attention block of `model`, and whether fp32 products may use TF32; returns `model`."""
+        """Set the attention kernel of every timm attention block of `model`, and TF32 for the process; return `model`."""
         set_tf32(self.name == "tf32")
         for module in model.modules():
             if isinstance(getattr(module, "fused_attn", None), bool):
@@ -43,9 +43,9 @@ class Precision:
 
 
 def set_tf32(allowed: bool) -> None:
-    """Whether CUDA computes fp32 products and convolutions in TF32 (10 mantissa bits); never left to torch's default.
+    """Allow or forbid TF32 (10 mantissa bits) for fp32 matrix products and convolutions on CUDA, whatever torch's default.
 
-    By torch's older switches: with the newer ones set, torch.export (ONNX) refuses to work.
+    Uses torch's older switches: torch.export (ONNX) fails when the newer ones are set.
     """
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
@@ -53,7 +53,7 @@ def set_tf32(allowed: bool) -> None:
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """No TF32 inside, whatever the precision: for masks and their gradients."""
+    """Forbid TF32 inside the block, for masks and their gradients."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
@@ -63,9 +63,9 @@ def exact_products() -> Iterator[None]:
 
 
 def reuse_memory() -> None:
-    """Let glibc keep freed memory for the next tensor instead of giving it back: page faults were a quarter of a merge. Process-wide.
+    """Let glibc keep freed memory for the next tensor, process-wide: page faults were a quarter of the time of a merge.
 
-    Tensors of 16 MiB and more are given back: kept in the heap, the holes between them took a third of a large model's peak.
+    Tensors of 16 MiB and more are still returned to the system: gaps between them in the heap were a third of a large model's peak memory.
     """
     m_trim_threshold, m_mmap_threshold = -1, -3
     _libc("mallopt", m_mmap_threshold, 16 * 2**20)
@@ -73,23 +73,23 @@ def reuse_memory() -> None:
 
 
 def give_back_memory() -> None:
-    """Let glibc give freed memory back to the system now."""
+    """Let glibc return freed memory to the system now."""
     _libc("malloc_trim", 0)
 
 
 def _libc(name: str, *arguments: int) -> None:
-    with suppress(OSError, AttributeError):  # another C library: a matter of speed alone
+    with suppress(OSError, AttributeError):  # not glibc: only slower
         getattr(ctypes.CDLL(None), name)(*arguments)
 
 
 def set_threads(threads: int | None) -> None:
-    """Use this many CPU threads; None leaves torch's choice (all cores)."""
+    """Set the number of CPU threads; None keeps torch's choice (all cores)."""
     if threads is not None:
         torch.set_num_threads(threads)
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device called `name` ('auto': CUDA, then MPS, then CPU); UserError when it is not there."""
+    """Return the device `name` ('auto': CUDA, else MPS, else CPU); UserError if it is not available."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -101,22 +101,22 @@ def choose_device(name: str = "auto") -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:
-            raise UserError(f"device: {name!r} asked for, but no CUDA device is visible; use device=auto or device=cpu")
+            raise UserError(f"device: {name!r} is not available: no CUDA device is visible; use device=auto or device=cpu")
         if (device.index or 0) >= count:
-            raise UserError(f"device: {name!r} asked for, but only cuda:0 to cuda:{count - 1} are visible")
+            raise UserError(f"device: {name!r} is not available: use cuda:0 to cuda:{count - 1}")
     elif device.type == "mps":
         if not torch.backends.mps.is_available():
-            raise UserError("device: 'mps' asked for, but this machine has no MPS; use device=auto or device=cpu")
+            raise UserError("device: 'mps' is not available on this machine; use device=auto or device=cpu")
     elif device.type != "cpu":
         raise UserError(f"device: {name!r} is not supported; use auto, cpu, cuda, cuda:1 or mps")
     return device
 
 
 def choose_precision(name: str, device: torch.device, width: int) -> Precision:
-    """The precision called `name` for a model of this embedding width; 'auto' takes the one measured to be faster.
+    """Return the precision `name` for a model of this embedding width; 'auto' takes the faster one.
 
-    On a 2-core CPU with AMX a ViT of width 128 trains at 250 images/s in fp32, 280 in bf16 with fused attention (whose backward
-    is slow on CPUs) and 630 in bf16 without it.
+    Measured on a 2-core CPU with AMX: a ViT of width 128 trains at 250 images/s in fp32, 280 in bf16 with fused attention (its
+    backward is slow on CPUs) and 630 in bf16 without it.
     """
     unfused = device.type == "cpu" and name != "fp32"
     if name != "auto":
@@ -126,23 +126,23 @@ def choose_precision(name: str, device: torch.device, width: int) -> Precision:
             raise UserError(f"precision: tf32 needs a CUDA device of the Ampere generation or later, not {device}; use precision=fp32")
         if name == "bf16" and device.type == "mps":
             raise UserError("precision: bf16 is not supported on mps; use precision=fp32")
-        return Precision(name, device, "as asked", not unfused)
+        return Precision(name, device, "as asked", fused_attention=not unfused)
     if device.type == "cuda":
         if torch.cuda.get_device_capability(device)[0] >= 8:
-            return Precision("bf16", device, "GPU with bf16 units", True)
-        return Precision("fp32", device, "GPU without bf16 units", True)
+            return Precision("bf16", device, "GPU with bf16 units", fused_attention=True)
+        return Precision("fp32", device, "GPU without bf16 units", fused_attention=True)
     if device.type == "cpu":
         if torch.cpu._is_amx_tile_supported():
-            return Precision("bf16", device, "CPU with AMX", False)
+            return Precision("bf16", device, "CPU with AMX", fused_attention=False)
         if torch.cpu._is_avx512_bf16_supported() and width >= WIDE:
-            return Precision("bf16", device, f"CPU with AVX512-BF16, width {width}", False)
-        return Precision("fp32", device, f"CPU, width {width}", True)
-    return Precision("fp32", device, device.type, True)
+            return Precision("bf16", device, f"CPU with AVX512-BF16, width {width}", fused_attention=False)
+        return Precision("fp32", device, f"CPU, width {width}", fused_attention=True)
+    return Precision("fp32", device, device.type, fused_attention=True)
 
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """`set_threads` for a block: the number of before comes back."""
+    """Set the number of CPU threads inside the block; None changes nothing."""
     before = torch.get_num_threads()
     set_threads(count)
     try:

@@ -1,20 +1,20 @@
-"""The two errors that speak to the user; the command line turns them into one line and an exit code."""
+"""The two errors with a message for the user. The command line prints one line and exits with their code."""
 
 
 class SmatError(Exception):
-    """A run that failed (exit code 1): the message says what, where (file, key, episode) and what to do, in one line."""
+    """A failed run (exit code 1). The message is one line: what is wrong, where (file, key, episode), and what to do."""
 
     exit_code = 1
 
 
 class UserError(SmatError):
-    """Bad usage, recipe or data (exit code 2), found before anything was changed."""
+    """Invalid usage, recipe or data (exit code 2), detected before anything is changed."""
 
     exit_code = 2
 
 
 def nearest(name: str, valid: list[str]) -> str:
-    """`; did you mean 'x'?` for the closest valid name, else an empty string."""
+    """Return `; did you mean 'x'?` with the closest valid name, or an empty string."""
     from difflib import get_close_matches
 
     close = get_close_matches(name, valid, n=1, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""Named phases of a training step: marks that cost nothing until someone measures (`recording`)."""
+"""Named phases of a training step. They cost nothing outside of `recording`."""
 
 import threading
 import time
@@ -12,8 +12,8 @@ PHASES = ("data", "router", "merge", "student", "teacher", "backward", "optimize
 
 
 @dataclass
-class Spent:
-    """What a phase took, its inner phases left out: seconds by the clock, CPU seconds of the process, bytes at its peak (if tracked)."""
+class PhaseCost:
+    """Cost of a phase without its inner phases: calls, wall-clock seconds, CPU seconds of the process, peak bytes (if tracked)."""
 
     calls: int = 0
     wall: float = 0.0
@@ -23,33 +23,33 @@ class Spent:
 
 @dataclass
 class Recorder:
-    """Collects phases by name. A phase inside another one is subtracted from it, whichever thread it runs in.
+    """Collects the cost of phases by name. An inner phase is subtracted from the outer one, in whichever thread it runs.
 
-    On a GPU every border waits for the device (`device`), so a measured step is slower than an unmeasured one.
+    On a GPU the start and the end of each phase wait for `device`, so a recorded step is slower than an ordinary one.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    phases: dict[str, Spent] = field(default_factory=dict)
+    phases: dict[str, PhaseCost] = field(default_factory=dict)
     _stack: list[str] = field(default_factory=list)
     _mark: tuple[float, float] = (0.0, 0.0)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def enter(self, name: str) -> None:
-        """`name` begins; what ran until now belongs to the phase around it."""
+        """Begin the phase `name`; the time until now is charged to the outer phase."""
         with self._lock:
             self._charge()
             self._stack.append(name)
-            self.phases.setdefault(name, Spent()).calls += 1
+            self.phases.setdefault(name, PhaseCost()).calls += 1
 
     def leave(self) -> None:
-        """The innermost phase ends."""
+        """End the innermost phase."""
         with self._lock:
             self._charge()
             self._stack.pop()
 
     @property
     def current(self) -> str | None:
-        """The innermost phase."""
+        """Name of the innermost phase, or None."""
         return self._stack[-1] if self._stack else None
 
     def _charge(self) -> None:
@@ -68,7 +68,7 @@ _active: Recorder | None = None
 
 @contextmanager
 def recording(recorder: Recorder) -> Iterator[Recorder]:
-    """Phases inside are collected by `recorder`."""
+    """Collect the phases inside the block in `recorder`."""
     global _active
     before, _active = _active, recorder
     try:
@@ -78,7 +78,7 @@ def recording(recorder: Recorder) -> Iterator[Recorder]:
 
 
 def phase(name: str) -> AbstractContextManager[object]:
-    """Marks what runs inside as `name`; nothing unless inside `recording`. Shows as `smat.name` in a trace of torch's profiler."""
+    """Mark the block as the phase `name`; no effect outside of `recording`. torch's profiler shows it as `smat.name`."""
     return nullcontext() if _active is None else _marked(_active, name)
 
 

@@ -1,4 +1,7 @@
-"""The small types that rooms hand to each other. S support images, Q query images, C ways, D features, P parameters, M experts."""
+"""Types and protocols shared by methods, adaptations and engines.
+
+S support images, Q query images, C ways, D features, P parameters, M experts.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Support:
-    """What an adaptation may see of a task: `images` [S, 3, H, W] normalised float, `labels` [S] int64 in [0, ways)."""
+    """Support set, all that an adaptation may see of a task: `images` [S, 3, H, W] normalised float, `labels` [S] int64 in [0, ways)."""
 
     images: Tensor
     labels: Tensor
@@ -22,7 +25,7 @@ class Support:
 
 @dataclass(frozen=True)
 class Episode:
-    """A support and a query. `dataset` and `index` name the episode: (seed, split, dataset, index) draws it again."""
+    """Support and query set. The episode can be drawn again from (seed, split, dataset, index)."""
 
     support: Support
     query_images: Tensor  # [Q, 3, H, W]
@@ -30,7 +33,7 @@ class Episode:
     dataset: str
     index: int
     seed: int
-    rows: tuple[int, ...] | None = None  # of the support's, then the query's images in their store, where they come unaltered
+    rows: tuple[int, ...] | None = None  # store rows of the support images, then of the query images; None if images are augmented
 
     def __str__(self) -> str:
         return f"{self.dataset} episode {self.index} (seed {self.seed})"
@@ -38,9 +41,9 @@ class Episode:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a method makes theta of, to be tuned together: named initial `tensors`, and `compose(tensors)` -> theta [P] with graph.
+    """The parts of theta, to be tuned jointly: named initial `tensors`, and `compose(tensors)` -> theta [P] with graph.
 
-    Composed of the initial tensors it is the task's theta; the model's own tensors are never written.
+    `compose` of the initial tensors is the task's theta. The model's own tensors are never modified.
     """
 
     tensors: dict[str, Tensor]
@@ -49,15 +52,19 @@ class Parts:
 
 @dataclass(frozen=True)
 class Task:
-    """What a method makes of a support set.
+    """A method's parameters and functions for one support set.
 
-    `theta` [P] the task's parameters; `alpha` [M] merging scores or None; `merge(alpha)` -> theta for other scores of any scale (it
-    normalises them; all zero = the pre-trained model), or None; `embed(images, theta)` -> features [B, D] (fp32).
-    `delta(alpha_from, alpha_to, theta)` -> theta for scores that differ from `alpha_from` in few experts, touching only their non-zeros
-    (None: use `merge`); equal to `merge(alpha_to)`. `space` names the tensors of theta.
-    `module` is the network's architecture (its own weights mean nothing), and `run(module, tensors, images)` -> features [B, D] of it or of
-    a variant of it, in the method's precision. `parts()` are what theta is made of (None: a method without experts).
-    `seed` is counted from the episode: an adaptation draws its noise from it and from nothing else.
+    - `theta` [P]: the parameters of the task.
+    - `embed(images, theta)` -> features [B, D] (fp32).
+    - `scale`: factor of the cosine similarities in the logits.
+    - `alpha` [M]: merging scores, or None.
+    - `merge(alpha)` -> theta for other scores of any scale, or None. It normalises them; all zero is the pre-trained model.
+    - `delta(alpha_from, alpha_to, theta)` -> `merge(alpha_to)`, from the non-zeros of the experts whose scores differ; None: use `merge`.
+    - `space`: the names and shapes of the tensors in theta.
+    - `seed`: derived from the episode; the only source of an adaptation's noise.
+    - `module`: the architecture of the network; its weights are not used.
+    - `run(module, tensors, images)` -> features [B, D] of `module` or of a variant of it, in the method's precision.
+    - `parts()`: the parts of theta; None for a method without experts.
     """
 
     theta: Tensor
@@ -75,7 +82,7 @@ class Task:
 
 @dataclass
 class Losses:
-    """Loss of one training episode: `total` (with graph), its named weighted `terms`, and numbers to log (`logs`: accuracy ...)."""
+    """Loss of one training episode: `total` (with graph), its weighted `terms` by name, and other values to log (`logs`: accuracy ...)."""
 
     total: Tensor
     terms: dict[str, float] = field(default_factory=dict)
@@ -83,48 +90,48 @@ class Losses:
 
 
 class Classifier(Protocol):
-    """An adapted few-shot classifier. `info` holds what the adaptation did (chosen experts, losses, passes)."""
+    """An adapted few-shot classifier. `info` describes the adaptation (chosen experts, losses, forward passes)."""
 
     info: dict[str, Any]
 
     def predict(self, images: Tensor) -> Tensor:
-        """Logits [Q, C] of normalised images [Q, 3, H, W]."""
+        """Return logits [Q, C] for normalised images [Q, 3, H, W]."""
         ...
 
 
 class Adaptation(Protocol):
-    """Turns a task and its support set into a classifier; never sees a query label."""
+    """Turns a task and its support set into a classifier, without the query labels."""
 
     def adapt(self, task: Task, support: Support) -> Classifier: ...
 
 
 class Method(Protocol):
-    """A meta-tuning method: also an `nn.Module`, so that every trainable tensor is registered, saved and restored."""
+    """A meta-tuning method. It is also an `nn.Module`: every trainable tensor is registered, saved and restored."""
 
     def task(self, support: Support) -> Task:
-        """Task parameters for inference (no noise, no graph)."""
+        """Return the task of a support set for inference (no noise, no graph)."""
         ...
 
     def loss(self, episode: Episode, generator: torch.Generator) -> Losses:
-        """Training loss of one episode; `generator` (on the method's device) is the only source of noise."""
+        """Return the training loss of one episode; `generator` (on the method's device) is the only source of noise."""
         ...
 
     def groups(self) -> dict[str, list[torch.nn.Parameter]]:
-        """Optimizer groups by name; together they hold every trainable parameter exactly once."""
+        """Return the optimizer groups by name. Every trainable parameter is in exactly one of them."""
         ...
 
     def begin(self, episodes: Sequence[Episode], generators: Sequence[torch.Generator]) -> None:
-        """Before the tasks of a meta-batch: what they can share; `loss` of these very episodes then uses it. May do nothing."""
+        """Prepare what the tasks of a meta-batch share, for the `loss` of these same episode objects. May do nothing."""
         ...
 
     def end(self) -> None:
-        """After the last task of a meta-batch went backward: completes the gradients of what was shared."""
+        """Complete the gradients of what was shared, after the backward pass of the last task of a meta-batch."""
         ...
 
     def after_step(self, tasks_done: int) -> None:
-        """Called after every optimizer update, with the number of tasks seen so far."""
+        """Update the method's own state after an optimizer update; `tasks_done` counts the tasks so far."""
         ...
 
     def statistics(self) -> dict[str, float]:
-        """Slow-moving numbers for the log and the validation line (sparsity of the experts, multipliers, temperature)."""
+        """Return slowly changing values for the log and the validation line (sparsity, multipliers, temperature)."""
         ...

@@ -85,11 +85,11 @@ def test_missing_cuda_devices_are_named(monkeypatch):
         choose_device("cuda")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert choose_device("auto") == CPU
-    with pytest.raises(UserError, match="no MPS"):
+    with pytest.raises(UserError, match="not available on this machine"):
         choose_device("mps")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("auto") == torch.device("cuda")
     assert choose_device("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(UserError, match="only cuda:0 to cuda:1"):
+    with pytest.raises(UserError, match="use cuda:0 to cuda:1"):
         choose_device("cuda:2")
