@@ -39,13 +39,14 @@ class StretchedViT(VisionTransformer):
         assert self.cls_token is not None
         assert self.pos_embed is not None
         tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
-        return self.pos_drop(tokens + stretch(self.pos_embed, self.patch_embed.grid_size))
+        embedded: Tensor = self.pos_drop(tokens + stretch(self.pos_embed, self.patch_embed.grid_size))
+        return embedded
 
 
 def stretched(model: nn.Module, config: BackboneConfig) -> nn.Module:
     """`model`, made for `config.position_size`, as one that takes images of `config.image_size`; UserError where that cannot be done."""
     plain = type(model) is VisionTransformer and model.cls_token is not None and model.pos_embed is not None
-    if not plain or model.num_prefix_tokens != 1 or model.no_embed_class or model.dynamic_img_size:  # type: ignore[truthy-function]
+    if not plain or model.num_prefix_tokens != 1 or model.no_embed_class or model.dynamic_img_size:
         raise UserError(f"backbone.position_size: {config.name} is no plain ViT with a class token; leave position_size at null")
     # Another class on the same object: every name, hook and attention setting of the timm model stays as it is.
     model.__class__ = StretchedViT

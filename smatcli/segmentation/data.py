@@ -62,7 +62,7 @@ class SegmentSet:
     def image_at(self, row: int, size: int) -> np.ndarray:
         """Image uint8 [size, size, 3], resized from its own size."""
         if size == self.size and self._kept:
-            return self._images[row]
+            return np.asarray(self._images[row])
         return np.asarray(fit_image(self._whole(row)[0], size, "squash"))
 
     def mask_at(self, row: int, whole: bool) -> np.ndarray:

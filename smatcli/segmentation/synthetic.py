@@ -31,4 +31,4 @@ def draw(index: int, seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 def _triangle(u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
     """The equilateral triangle with corners at `radius` from the middle."""
     turns = [np.pi / 2 + 2 * np.pi * i / 3 for i in range(3)]
-    return np.all([u * np.cos(t) + v * np.sin(t) < radius / 2 for t in turns], 0)
+    return np.asarray(np.all([u * np.cos(t) + v * np.sin(t) < radius / 2 for t in turns], 0))

@@ -12,7 +12,7 @@ from smatcli.config.tuning import TunerConfig
 from smatcli.tuning import adapter, lora, mlae, pmoe, prompts, simple, ssf
 from smatcli.tuning.base import Tuner
 
-__all__ = ["TUNERS", "Entry", "Tuner", "build_tuner"]
+__all__ = ["TUNERS", "Tuner", "build_tuner"]
 
 
 class Entry(NamedTuple):

@@ -55,7 +55,7 @@ class Adapter(Wrapped):
                 raise UserError(
                     f"tuner: {type(block).__name__} is no plain transformer block, {config.name} has no place in it; choose a timm ViT"
                 )
-            backbone.blocks[i] = AdaptedBlock(block, Bottleneck(width, config))  # type: ignore[index, operator, assignment]
+            backbone.blocks[i] = AdaptedBlock(block, Bottleneck(width, config))  # type: ignore[operator, assignment]
 
     def merge(self) -> None:
         """Not linear, so not mergeable."""
