@@ -16,7 +16,7 @@ os.environ.setdefault("COLUMNS", "160")
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What `pytest.importorskip` writes, and what our own reasons of a skip say.
+# The reasons given by `pytest.importorskip`, and by the skips of our own tests.
 MISSING = re.compile(r"could not import '([\w.]+)'|([\w.-]+) is not installed")
 
 RECIPE = """\
@@ -36,7 +36,7 @@ eval: {episodes: 4, adapt: [proto]}
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """One CPU thread once torch is loaded: tests share two cores with each other."""
+    """Use one CPU thread once torch is loaded: parallel tests share the cores."""
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)
@@ -45,13 +45,13 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def repo() -> Path:
-    """Root of the source tree."""
+    """Return the root of the source tree."""
     return ROOT
 
 
 @pytest.fixture
 def recipe_file(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a recipe file (by default a small valid one, in which `old` is replaced by `new`) and returns its path."""
+    """Return a function that writes a recipe file (by default a small valid one, with `old` replaced by `new`) and returns its path."""
 
     def write(old: str = "", new: str = "", text: str | bytes | None = None, name: str = "recipe.yaml") -> Path:
         path = tmp_path / name

@@ -1,7 +1,7 @@
-"""What earlier versions wrote still loads, and goes on: one tiny store, checkpoint and result of every format.
+"""Files of earlier versions still load and can be continued: one tiny store, checkpoint and result of every format.
 
 `run-format1` and `run-format2` are one training (3 of 4 steps, then SIGTERM) and its meta-test, by the last version that wrote checkpoint
-format 1 (CRC-32 sums, results without a seal) and the first that wrote format 2. Never write these files again: add the next ones.
+format 1 (CRC-32 sums, results without a seal) and the first that wrote format 2. Never rewrite these files; add new ones.
 """
 
 import shutil

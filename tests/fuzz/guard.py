@@ -1,4 +1,4 @@
-"""Bounds around one reading: nothing but SmatError comes out, no hang, no more than 500 MB beyond what was there."""
+"""Limits for reading one file: only SmatError may be raised, within a time limit and 500 MB of additional memory."""
 
 import faulthandler
 import resource
@@ -11,14 +11,14 @@ from pathlib import Path
 from smatcli.errors import SmatError
 from smatcli.safe import probe as safe_probe
 
-SECONDS = 60  # of one reading; the process ends with a traceback beyond it, since a loop in C hears nothing
+SECONDS = 60  # per file; then the process ends with a traceback, because a loop in C ignores signals
 MEMORY = 500 * 2**20
 safe_probe.SECONDS = 3.0  # files of a few kilobytes
 
 
 @contextmanager
 def bounded(memory: int = MEMORY, seconds: int = SECONDS) -> Iterator[None]:
-    """Ends the process when the block hangs; allocations beyond `memory` raise MemoryError in it (Linux)."""
+    """End the process if the block hangs; allocations beyond `memory` raise MemoryError inside it (Linux)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     now = _address_space()
     faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
@@ -34,7 +34,7 @@ def bounded(memory: int = MEMORY, seconds: int = SECONDS) -> Iterator[None]:
 
 
 def refused(read: Callable[[], object]) -> bool:
-    """Whether `read` raised SmatError, in one line; anything else that it raises comes through."""
+    """Return whether `read` raised SmatError with a one-line message; other exceptions propagate."""
     try:
         with bounded():
             read()
@@ -48,7 +48,7 @@ def refused(read: Callable[[], object]) -> bool:
 
 
 def _address_space() -> int:
-    """Bytes of address space of this process; 0 where the system does not say."""
+    """Bytes of address space of this process; 0 if the system does not report it."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except OSError:

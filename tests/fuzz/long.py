@@ -1,4 +1,4 @@
-"""A longer fuzz by hand: `python -m tests.fuzz.long MINUTES [TARGET ...]`, random seeds; findings are printed with their seeds."""
+"""A longer fuzzing run with random seeds: `python -m tests.fuzz.long MINUTES [TARGET ...]` prints each failure with its seed."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""Mutations of valid files: bytes flipped, put in, cut out, repeated, words exchanged; an equal seed gives equal ones."""
+"""Mutations of valid files: flip, insert, delete and repeat bytes, insert words. Equal seeds give equal mutations."""
 
 import random
 
@@ -14,52 +14,52 @@ WORDS = tuple(
 
 
 def mutated(data: bytes, chance: random.Random, other: bytes = b"") -> bytes:
-    """A few random changes of `data`; `other` lends pieces."""
-    made = bytearray(data)
+    """Return `data` with a few random changes; pieces to insert come from `other`."""
+    buffer = bytearray(data)
     for _ in range(chance.choice((1, 1, 1, 2, 3, 6))):
-        _CHANGES[chance.randrange(len(_CHANGES))](made, chance, other or data)
-    return bytes(made)
+        _CHANGES[chance.randrange(len(_CHANGES))](buffer, chance, other or data)
+    return bytes(buffer)
 
 
-def _place(made: bytearray, chance: random.Random) -> int:
-    """Anywhere, or near an end, where headers and directories are."""
+def _place(buffer: bytearray, chance: random.Random) -> int:
+    """Return a random position, more often near either end, where headers and directories are."""
     kind = chance.random()
-    if kind < 0.6 or len(made) < 512:
-        return chance.randrange(len(made) + 1)
-    return chance.randrange(512) if kind < 0.85 else len(made) - chance.randrange(512)
+    if kind < 0.6 or len(buffer) < 512:
+        return chance.randrange(len(buffer) + 1)
+    return chance.randrange(512) if kind < 0.85 else len(buffer) - chance.randrange(512)
 
 
-def _flip(made: bytearray, chance: random.Random, other: bytes) -> None:
-    if made:
-        at = min(_place(made, chance), len(made) - 1)
-        made[at] = chance.choice((0, 1, 0x7F, 0x80, 0xFF, made[at] ^ (1 << chance.randrange(8)), chance.randrange(256)))
+def _flip(buffer: bytearray, chance: random.Random, other: bytes) -> None:
+    if buffer:
+        at = min(_place(buffer, chance), len(buffer) - 1)
+        buffer[at] = chance.choice((0, 1, 0x7F, 0x80, 0xFF, buffer[at] ^ (1 << chance.randrange(8)), chance.randrange(256)))
 
 
-def _number(made: bytearray, chance: random.Random, other: bytes) -> None:
-    at, size = _place(made, chance), chance.choice((1, 2, 4, 8))
-    made[at : at + size] = (chance.choice(NUMBERS) % 256**size).to_bytes(size, chance.choice(("little", "big")))
+def _number(buffer: bytearray, chance: random.Random, other: bytes) -> None:
+    at, size = _place(buffer, chance), chance.choice((1, 2, 4, 8))
+    buffer[at : at + size] = (chance.choice(NUMBERS) % 256**size).to_bytes(size, chance.choice(("little", "big")))
 
 
-def _word(made: bytearray, chance: random.Random, other: bytes) -> None:
-    at = _place(made, chance)
-    made[at : at + chance.choice((0, 0, 1, 3, 8))] = chance.choice(WORDS)
+def _word(buffer: bytearray, chance: random.Random, other: bytes) -> None:
+    at = _place(buffer, chance)
+    buffer[at : at + chance.choice((0, 0, 1, 3, 8))] = chance.choice(WORDS)
 
 
-def _cut(made: bytearray, chance: random.Random, other: bytes) -> None:
-    at = _place(made, chance)
-    del made[at : at + chance.choice((1, 2, 8, 64, len(made)))]
+def _cut(buffer: bytearray, chance: random.Random, other: bytes) -> None:
+    at = _place(buffer, chance)
+    del buffer[at : at + chance.choice((1, 2, 8, 64, len(buffer)))]
 
 
-def _repeat(made: bytearray, chance: random.Random, other: bytes) -> None:
-    at = _place(made, chance)
-    piece = bytes(made[at : at + chance.choice((1, 4, 16, 256))])
-    made[at:at] = piece * chance.choice((1, 2, 50))
+def _repeat(buffer: bytearray, chance: random.Random, other: bytes) -> None:
+    at = _place(buffer, chance)
+    piece = bytes(buffer[at : at + chance.choice((1, 4, 16, 256))])
+    buffer[at:at] = piece * chance.choice((1, 2, 50))
 
 
-def _borrow(made: bytearray, chance: random.Random, other: bytes) -> None:
-    start, at = chance.randrange(len(other) + 1), _place(made, chance)
+def _borrow(buffer: bytearray, chance: random.Random, other: bytes) -> None:
+    start, at = chance.randrange(len(other) + 1), _place(buffer, chance)
     piece = other[start : start + chance.choice((1, 4, 16, 64))]
-    made[at : at + chance.choice((0, len(piece)))] = piece
+    buffer[at : at + chance.choice((0, len(piece)))] = piece
 
 
 _CHANGES = (_flip, _flip, _flip, _number, _number, _word, _word, _cut, _repeat, _borrow)

@@ -1,4 +1,4 @@
-"""Data as users and strangers have it: what writes a tiny valid folder of each kind, and what reads all of it."""
+"""Source data of every kind: functions that write a tiny valid folder, and functions that read all of it."""
 
 import json
 import zipfile
@@ -25,7 +25,7 @@ def read_records(folder: Path) -> object:
 
 
 def read_all(source: object) -> object:
-    """Every image of a source, decoded; unreadable single images are what a source may have."""
+    """Decode every image of a source; single unreadable images are allowed."""
     from smatcli.data.images import Unreadable, decode_image
 
     try:
@@ -69,7 +69,7 @@ def read_stores(folder: Path) -> object:
 
 
 def each(reads: list[Callable[[], object]]) -> object:
-    """Each in turn, whatever the others raise; the last SmatError comes out, without the frames that keep files open."""
+    """Call each in turn, and raise the last SmatError at the end, without the frames that would keep files open."""
     said: list[SmatError] = []
     for read in reads:
         try:
@@ -184,7 +184,7 @@ def read_pmf(folder: Path) -> object:
     from smatcli.data.sources.pmf_episodes import PmfEpisodesSource
     from smatcli.data.sources.pmf_h5 import PmfH5Source
 
-    gc.collect(1)  # HDF5 shows what it knows of a file that is still open
+    gc.collect(1)  # HDF5 returns cached contents of a file that is still open
 
     return each([lambda: read_all(PmfH5Source(folder / "toy")), lambda: read_all(PmfEpisodesSource(folder / "val.h5"))])
 

@@ -1,4 +1,4 @@
-"""What is fuzzed: a tiny valid folder each, what is made of it, and how a container is closed again around what was changed in it."""
+"""Fuzzing targets: how to write a tiny valid folder, how to read it, and how to change a file inside its container."""
 
 import io
 import json
@@ -25,16 +25,16 @@ class Target:
     make: Callable[[Path], None]
     read: Callable[[Path], object]
     change: Fix | None = None
-    skip: tuple[str, ...] = ()  # endings of files that stay as they are
+    skip: tuple[str, ...] = ()  # suffixes of files that are not changed
 
 
 def plain(name: str, data: bytes, chance: random.Random) -> bytes:
-    """The bytes themselves."""
+    """Change the bytes."""
     return mutated(data, chance)
 
 
 def in_zip(name: str, data: bytes, chance: random.Random) -> bytes:
-    """A member of the archive, whose sum and size are right again; or the archive's own bytes."""
+    """Change a member of the archive and correct its checksum and size, or change the bytes of the archive."""
     if chance.random() < 0.3:
         return mutated(data, chance)
     out = io.BytesIO()
@@ -48,7 +48,7 @@ def in_zip(name: str, data: bytes, chance: random.Random) -> bytes:
 
 
 def in_safetensors(name: str, data: bytes, chance: random.Random) -> bytes:
-    """The header, of the right length again; or any bytes."""
+    """Change the header and correct its length, or change any bytes."""
     if not name.endswith((".safetensors", ".smat")) or chance.random() < 0.3:
         return mutated(data, chance)
     length = int.from_bytes(data[:8], "little")
@@ -57,12 +57,12 @@ def in_safetensors(name: str, data: bytes, chance: random.Random) -> bytes:
 
 
 def weights(name: str, data: bytes, chance: random.Random) -> bytes:
-    """A checkpoint of either kind."""
+    """Change a checkpoint of either kind."""
     return in_zip(name, data, chance) if name.endswith((".pt", ".pth")) and data[:2] == b"PK" else in_safetensors(name, data, chance)
 
 
 def in_record(name: str, data: bytes, chance: random.Random) -> bytes:
-    """The payload of a record, with the right checksums again; or any bytes."""
+    """Change the payload of a record and correct its checksums, or change any bytes."""
     from tests.data.mdfiles import record
 
     if not name.endswith(".tfrecords") or chance.random() < 0.4:
@@ -72,7 +72,7 @@ def in_record(name: str, data: bytes, chance: random.Random) -> bytes:
 
 
 def in_seal(name: str, data: bytes, chance: random.Random) -> bytes:
-    """HDF5 with its seal taken off, so that the library meets the damage; seldom with the seal."""
+    """Change an HDF5 file, mostly without its seal, so that the damage reaches the library."""
     if not name.endswith(".h5") or chance.random() < 0.2:
         return mutated(data, chance)
     end = data.rfind(b"SMATSEAL")
@@ -80,7 +80,7 @@ def in_seal(name: str, data: bytes, chance: random.Random) -> bytes:
 
 
 def in_checkpoint(name: str, data: bytes, chance: random.Random) -> bytes:
-    """Any file of a checkpoint; `rewritten` closes the manifest over it."""
+    """Change any file of a checkpoint; `rewritten` corrects the manifest."""
     return in_safetensors(name, data, chance)
 
 
@@ -112,7 +112,7 @@ def _read_checkpoint(folder: Path) -> object:
 
 
 def _read_resealed(folder: Path) -> object:
-    """A stranger's checkpoint, whose manifest is right."""
+    """Read a damaged checkpoint whose manifest is correct."""
     from smatcli.runs import manifest
 
     state, body = folder / "last" / manifest.STATE, folder / "last" / manifest.MANIFEST
@@ -291,7 +291,7 @@ TARGETS = {
 
 
 class Bench:
-    """A target at work in `folder`: its valid files are kept in memory and written anew for every attempt."""
+    """A target in `folder`. Its valid files are kept in memory and rewritten for every attempt."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.target, self.folder = TARGETS[name], folder
@@ -300,10 +300,10 @@ class Bench:
         self.valid = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
         self.names = [name for name in self.valid if not name.endswith(self.target.skip or ("\0",))]
         self.last: str | None = None
-        self.target.read(folder)  # what is valid is read
+        self.target.read(folder)  # valid files must be readable
 
     def attempt(self, seed: int) -> bool:
-        """One file changed by `seed`, everything read; whether that was refused."""
+        """Change one file by `seed` and read everything; return whether that raised SmatError."""
         from tests.fuzz.guard import refused
 
         chance = random.Random(seed)

@@ -1,4 +1,4 @@
-"""Recipes and overrides made of words: whatever a user or a stranger writes, it is refused in one line or understood."""
+"""Recipes and overrides of random words: each is accepted, or rejected with a one-line error."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings

@@ -1,4 +1,4 @@
-"""What the sources may not do: the syntax trees of every file are walked, so that no one has to remember the rules."""
+"""Rules for the sources, checked on the syntax tree of every file: no pickle, no shell, no unbounded reader."""
 
 import ast
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("smatcli", "benchmarks", "tests")
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle", "pandas.read_pickle"}
-# Files that write pickles in order to prove that they are refused, or that a store travels to a worker of a loader without its images.
+# Files that write pickles to test that they are rejected, or that a store is sent to a loader worker without its images.
 MAY_WRITE = {
     "tests/backbones/test_weights.py",
     "tests/data/stores/test_store.py",
@@ -17,7 +17,7 @@ MAY_WRITE = {
     "tests/data/torchvision_files.py",
     "tests/importing/test_bad_files.py",
 }
-MAY_EXEC = {"tests/docs/test_use_example.py"}  # our own documentation's example
+MAY_EXEC = {"tests/docs/test_use_example.py"}  # the example of the documentation
 MAY_SHELL = {"tests/cli/test_frame.py"}  # a pipe that is closed early
 HDF5, TEXT = {"smatcli/safe/hdf5.py", "smatcli/safe/probe.py"}, {"smatcli/safe/text.py"}
 
@@ -28,7 +28,7 @@ def trees() -> Iterator[tuple[str, ast.AST]]:
 
 
 def dotted(node: ast.AST) -> str:
-    """`a.b.c` of a chain of names, else an empty string."""
+    """Return `a.b.c` for a chain of names, else an empty string."""
     if isinstance(node, ast.Name):
         return node.id
     return f"{dotted(node.value)}.{node.attr}".lstrip(".") if isinstance(node, ast.Attribute) else ""
@@ -87,12 +87,12 @@ def problems() -> Iterator[str]:
                 yield f"{where}: {function}"
 
 
-# These read a file of which the structure was checked (by `Store.open`), or check it themselves (`ForeignHdf5`).
+# The structure of these files was checked before (by `Store.open`), or is checked there (`ForeignHdf5`).
 CHECKED = {"smatcli/data/stores/verify.py", "smatcli/data/sources/foreign_hdf5.py"}
 
 
 def _own_text(node: ast.Call) -> bool:
-    """json.loads(json.dumps(...)), and of a local text made by json.dumps."""
+    """Return whether the text comes from json.dumps, directly or through a local variable `text`."""
     argument = node.args[0] if node.args else None
     return (isinstance(argument, ast.Call) and dotted(argument.func) == "json.dumps") or (
         isinstance(argument, ast.Name) and argument.id == "text"
@@ -100,7 +100,7 @@ def _own_text(node: ast.Call) -> bool:
 
 
 def _guarded(tree: ast.AST, call: ast.Call) -> bool:
-    """Within a `try` whose handlers name RecursionError, or every Exception."""
+    """Return whether the call is inside a `try` whose handlers catch RecursionError or Exception."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Try) and any(call is inner for part in node.body for inner in ast.walk(part)):
             for handler in node.handlers:
