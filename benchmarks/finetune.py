@@ -28,7 +28,7 @@ from smatcli.adaptation.diffaugment import diff_augment
 from smatcli.adaptation.full import Full
 from smatcli.adaptation.grouped import adapt_many
 from smatcli.adaptation.joint import Joint
-from smatcli.adaptation.lora import Lora
+from smatcli.adaptation.lora import LoraAdaptation
 from smatcli.config.finetune import FullConfig, JointConfig, LoraAdaptConfig
 from smatcli.device import reuse_memory
 from smatcli.methods.smat import SmatMethod
@@ -83,7 +83,7 @@ class Whole(Full):
         return task.embed
 
 
-def grouped(ours: Full | Lora, task: Task, support: Support, count: int) -> Callable[[], object]:
+def grouped(ours: Full | LoraAdaptation, task: Task, support: Support, count: int) -> Callable[[], object]:
     """`count` episodes of their own parameters, side by side (1: one as it is)."""
     tasks = [replace(task, theta=task.theta.clone(), seed=i) for i in range(count)]
     supports = [replace(support, images=support.images.clone()) for _ in tasks]
@@ -111,9 +111,9 @@ def main() -> None:
     method = make_method(args)
     device, clock = method.theta_pre.device, 0 if method.theta_pre.device.type == "cuda" else 1
     options = {"lr": args.lr, "steps": args.steps}
-    ours: dict[str, Full | Lora | Joint] = {
+    ours: dict[str, Full | LoraAdaptation | Joint] = {
         "full": Full(FullConfig.model_validate(options)),
-        "lora": Lora(LoraAdaptConfig.model_validate(options)),
+        "lora": LoraAdaptation(LoraAdaptConfig.model_validate(options)),
         "joint": Joint(JointConfig.model_validate(options)),
         "whole": Whole(FullConfig.model_validate(options)),
     }
@@ -147,7 +147,9 @@ def main() -> None:
     if args.csv:
         with open(args.csv, "w", newline="") as file:
             csv.writer(file).writerows([("side", "seconds", "ratio"), *((s, t, t / first) for s, t in rows)])
-    for tuning in (Full(FullConfig.model_validate(options)), Lora(LoraAdaptConfig.model_validate(options))) if args.groups else ():
+    for tuning in (
+        (Full(FullConfig.model_validate(options)), LoraAdaptation(LoraAdaptConfig.model_validate(options))) if args.groups else ()
+    ):
         works = {count: grouped(tuning, task, support, count) for count in [1, *map(int, args.groups.split(","))]}
         best = dict.fromkeys(works, float("inf"))
         for repeat in range(4):

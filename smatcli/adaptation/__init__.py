@@ -12,7 +12,7 @@ from smatcli.adaptation.exhaustive import Exhaustive
 from smatcli.adaptation.flip import Flip
 from smatcli.adaptation.full import Full
 from smatcli.adaptation.joint import Joint
-from smatcli.adaptation.lora import Lora
+from smatcli.adaptation.lora import LoraAdaptation
 from smatcli.adaptation.proto import Proto
 from smatcli.config.schema import AdaptConfig
 from smatcli.seams import Adaptation
@@ -21,7 +21,7 @@ ADAPTATIONS: dict[str, Callable[[AdaptConfig], Adaptation]] = {
     "proto": lambda config: Proto(),
     "flip": lambda config: Flip(config.flip),
     "full": lambda config: Full(config.full),
-    "lora": lambda config: Lora(config.lora),
+    "lora": lambda config: LoraAdaptation(config.lora),
     "joint": lambda config: Joint(config.joint),
     "exhaustive": lambda config: Exhaustive(config.exhaustive),
     "dipa": lambda config: Dipa(config.dipa),

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smatcli.adaptation.batched_flip import BatchedVisits, BatchingChoice
 from smatcli.adaptation.proto import PrototypeClassifier
-from smatcli.adaptation.speculate import Ahead, Pace
 from smatcli.adaptation.states import Bits, Measure, State, normalised
 from smatcli.config.schema import FlipConfig
 from smatcli.seams import Support, Task
@@ -32,7 +32,7 @@ class Flip:
 
     def __init__(self, config: FlipConfig | None = None, batched: bool | None = None):
         self.config = config or FlipConfig()
-        self.pace = Pace(batched)
+        self.pace = BatchingChoice(batched)
 
     @torch.no_grad()
     def adapt(self, task: Task, support: Support) -> PrototypeClassifier:
@@ -46,7 +46,7 @@ class Flip:
         measure = Measure("flip", self.config, task, support)
         start = measure.start()
         ahead = self.pace.batched(measure, start, nearest_bits(start.scores))
-        best, accepted = walk(start, self.config, Ahead(measure) if ahead else measure.visit)
+        best, accepted = walk(start, self.config, BatchedVisits(measure) if ahead else measure.visit)
         return PrototypeClassifier(task, best.theta, best.centres, {**chosen(start, best, measure), "accepted": accepted})
 
 

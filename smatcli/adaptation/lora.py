@@ -114,7 +114,7 @@ def _branched(module: nn.Module, config: LoraAdaptConfig) -> tuple[nn.Module, se
     return inject_adapter_in_model(LoraConfig(target_modules=targets, **settings), net), fused, set(targets)
 
 
-class Lora(FineTune[LoraAdaptConfig]):
+class LoraAdaptation(FineTune[LoraAdaptConfig]):
     """Branches of rank r on q and v; the classifier holds theta_i with the branches merged into it."""
 
     name = "lora"

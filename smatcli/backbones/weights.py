@@ -113,7 +113,7 @@ def load_tree(path: Path, where: str = "backbone.weights") -> Any:
         raise UserError(f"{where}: {path} cannot be read: {reason}") from None
 
 
-def refuse_dishonest(path: Path, tensors: Mapping[str, Tensor], where: str) -> None:
+def check_plain_tensors(path: Path, tensors: Mapping[str, Tensor], where: str) -> None:
     """UserError, beginning with `where`, for tensors that are no plain blocks of numbers, or that claim more than they hold."""
     try:
         check_tensors(path, tensors.items())
@@ -129,7 +129,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     found = _unwrap(load_tree(path), set())
     if not found:
         raise UserError(f"backbone.weights: {path} holds no tensors by name")
-    refuse_dishonest(path, found, "backbone.weights")
+    check_plain_tensors(path, found, "backbone.weights")
     return found
 
 

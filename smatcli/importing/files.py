@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from smatcli.backbones.weights import SUFFIXES, load_tree, refuse_dishonest
+from smatcli.backbones.weights import SUFFIXES, check_plain_tensors, load_tree
 from smatcli.errors import UserError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -39,7 +39,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     for key, value in tree.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise UserError(f"{path}: {key!r} is a {type(value).__name__}, no tensor; give the checkpoint as it was released")
-    refuse_dishonest(path, tree, "import")
+    check_plain_tensors(path, tree, "import")
     for prefix in _PREFIXES:
         if all(key.startswith(prefix) for key in tree):
             tree = {key.removeprefix(prefix): value for key, value in tree.items()}

@@ -1,6 +1,7 @@
-"""Meta-tuning methods by name. A new one: one file, one line in `METHODS`, one settings model, one row in tests/methods/test_battery.py.
+"""Meta-tuning methods by name.
 
-Other packages add theirs by an entry point (`smatcli.plugins`).
+To add one: a file, a line in `METHODS`, a settings model, and a row in tests/methods/test_battery.py. Other packages add methods by entry
+points (`smatcli.plugins`).
 """
 
 from collections.abc import Callable
@@ -28,10 +29,13 @@ METHODS: dict[str, Callable[[Any, nn.Module], FlatMethod]] = {
 
 
 def build_method(config: MethodConfig, backbone: nn.Module) -> FlatMethod:
-    """The method that `config.name` says, over `backbone` (its weights become theta_pre); UserError for a plugin that makes none."""
+    """Build the method `config.name` over `backbone`, whose weights become theta_pre.
+
+    Raises `UserError` for a plugin that does not return a `FlatMethod`.
+    """
     if config.name in METHODS:
         return METHODS[config.name](config, backbone)
-    made = plugins.make("methods", config.name, config, backbone)
-    if not isinstance(made, FlatMethod):
-        raise UserError(f"plugin methods.{config.name}: makes a {type(made).__name__}, which is no smatcli.methods.base.FlatMethod")
-    return made
+    method = plugins.make("methods", config.name, config, backbone)
+    if not isinstance(method, FlatMethod):
+        raise UserError(f"plugin methods.{config.name}: returns a {type(method).__name__}, not a smatcli.methods.base.FlatMethod")
+    return method

@@ -1,4 +1,4 @@
-"""SMAT with a hand-made sparsity pattern: M dense experts that reach the MLP layers alone (Table 2 of Chen et al., ICML 2024)."""
+"""SMAT with a fixed sparsity pattern: M dense experts over the MLP layers only (Table 2 of Chen et al., ICML 2024)."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -16,9 +16,10 @@ from smatcli.seams import Support, Task
 
 
 class MlpMixture(RoutedMethod):
-    """theta_i whose MLP layers are theta_pre + sum_m alpha_im e_m, over parameters elsewhere that `rest` gives.
+    """theta_i with MLP layers theta_pre + sum_m alpha_im e_m; all other parameters are those of `rest`.
 
-    The experts' differences e_m from theta_pre are `experts` [M, P_mlp]: zero at first, every expert a copy of the pre-trained MLPs.
+    The differences e_m of the experts from theta_pre are `experts` [M, P_mlp]. They start at zero: every expert is a copy of the
+    pre-trained MLPs.
     """
 
     def __init__(self, backbone: nn.Module, scale: float, experts: int, router: RouterConfig, teacher: TeacherConfig | None) -> None:
@@ -28,20 +29,20 @@ class MlpMixture(RoutedMethod):
         self.router = Router(router, int(backbone.num_features), experts)  # type: ignore[arg-type]
 
     def rest(self) -> Tensor:
-        """The parameters outside of the MLP layers, [P - P_mlp]: the pre-trained ones."""
+        """Return the parameters outside the MLP layers, [P - P_mlp]: the pre-trained ones."""
         return self.parts.take(self.theta_pre)[1]
 
     def merge(self, alpha: Tensor) -> Tensor:
-        """theta [P] for normalised scores alpha [M], with graph."""
+        """Return theta [P] for normalised scores alpha [M], with graph."""
         return self.parts.join(self.parts.take(self.theta_pre)[0] + alpha @ self.experts, self.rest())
 
     def mixture(self, alpha: Tensor, generator: torch.Generator, injected: Injected | None) -> Mixture:
-        """theta_i; no terms of its own."""
+        """Return theta_i, without further loss terms."""
         return Mixture(self.merge(alpha), {}, {})
 
     @torch.no_grad()
     def task(self, support: Support) -> Task:
-        """theta_i by noise-free scores. `merge(scores)` normalises scores of any scale; all zero: the pre-trained MLPs."""
+        """Return theta_i for noise-free scores. Its `merge(scores)` normalises scores of any scale; all zero give the pre-trained MLPs."""
         alpha = self.inference_scores(support)
 
         @torch.no_grad()
@@ -51,32 +52,32 @@ class MlpMixture(RoutedMethod):
         return self.made(merge(alpha), alpha=alpha, merge=merge, parts=partial(self.parts_of, support))
 
     def part_tensors(self) -> dict[str, Tensor]:
-        """`experts`."""
+        """Return `experts`."""
         return {"experts": self.experts}
 
     def compose(self, tensors: Mapping[str, Tensor], alpha: Tensor) -> Tensor:
-        """theta [P]; parameters outside of the MLP layers are `shared` where that is among the tensors."""
+        """Return theta [P]; parameters outside the MLP layers are `shared` if `tensors` has it."""
         mlp, rest = self.parts.take(self.theta_pre)
         return self.parts.join(mlp + alpha @ tensors["experts"], tensors.get("shared", rest))
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """`experts` and `router`."""
+        """Return `experts` and `router`."""
         return {"experts": [self.experts], "router": list(self.router.parameters())}
 
     def default_groups(self) -> dict[str, GroupConfig]:
-        """As SMAT's `delta` and `router`."""
+        """Return the settings of SMAT's `delta` and `router`."""
         return {
             "experts": GroupConfig(optimizer="adam", lr=1e-3),
             "router": GroupConfig(optimizer="adamw", lr=1e-3, weight_decay=0.01, clip=1.0),
         }
 
     def after_step(self, tasks_done: int) -> None:
-        """Lowers the router's temperature."""
+        """Lower the router's temperature."""
         self.router.anneal(tasks_done)
 
     @torch.no_grad()
     def statistics(self) -> dict[str, float]:
-        """Parameters of one expert and of all that is trained, the experts' distance from the pre-trained MLPs, the temperature."""
+        """Return the numbers of parameters (of one expert, of all trained ones), the experts' relative change, and the temperature."""
         mlp = self.parts.take(self.theta_pre)[0]
         counts = {
             "parameters_expert": torch.tensor(self.parts.size),
@@ -87,7 +88,7 @@ class MlpMixture(RoutedMethod):
 
 
 class MlpExpertsMethod(MlpMixture):
-    """SMAT's task loss over experts in the MLP layers; everything else stays pre-trained."""
+    """SMAT's task loss with experts in the MLP layers; all other parameters stay pre-trained."""
 
     def __init__(self, config: MlpExpertsConfig, backbone: nn.Module) -> None:
         super().__init__(backbone, config.scale, config.experts, config.router, config.teacher)

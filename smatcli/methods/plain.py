@@ -1,4 +1,4 @@
-"""SMAT's training loss as the algorithm reads: eager, tensor by tensor, eight forward passes. It defines the fast path, and is slow."""
+"""Reference implementation of SMAT's training loss: eager, tensor by tensor, eight forward passes. Tests compare the fast path with it."""
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +15,21 @@ Named = dict[str, Tensor]
 
 
 def plain_loss(method: SmatMethod, episode: Episode, injected: Injected) -> Tensor:
-    """The total loss (Algorithm 1 of Chen et al., ICML 2024) for given noise, with graph to the method's parameters.
+    """Return the total loss (Algorithm 1 of Chen et al., ICML 2024) for given noise, with graph to the method's parameters.
 
-    For learned element-wise masks of shared experts, no inner steps, and prototypes that the teacher recomputes. Resets multipliers, and
-    iterates the router's spectral norm, as `SmatMethod.loss` does.
+    Supports learned element-wise masks of shared experts, no inner steps, and a teacher that recomputes prototypes. Like
+    `SmatMethod.loss`, it resets multipliers and iterates the router's spectral norm.
     """
     config, net = method.config, method.backbone
     support, shape = episode.support, HardConcrete.of(config.masks)
     pre, delta = method.space.unflatten(method.theta_pre), method.space.unflatten(method.theta_delta)
-    log_alpha = dict(zip(method.space.names, method.log_alpha.split(method.space.sizes, -1), strict=True))
+    log_alpha = dict(zip(method.space.names, torch.split(method.log_alpha, method.space.sizes, -1), strict=True))
     noise = injected.masks
-    u = None if noise is None else dict(zip(method.space.names, noise.split(method.space.sizes, -1), strict=True))
+    u = None if noise is None else dict(zip(method.space.names, torch.split(noise, method.space.sizes, -1), strict=True))
 
     with torch.no_grad():
-        known = embed(net, pre, support.images)
-    logits = method.router(prototypes(known, support.labels, support.ways))
+        frozen = embed(net, pre, support.images)
+    logits = method.router(prototypes(frozen, support.labels, support.ways))
     scores = torch.sigmoid((logits + torch.logit(injected.router)) / method.router.temperature)
     alpha = scores / (scores.sum() + 1e-8)
 
@@ -47,7 +47,7 @@ def plain_loss(method: SmatMethod, episode: Episode, injected: Injected) -> Tens
     targets = [teacher(net, theta, episode, config, method.scale)] if config.teacher.steps and config.teacher.weight else []
     if targets and config.teacher.pretrained:
         with torch.no_grad():
-            centres = prototypes(known, support.labels, support.ways)
+            centres = prototypes(frozen, support.labels, support.ways)
             targets.append(cosine_logits(embed(net, pre, episode.query_images), centres, method.scale))
     kd = [divergence(logits_q, target, config) for target in targets]
     total = (1 - config.teacher.weight) * ce + config.teacher.weight * torch.stack(kd).mean() if kd else ce
@@ -58,27 +58,28 @@ def plain_loss(method: SmatMethod, episode: Episode, injected: Injected) -> Tens
     multipliers = method.sparsity.multipliers
     weight = alpha.detach() if config.sparsity.weighting == "alpha" else torch.ones_like(alpha)
     total = total + (weight * multipliers.detach().clone() * (tau - 1 + l0)).sum() + (weight * (sparsity - tau) * multipliers).sum()
-    return total + config.router.logit_l2 * logits.square().mean()
+    l2: Tensor = config.router.logit_l2 * logits.square().mean()
+    return total + l2
 
 
 def embed(net: nn.Module, theta: Named, images: Tensor) -> Tensor:
-    """Features [B, D]."""
+    """Return features [B, D]."""
     return functional_call(net, theta, (images,))  # type: ignore[no-any-return]
 
 
 def classify(net: nn.Module, theta: Named, episode: Episode, scale: float) -> Tensor:
-    """Query logits [Q, C]: the support and the query in a forward pass each."""
-    known = embed(net, theta, episode.support.images)
-    centres = prototypes(known, episode.support.labels, episode.support.ways)
+    """Return query logits [Q, C], with one forward pass each for support and query."""
+    features = embed(net, theta, episode.support.images)
+    centres = prototypes(features, episode.support.labels, episode.support.ways)
     return cosine_logits(embed(net, theta, episode.query_images), centres, scale)
 
 
 def teacher(net: nn.Module, theta: Named, episode: Episode, config: SmatConfig, scale: float) -> Tensor:
-    """Query logits [Q, C] after the teacher's steps, which begin at theta with a forward pass of their own."""
+    """Return query logits [Q, C] after the teacher's steps, which start from theta with their own forward pass."""
     theta = {name: value.detach().requires_grad_() for name, value in theta.items()}
     for _ in range(config.teacher.steps):
         ce = F.cross_entropy(classify(net, theta, episode, scale), episode.query_labels)
-        # A tensor that the forward pass does not read (a head that prototypes replace) has no gradient.
+        # A tensor that the forward pass does not use (a head that prototypes replace) has no gradient.
         grads = torch.autograd.grad(ce, list(theta.values()), allow_unused=True)
         moved = zip(theta.items(), grads, strict=True)
         theta = {n: (t if g is None else t - config.teacher.lr * g).detach().requires_grad_() for (n, t), g in moved}
@@ -86,7 +87,7 @@ def teacher(net: nn.Module, theta: Named, episode: Episode, config: SmatConfig, 
 
 
 def divergence(student: Tensor, target: Tensor, config: SmatConfig) -> Tensor:
-    """T^2 KL of softened predictions in the configured direction, batch mean, by its definition."""
+    """Return T^2 KL of softened predictions in the configured direction, batch mean, directly from the formula."""
     p, q = (F.softmax(t / config.teacher.temperature, -1) for t in (student, target))
     if config.teacher.direction == "forward":
         p, q = q, p

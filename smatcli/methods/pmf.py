@@ -19,27 +19,27 @@ class PmfMethod(FlatMethod):
         self.theta = nn.Parameter(self.theta_pre.clone())
 
     def task(self, support: Support) -> Task:
-        """The tuned parameters, the same for every task."""
+        """Return the tuned parameters, the same for every task."""
         return self.made(self.theta.detach())
 
     def loss(self, episode: Episode, generator: torch.Generator) -> Losses:
-        """Cross-entropy of the query set; support and query share one forward."""
+        """Return the cross-entropy of the query set; support and query share one forward pass."""
         support = episode.support
         features = self.embed(torch.cat([support.images, episode.query_images]), self.theta)
-        known, asked = features.split([len(support.images), len(episode.query_images)])
-        logits = cosine_logits(asked, prototypes(known, support.labels, support.ways), self.scale)
+        known, query = torch.split(features, [len(support.images), len(episode.query_images)])
+        logits = cosine_logits(query, prototypes(known, support.labels, support.ways), self.scale)
         ce = F.cross_entropy(logits, episode.query_labels)
         return Losses(ce, {"ce": float(ce.detach())}, {"accuracy": accuracy(logits.detach(), episode.query_labels)})
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """One group, `theta`."""
+        """Return one group, `theta`."""
         return {"theta": [self.theta]}
 
     def default_groups(self) -> dict[str, GroupConfig]:
-        """Adam at the rate that was best on validation classes of the real-image recipe."""
+        """Return Adam with the learning rate that was best on the validation classes of the real-image recipe."""
         return {"theta": GroupConfig(optimizer="adam", lr=1e-4, clip=1.0)}
 
     def statistics(self) -> dict[str, float]:
-        """Distance to the pre-trained model, relative to its norm."""
+        """Return the distance from the pre-trained model, relative to its norm."""
         moved = (self.theta.detach() - self.theta_pre).norm() / self.theta_pre.norm()
         return {"moved": float(moved)}

@@ -1,4 +1,4 @@
-"""No meta-tuning: theta_i is the pre-trained model for every task (the tables' 'Pre')."""
+"""No meta-tuning: theta_i is the pre-trained model for every task ("Pre" in the tables)."""
 
 import torch
 from torch import nn
@@ -10,15 +10,15 @@ from smatcli.seams import Episode, Losses, Support, Task
 
 
 class PretrainedMethod(FlatMethod):
-    """The pre-trained backbone as it is."""
+    """The unchanged pre-trained backbone."""
 
     def __init__(self, config: PretrainedConfig, backbone: nn.Module):
         super().__init__(backbone, config.scale)
 
     def task(self, support: Support) -> Task:
-        """theta_pre, whatever the support set."""
+        """Return theta_pre for any support set."""
         return self.made(self.theta_pre)
 
     def loss(self, episode: Episode, generator: torch.Generator) -> Losses:
-        """Refused: there is nothing to train."""
+        """Raise `SmatError`: there is nothing to train."""
         raise SmatError("method 'pretrained' has nothing to train; set train.steps=0")

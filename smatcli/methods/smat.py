@@ -1,4 +1,4 @@
-"""Sparse MetA-Tuning (Chen et al., ICML 2024): M sparse interpolated experts, merged for every task (Algorithm 1)."""
+"""Sparse MetA-Tuning (Chen et al., ICML 2024): M sparse interpolated experts, merged per task (Algorithm 1)."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,7 +15,7 @@ from smatcli.experts.merge_eager import Noise
 from smatcli.experts.router import Router
 from smatcli.experts.sparsity import SparsityController
 from smatcli.methods.routed import Injected, Mixture, RoutedMethod, numbers
-from smatcli.methods.running.sharing import Cut
+from smatcli.methods.running.graph_cut import GraphCut
 from smatcli.phases import phase
 from smatcli.seams import Episode, Support, Task
 
@@ -27,9 +27,10 @@ TOLERANCE = 0.02
 class SmatMethod(RoutedMethod):
     """theta_i = theta_pre + theta_delta * sum_m alpha_im z_m, and its ablations (`masks.kind`, `masks.group`, `interpolated`).
 
-    `log_alpha` [M, P] ([M, G] where masks are structured) and `sparsity` exist where masks are learned; `fixed` [M, G] bool holds masks
-    that are drawn once. `theta_delta` is [P], or [M, P] where every expert has its own.
-    `dense`: name prefixes of parameters whose mask is always 1 (the release's head); their log_alpha still counts in E[L0], as there.
+    Learned masks have `log_alpha` [M, P] ([M, G] if structured) and `sparsity`; masks that are drawn once are `fixed` [M, G] (bool).
+    `theta_delta` is [P], or [M, P] if every expert has its own.
+    `dense`: name prefixes of parameters whose mask is always 1 (the head in the release); their log_alpha still counts in E[L0], as in
+    the release.
     """
 
     dense: Tensor | None
@@ -53,23 +54,26 @@ class SmatMethod(RoutedMethod):
             self.sparsity = SparsityController(config.sparsity, config.experts)
         self.register_buffer("dense", self.space.where(dense) if dense else None, persistent=False)
         self._compressed: tuple[object, CompressedExperts] | None = None
-        # Closed in this order: at theta and E[L0] of all tasks, then at each task's scores and router logits.
-        self._cuts: list[Cut] = []
+        # Backward order: first theta and E[L0] of all tasks, then each task's scores and router logits.
+        self._cuts: list[GraphCut] = []
 
     @property
     def mask_state(self) -> Tensor | None:
-        """What the masks are made of: log_alpha, the fixed masks, or None (all one)."""
+        """State of the masks: log_alpha, the fixed masks, or None (all one)."""
         return self.log_alpha if self.masks.learned else self.fixed
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """`delta`, `masks`, `router`, `multipliers` (masks and multipliers where masks are learned): every trainable parameter once."""
+        """Return `delta` and `router`, and `masks` and `multipliers` if masks are learned: every trainable parameter once."""
         router = list(self.router.parameters())
         if not self.masks.learned:
             return {"delta": [self.theta_delta], "router": router}
         return {"delta": [self.theta_delta], "masks": [self.log_alpha], "router": router, "multipliers": [self.sparsity.multipliers]}
 
     def default_groups(self) -> dict[str, GroupConfig]:
-        """Adam on the experts (a mask's gradient is some 1e-6 of a weight's, so SGD would need a rate of 1e6); ascent by plain SGD."""
+        """Return Adam for the experts and plain SGD for the multipliers.
+
+        A mask's gradient is about 1e-6 of a weight's, so that SGD would need a learning rate of 1e6.
+        """
         settings = {
             "delta": GroupConfig(optimizer="adam", lr=1e-3),
             "masks": GroupConfig(optimizer="adam", lr=0.02),
@@ -79,47 +83,47 @@ class SmatMethod(RoutedMethod):
         return {name: settings[name] for name in self.groups()}
 
     def mixture(self, alpha: Tensor, generator: torch.Generator, injected: Injected | None) -> Mixture:
-        """theta_i [P], the sparsity penalty and the ascent of the multipliers."""
+        """Return theta_i [P], the sparsity penalty and the ascent of the multipliers."""
         noise = injected.masks if injected else self._noise(generator)
         return self._constrained(self.merge(alpha, training=True, noise=noise), alpha)
 
     def begin(self, episodes: Sequence[Episode], generators: Sequence[torch.Generator]) -> None:
-        """One merge for all tasks, where masks are learned element by element for one theta_delta; theta [P] is freed task by task."""
+        """Merge once for all tasks, if masks are learned element-wise for a shared theta_delta; each theta [P] is freed with its task."""
         self._begun, self._cuts = {}, []
         if len(episodes) < 2 or not self.masks.learned or self.masks.groups is not None or not self.config.interpolated:
             return
         with torch.autocast(self.theta_pre.device.type, enabled=False):
-            openings = [self._open(*pair) for pair in zip(episodes, generators, strict=True)]
+            starts = [self._start(*pair) for pair in zip(episodes, generators, strict=True)]
             seeds = [self._noise(generator) for generator in generators]
             drawn = [seed for seed in seeds if isinstance(seed, int)]
-            before, after = [Cut() for _ in openings], Cut()
+            before, after = [GraphCut() for _ in starts], GraphCut()
             self._cuts = [after, *before]
             with phase("merge"):
-                alphas = torch.stack([cut.at(opening.alpha) for cut, opening in zip(before, openings, strict=True)])
+                alphas = torch.stack([cut.at(start.alpha) for cut, start in zip(before, starts, strict=True)])
                 tensors = (self.theta_pre, self.theta_delta, self.log_alpha, alphas)
-                found = merge_tasks(*tensors, self.shape, seeds=drawn or None, dense=self.dense)
-                for episode, opening, cut in zip(episodes, openings, before, strict=True):
-                    # `found` shrinks: a task's theta lives no longer than the task.
-                    theta, nonzeros, l0 = found.pop(0)
+                merges = merge_tasks(*tensors, self.shape, seeds=drawn or None, dense=self.dense)
+                for episode, start, cut in zip(episodes, starts, before, strict=True):
+                    # `merges` shrinks, so that a task's theta does not outlive the task.
+                    theta, nonzeros, l0 = merges.pop(0)
                     merged = Merged(after.at(theta), nonzeros, after.at(l0))
-                    opening = opening._replace(router_logits=cut.at(opening.router_logits), alpha=opening.alpha.detach())
-                    self._begun[id(episode)] = (episode, opening, partial(self._constrained, merged, opening.alpha))
+                    start = start._replace(router_logits=cut.at(start.router_logits), alpha=start.alpha.detach())
+                    self._begun[id(episode)] = (episode, start, partial(self._constrained, merged, start.alpha))
 
     @torch.no_grad()
     def skip_tasks(self, generators: Sequence[torch.Generator]) -> None:
-        """The router's part, and the multipliers that these tasks reset: where zeros are counted, their masks must be drawn for it."""
+        """Update the router, and reset multipliers as these tasks would: if zeros are counted, their masks must be drawn."""
         super().skip_tasks(generators)
         settings = self.config.sparsity
         if not (self.masks.learned and settings.reset and settings.measure == "counted"):
             return
         scores = torch.zeros(self.config.experts).to(self.theta_pre)
         for generator in generators:
-            self.router.scores(scores, generator)  # draws what the task draws before its masks
+            self.router.scores(scores, generator)  # advances the generator as the task does before its masks
             merged = self.merge(scores, training=True, noise=self._noise(generator))
             self.sparsity.reset(self.measured_sparsity(merged.nonzeros))
 
     def end(self) -> None:
-        """The one backward through the merge, then that of each task's router: in the order in which tasks one by one would sum them."""
+        """Run the shared backward through the merge, then each task's router backward, in the order in which separate tasks would sum."""
         self._begun = {}
         for cut in self._cuts:
             cut.close()
@@ -136,12 +140,12 @@ class SmatMethod(RoutedMethod):
         return Mixture(merged.theta, {"sparsity": penalty, "lagrangian": ascent}, logs)
 
     def merge(self, alpha: Tensor, *, training: bool, noise: Noise = None) -> Merged:
-        """theta [P] for merging scores alpha [M], with graph; the non-zeros and E[L0] of each mask [M]."""
+        """Return theta [P] for merging scores alpha [M], with graph, and the non-zeros and E[L0] of each mask [M]."""
         tensors = (self.theta_pre, self.theta_delta, self.mask_state, alpha)
         return self.masks.merge(*tensors, training=training, noise=noise, dense=self.dense)
 
     def measured_sparsity(self, nonzeros: Tensor) -> Tensor:
-        """Counted sparsity [M] of the masks in use, from their numbers of non-zeros [M]."""
+        """Return the counted sparsity [M] of masks, from their numbers of non-zeros [M]."""
         return 1 - nonzeros / self.space.size
 
     def _noise(self, generator: torch.Generator) -> Noise:
@@ -151,10 +155,10 @@ class SmatMethod(RoutedMethod):
 
     @torch.no_grad()
     def task(self, support: Support) -> Task:
-        """theta_i with inference masks and noise-free scores.
+        """Return theta_i with inference masks and noise-free scores.
 
-        `merge(scores)` normalises scores of any scale itself; all zero is theta_pre. `delta` is the same merge: it remembers the last
-        binary state, and touches only the non-zeros of the experts that differ from it, whatever `alpha_from` says.
+        `merge(scores)` normalises scores of any scale; all zero give theta_pre. `delta` is the same merge: it remembers the last binary
+        state and touches only the non-zeros of the experts that differ from it; it ignores `alpha_from`.
         """
         alpha = self.inference_scores(support)
         if not self.config.interpolated:
@@ -162,20 +166,20 @@ class SmatMethod(RoutedMethod):
             merge = partial(mix, theta_pre, experts)
             return self.made(merge(alpha), alpha=alpha, merge=merge, parts=partial(self.parts_of, support))
         merger = Merger(self.theta_pre, self.theta_delta.detach(), self.compressed())
-        known = {"alpha": alpha, "merge": merger, "delta": lambda alpha_from, alpha_to, theta: merger(alpha_to)}
-        return self.made(merger(alpha), **known, parts=partial(self.parts_of, support))
+        fields = {"alpha": alpha, "merge": merger, "delta": lambda alpha_from, alpha_to, theta: merger(alpha_to)}
+        return self.made(merger(alpha), **fields, parts=partial(self.parts_of, support))
 
     def part_tensors(self) -> dict[str, Tensor]:
-        """`delta`, and `masks` where they are learned."""
+        """Return `delta`, and `masks` if they are learned."""
         return {"delta": self.theta_delta, **({"masks": self.log_alpha} if self.masks.learned else {})}
 
     def compose(self, tensors: Mapping[str, Tensor], alpha: Tensor) -> Tensor:
-        """theta [P] by the gates of inference."""
+        """Return theta [P] under the inference gates."""
         state = tensors.get("masks", self.mask_state)
         return self.masks.merge(self.theta_pre, tensors["delta"], state, alpha, training=False, dense=self.dense).theta
 
     def compressed(self) -> CompressedExperts:
-        """The inference masks in compressed form, made again when they have changed; z_m * theta_delta_m where each expert has its own."""
+        """Return the inference masks in compressed form (z_m * theta_delta_m if each expert has its own); cached until they change."""
         state, own = self.mask_state, not self.config.interpolated
         sources = [t for t in (state, self.theta_delta if own else None) if t is not None]
         key = tuple((t.data_ptr(), t._version) for t in sources)
@@ -191,7 +195,7 @@ class SmatMethod(RoutedMethod):
 
     @torch.no_grad()
     def after_step(self, tasks_done: int) -> None:
-        """Clamps log_alpha, keeps multipliers at or above 0, lowers the router's temperature."""
+        """Clamp log_alpha, keep multipliers at or above 0, and lower the router's temperature."""
         self._compressed = None
         if self.masks.learned:
             self.log_alpha.clamp_(-self.config.masks.clamp, self.config.masks.clamp)
@@ -200,21 +204,21 @@ class SmatMethod(RoutedMethod):
 
     @torch.no_grad()
     def statistics(self) -> dict[str, float]:
-        """Sparsity over experts (expected; counted by the training and the inference gate), multipliers, temperature."""
-        found: dict[str, Tensor] = {}
+        """Return sparsity over experts (expected; counted under the training and inference gates), multipliers, and temperature."""
+        values: dict[str, Tensor] = {}
         state = self.mask_state
         if state is not None:
             expected = 1 - self.masks.expected_l0(state)
             gates = {"counted": self.masks.counted(state, "training"), "inference": self.masks.counted(state, "inference")}
-            found |= {f"sparsity_{name}": share.mean() for name, share in {"expected": expected, **gates}.items()}
-            found |= {"sparsity_min": expected.min(), "sparsity_max": expected.max()}
+            values |= {f"sparsity_{name}": share.mean() for name, share in {"expected": expected, **gates}.items()}
+            values |= {"sparsity_min": expected.min(), "sparsity_max": expected.max()}
         if self.masks.learned:
-            found |= {"multiplier_mean": self.sparsity.multipliers.mean(), "multiplier_max": self.sparsity.multipliers.max()}
-        return numbers(found | {"temperature": self.router.temperature})
+            values |= {"multiplier_mean": self.sparsity.multipliers.mean(), "multiplier_max": self.sparsity.multipliers.max()}
+        return numbers(values | {"temperature": self.router.temperature})
 
     @torch.no_grad()
     def feasible(self) -> bool:
-        """Whether every expert's sparsity is at most 0.02 below tau (fixed masks have theirs from the start)."""
+        """Whether every expert's sparsity is at most 0.02 below tau; always true for fixed masks."""
         if not self.masks.learned:
             return True
         expected = 1 - self.masks.expected_l0(self.log_alpha)

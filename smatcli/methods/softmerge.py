@@ -8,9 +8,9 @@ from smatcli.methods.mlp_experts import MlpMixture
 
 
 class SoftMergeMethod(MlpMixture):
-    """One merged network a task: MLPs averaged over M copies by the scores, all other parameters shared and trained (`shared` [P - P_mlp]).
+    """One merged network per task: MLPs averaged over M copies by the scores; all other parameters are trained (`shared` [P - P_mlp]).
 
-    One score a task and expert, the same for all layers; SMEAR has a router in every layer, which reads each example.
+    There is one score per task and expert for all layers. SMEAR has a router in every layer, which routes each example.
     """
 
     def __init__(self, config: SoftMergeConfig, backbone: nn.Module) -> None:
@@ -18,18 +18,18 @@ class SoftMergeMethod(MlpMixture):
         self.shared = nn.Parameter(super().rest().clone())
 
     def rest(self) -> Tensor:
-        """The shared parameters."""
+        """Return the shared parameters."""
         return self.shared
 
     def part_tensors(self) -> dict[str, Tensor]:
-        """`experts` and `shared`."""
+        """Return `experts` and `shared`."""
         return {**super().part_tensors(), "shared": self.shared}
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """`experts`, `shared` and `router`."""
+        """Return `experts`, `shared` and `router`."""
         return {**super().groups(), "shared": [self.shared]}
 
     def default_groups(self) -> dict[str, GroupConfig]:
-        """PMF's settings for all parameters of the network."""
+        """Return PMF's settings for all parameters of the network."""
         theta = GroupConfig(optimizer="adam", lr=1e-4, clip=1.0)
         return {**super().default_groups(), "experts": theta, "shared": theta}

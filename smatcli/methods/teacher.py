@@ -16,9 +16,9 @@ Embed = Callable[[Tensor, Tensor], Tensor]
 
 
 def distillation(student: Tensor, target: Tensor, temperature: float, direction: str) -> Tensor:
-    """T^2 KL between softened predictions, batch mean: KL(target || student) if `forward`, KL(student || target) if `reverse`.
+    """Return T^2 KL between softened predictions, batch mean: KL(target || student) if `forward`, KL(student || target) if `reverse`.
 
-    Logits [Q, C]; the target is a constant.
+    Both arguments are logits [Q, C]; the target is a constant.
     """
     log_p = F.log_softmax(student / temperature, -1)
     log_t = F.log_softmax(target.detach() / temperature, -1)
@@ -29,7 +29,7 @@ def distillation(student: Tensor, target: Tensor, temperature: float, direction:
 
 @dataclass(frozen=True)
 class Student:
-    """The student on one task, with its graph: parameters [P], query features [Q, D], prototypes [C, D], query logits and their loss."""
+    """The student on one task, with graph: parameters [P], query features [Q, D], prototypes [C, D], query logits, and their loss."""
 
     theta: Tensor
     query: Tensor
@@ -39,10 +39,10 @@ class Student:
 
 
 def teacher_logits(student: Student, episode: Episode, config: TeacherConfig, embed: Embed, scale: float) -> Tensor:
-    """Query logits [Q, C] of theta_i after K SGD steps on the query cross-entropy; a constant.
+    """Return query logits [Q, C] of theta_i after K SGD steps on the query cross-entropy, as a constant.
 
-    The first step's gradient comes from the student's own graph. `prototypes: student` treats the prototypes as a head that the steps move
-    too, so that only the query is embedded; `recomputed` makes them anew from the support set, and differentiates through them.
+    The first step reuses the student's graph. `prototypes: student` treats the prototypes as a head that the steps train too, so that
+    only the query is embedded; `recomputed` recomputes them from the support set and differentiates through them.
     """
     if config.prototypes == "student":
         return _with_head(student, episode, config, embed, scale)
@@ -58,14 +58,14 @@ def teacher_logits(student: Student, episode: Episode, config: TeacherConfig, em
 
 
 def _stepped(tensor: Tensor, grad: Tensor, lr: float) -> Tensor:
-    """tensor - lr grad, in the memory of the gradient, which callers hand over."""
+    """Return tensor - lr grad, computed in the memory of `grad`, which is overwritten."""
     return torch.sub(tensor.detach(), grad.mul_(lr), out=grad)
 
 
 def _logits(theta: Tensor, episode: Episode, embed: Embed, scale: float) -> Tensor:
     support = episode.support
-    known, query = embed_both(embed, episode, theta)
-    return cosine_logits(query, prototypes(known, support.labels, support.ways), scale)
+    features, query = embed_both(embed, episode, theta)
+    return cosine_logits(query, prototypes(features, support.labels, support.ways), scale)
 
 
 def _with_head(student: Student, episode: Episode, config: TeacherConfig, embed: Embed, scale: float) -> Tensor:

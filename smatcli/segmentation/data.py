@@ -12,7 +12,7 @@ from smatcli.data.counted import counted_rng
 from smatcli.data.images import Unreadable, decode_whole, fit_image
 from smatcli.errors import UserError
 from smatcli.runs.reporter import Reporter
-from smatcli.segmentation.lists import Pair, list_pairs
+from smatcli.segmentation.lists import ImageMaskPair, list_pairs
 from smatcli.segmentation.masks import IGNORE, check_binary, decode_mask
 from smatcli.segmentation.synthetic import draw
 
@@ -28,7 +28,9 @@ class SegmentSet:
 
     def __init__(self, data: SegmentData, size: int, seed: int, reporter: Reporter) -> None:
         self.data, self.size, self.seed = data, size, seed
-        self.pairs = [Pair(f"{i:05d}", Path(), Path()) for i in range(data.count)] if data.layout == "synthetic" else list_pairs(data)
+        self.pairs = (
+            [ImageMaskPair(f"{i:05d}", Path(), Path()) for i in range(data.count)] if data.layout == "synthetic" else list_pairs(data)
+        )
         count = len(self.pairs)
         self._kept = count * size * size * 4 <= KEPT_BYTES
         held = count if self._kept else 0

@@ -14,7 +14,7 @@ PARTS = {
 
 
 @dataclass(frozen=True)
-class Pair:
+class ImageMaskPair:
     """An image and its mask; `part` is train, valid or test where the set is split as published, else empty."""
 
     name: str
@@ -23,7 +23,7 @@ class Pair:
     part: str = ""
 
 
-def list_pairs(data: SegmentData) -> list[Pair]:
+def list_pairs(data: SegmentData) -> list[ImageMaskPair]:
     """The pairs of a set, sorted by name; UserError naming the files that have no partner, or two."""
     root = Path(data.root)
     if not root.is_dir():
@@ -45,10 +45,10 @@ def _below(root: Path, name: str) -> Path:
     raise UserError(f"data.root: {root} has no folder {name}{nearest(name, there)} (there: {', '.join(there[:10]) or 'no folder'})")
 
 
-def _isic(root: Path) -> list[Pair]:
+def _isic(root: Path) -> list[ImageMaskPair]:
     """ISIC 2017 and 2018, task 1: `ISIC*_{Training,Validation,Test}*_{Input,Data}` and `..._GroundTruth` beside it."""
     folders = sorted(p for p in root.iterdir() if p.is_dir())
-    pairs: list[Pair] = []
+    pairs: list[ImageMaskPair] = []
     for part in ("Training", "Validation", "Test"):
         mine = [f for f in folders if f"_{part}" in f.name]
         images = [f for f in mine if f.name.endswith(("_Input", "_Data"))]
@@ -58,13 +58,16 @@ def _isic(root: Path) -> list[Pair]:
         if len(images) != 1 or len(masks) != 1:
             names = ", ".join(f.name for f in images + masks)
             raise UserError(f"{root}: expected one folder of images (_Input or _Data) and one _GroundTruth for {part}, found {names}")
-        pairs += [Pair(p.name, p.image, p.mask, PARTS[part.lower()]) for p in _paired(images[0], masks[0], "_segmentation", "_superpixels")]
+        pairs += [
+            ImageMaskPair(p.name, p.image, p.mask, PARTS[part.lower()])
+            for p in _paired(images[0], masks[0], "_segmentation", "_superpixels")
+        ]
     if not pairs:
         raise UserError(f"{root}: no folders of ISIC (ISIC2018_Task1-2_Training_Input and ISIC2018_Task1_Training_GroundTruth)")
-    return pairs if len({p.part for p in pairs}) > 1 else [Pair(p.name, p.image, p.mask) for p in pairs]
+    return pairs if len({p.part for p in pairs}) > 1 else [ImageMaskPair(p.name, p.image, p.mask) for p in pairs]
 
 
-def _paired(images: Path, masks: Path, suffix: str, without: str = "\0") -> list[Pair]:
+def _paired(images: Path, masks: Path, suffix: str, without: str = "\0") -> list[ImageMaskPair]:
     """Images and masks of equal name, sorted; parts by the first folder, if all are in such."""
     ours = _named(images, "", without)
     theirs = _named(masks, suffix, without)
@@ -74,7 +77,7 @@ def _paired(images: Path, masks: Path, suffix: str, without: str = "\0") -> list
     _only(theirs, ours, masks, f"no image in {images}")
     parts = {name: PARTS.get(name.split("/")[0].lower(), "") if "/" in name else "" for name in ours}
     split = all(parts.values()) and len(set(parts.values())) > 1
-    return [Pair(name, ours[name], theirs[name], parts[name] if split else "") for name in sorted(ours)]
+    return [ImageMaskPair(name, ours[name], theirs[name], parts[name] if split else "") for name in sorted(ours)]
 
 
 def _only(here: dict[str, Path], there: dict[str, Path], folder: Path, said: str) -> None:

@@ -15,26 +15,26 @@ from smatcli.tuning.base import Tuner
 __all__ = ["TUNERS", "Tuner", "build_tuner"]
 
 
-class Entry(NamedTuple):
+class TunerEntry(NamedTuple):
     """Settings model of a tuner, and what makes it: build(config, backbones, classes)."""
 
     settings: type[BaseModel]
     build: Callable[[Any, Sequence[nn.Module], int], Tuner]
 
 
-TUNERS: dict[str, Entry] = {
-    "linear": Entry(settings.LinearConfig, simple.build_linear),
-    "full": Entry(settings.FullTuneConfig, simple.build_full),
-    "bias": Entry(settings.BiasConfig, simple.build_bias),
-    "lora": Entry(settings.LoraTuneConfig, lora.build),
-    "adapter": Entry(settings.AdapterConfig, adapter.build),
-    "adaptformer": Entry(settings.AdapterConfig, adapter.build),
-    "vpt-shallow": Entry(settings.VptShallowConfig, prompts.build),
-    "vpt-deep": Entry(settings.VptDeepConfig, prompts.build),
-    "gapt": Entry(settings.GaptConfig, prompts.build),
-    "ssf": Entry(settings.SsfConfig, ssf.build),
-    "mlae": Entry(settings.MlaeConfig, mlae.build),
-    "pmoe": Entry(PmoeConfig, pmoe.build),
+TUNERS: dict[str, TunerEntry] = {
+    "linear": TunerEntry(settings.LinearConfig, simple.build_linear),
+    "full": TunerEntry(settings.FullTuneConfig, simple.build_full),
+    "bias": TunerEntry(settings.BiasConfig, simple.build_bias),
+    "lora": TunerEntry(settings.LoraTuneConfig, lora.build),
+    "adapter": TunerEntry(settings.AdapterConfig, adapter.build),
+    "adaptformer": TunerEntry(settings.AdapterConfig, adapter.build),
+    "vpt-shallow": TunerEntry(settings.VptShallowConfig, prompts.build),
+    "vpt-deep": TunerEntry(settings.VptDeepConfig, prompts.build),
+    "gapt": TunerEntry(settings.GaptConfig, prompts.build),
+    "ssf": TunerEntry(settings.SsfConfig, ssf.build),
+    "mlae": TunerEntry(settings.MlaeConfig, mlae.build),
+    "pmoe": TunerEntry(PmoeConfig, pmoe.build),
 }
 
 

@@ -11,7 +11,7 @@ from smatcli.tuning.layers import linear_layers
 NAME = "default"  # of the only adapter in peft's layers
 
 
-class Lora(Wrapped):
+class LoraTuner(Wrapped):
     """W + alpha / r B A (Hu et al. 2022): A Kaiming, B zero."""
 
     def __init__(self, config: LoraTuneConfig, backbone: nn.Module, classes: int) -> None:
@@ -45,6 +45,6 @@ class Lora(Wrapped):
             backbone.set_submodule(name, layer.get_base_layer())  # type: ignore[operator]
 
 
-def build(config: LoraTuneConfig, backbones: Sequence[nn.Module], classes: int) -> Lora:
+def build(config: LoraTuneConfig, backbones: Sequence[nn.Module], classes: int) -> LoraTuner:
     """LoRA on the layers of the recipe."""
-    return Lora(config, only(backbones), classes)
+    return LoraTuner(config, only(backbones), classes)

@@ -10,7 +10,7 @@ from torch import Tensor
 from smatcli.adaptation import grouped
 from smatcli.adaptation.full import Full
 from smatcli.adaptation.grouped import Grouping, adapt_many, alike, can_group
-from smatcli.adaptation.lora import Lora
+from smatcli.adaptation.lora import LoraAdaptation
 from smatcli.adaptation.proto import Proto
 from smatcli.adaptation.steps import Steps, take
 from smatcli.config.finetune import FullConfig, LoraAdaptConfig
@@ -138,7 +138,7 @@ def test_interrupted_anywhere_it_leaves_the_model_and_the_generators_as_they_wer
 
 def test_static_steps_of_one_member_are_the_loop() -> None:
     """What is captured on CUDA, here without a capture."""
-    for adaptation in (Full(FullConfig(lr=1e-3, steps=5)), Lora(LoraAdaptConfig(lr=1e-3, steps=5))):
+    for adaptation in (Full(FullConfig(lr=1e-3, steps=5)), LoraAdaptation(LoraAdaptConfig(lr=1e-3, steps=5))):
         _, (task, *_), (support, *_) = world()
         expected = adaptation.adapt(task, support)
         tunable = adaptation.tunable(task)

@@ -7,7 +7,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from smatcli.adaptation.lora import Lora, LoraNetwork
+from smatcli.adaptation.lora import LoraAdaptation, LoraNetwork
 from smatcli.config.finetune import LoraAdaptConfig
 from smatcli.errors import UserError
 from smatcli.experts.space import ParameterSpace
@@ -21,7 +21,7 @@ def config(**settings) -> LoraAdaptConfig:
 def test_only_q_and_v_move_and_by_low_rank() -> None:
     method, support = make_method(), make_support()
     task = method.task(support)
-    moved = Lora(config(rank=2)).adapt(task, support).theta - task.theta
+    moved = LoraAdaptation(config(rank=2)).adapt(task, support).theta - task.theta
     for segment in method.space.segments:
         change = moved[segment.slice]
         if segment.layer in ("q", "v") and segment.name.endswith("weight"):
@@ -74,8 +74,8 @@ def test_dropout_is_drawn_while_training_alone() -> None:
     method, support = make_method(), make_support()
     task = method.task(support)
     settings = {"probability": 0.0}
-    without = Lora(config(dropout=0.0, **settings)).adapt(task, support)
-    dropped = Lora(config(dropout=0.5, **settings)).adapt(task, support)
+    without = LoraAdaptation(config(dropout=0.0, **settings)).adapt(task, support)
+    dropped = LoraAdaptation(config(dropout=0.5, **settings)).adapt(task, support)
     assert not torch.equal(without.theta, dropped.theta)
     assert torch.equal(dropped.predict(support.images), dropped.predict(support.images))
 
@@ -83,8 +83,8 @@ def test_dropout_is_drawn_while_training_alone() -> None:
 def test_the_rate_is_multiplied_by_the_factor() -> None:
     method, support = make_method(), make_support()
     task = method.task(support)
-    one = Lora(config(lr=1e-3, factor=10.0)).adapt(task, support)
-    assert torch.equal(one.theta, Lora(config(lr=1e-2, factor=1.0)).adapt(task, support).theta)
+    one = LoraAdaptation(config(lr=1e-3, factor=10.0)).adapt(task, support)
+    assert torch.equal(one.theta, LoraAdaptation(config(lr=1e-2, factor=1.0)).adapt(task, support).theta)
     assert one.info["rate"] == 1e-3
 
 
@@ -122,13 +122,13 @@ def test_without_qkv_bias_and_in_bf16() -> None:
     method = make_method(qkv_bias=False)
     support = make_support()
     task = method.task(support)
-    assert Lora(config()).adapt(task, support).info["steps"] == 3
+    assert LoraAdaptation(config()).adapt(task, support).info["steps"] == 3
 
     class Half:
         def autocast(self):
             return torch.autocast("cpu", dtype=torch.bfloat16)
 
     method.precision = Half()
-    found = Lora(config(lr=1e-3)).adapt(method.task(support), support)
+    found = LoraAdaptation(config(lr=1e-3)).adapt(method.task(support), support)
     assert found.info["steps"] == 3
     assert found.theta.dtype == torch.float32

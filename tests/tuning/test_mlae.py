@@ -7,7 +7,7 @@ import torch
 
 from smatcli.config.tuning import MlaeConfig
 from smatcli.errors import UserError
-from smatcli.tuning.lora import Lora
+from smatcli.tuning.lora import LoraTuner
 from smatcli.tuning.mlae import MaskedExperts, Mlae
 from smatcli.tuning.patterns import counts, experts_of, rates_of
 from tests.tuning.world import DEPTH, IMAGES, config, make, shake
@@ -162,7 +162,7 @@ def test_settings_that_contradict_each_other(settings, words):
 def test_rank_one_experts_with_unit_coefficients_are_lora():
     """With all experts on and lambda = 1 the function is LoRA's of the same rank, scale 1."""
     ours, theirs = shake(mlae(rank=4, mask="none")), make(name="lora", rank=4, alpha=4)
-    assert isinstance(theirs, Lora)
+    assert isinstance(theirs, LoraTuner)
     theirs.head.load_state_dict(ours.head.state_dict())
     with torch.no_grad():
         for name, part in ours.parts().items():

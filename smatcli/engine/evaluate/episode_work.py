@@ -28,7 +28,7 @@ Rows = dict[str, dict[str, Any]]
 
 
 @dataclass
-class Opened:
+class PendingEpisode:
     """An episode at work: its task with what it cost, the records so far, and the fine-tunings that wait for `size` of their shape."""
 
     episode: Episode
@@ -39,7 +39,7 @@ class Opened:
     waiting: dict[str, FineTune] = field(default_factory=dict)
     size: int = 1
 
-    def joins(self, other: "Opened") -> bool:
+    def joins(self, other: "PendingEpisode") -> bool:
         """May the fine-tunings of both be done together?"""
         pairs = (self.task, self.episode.support), (other.task, other.episode.support)
         return self.waiting == other.waiting and self.size == other.size and alike(*pairs)
@@ -55,7 +55,7 @@ class EpisodeWork:
         self.features, self.questions, self.grouping = features, questions, grouping
         self.meter, self.spread = Meter(device), 0.0
 
-    def open(self, episode: Episode, adaptations: Mapping[str, Adaptation]) -> Opened:
+    def open(self, episode: Episode, adaptations: Mapping[str, Adaptation]) -> PendingEpisode:
         """The episode's task, and a record of every adaptation that needs to wait for no other episode."""
         self.meter.start()
         begun = time.perf_counter()
@@ -63,7 +63,7 @@ class EpisodeWork:
         self.features.bind(episode, joined=any(type(one) is Proto for one in adaptations.values()))
         task = self.features.of(replace(self.method.task(episode.support), seed=noise))
         self._synchronise()
-        opened = Opened(episode, task, self.spread + time.perf_counter() - begun, self.meter.read())
+        opened = PendingEpisode(episode, task, self.spread + time.perf_counter() - begun, self.meter.read())
         for name, adaptation in adaptations.items():
             size = 1 if self._watched(name) else self.grouping.size(adaptation, task, episode.support)
             if size > 1:
@@ -74,7 +74,7 @@ class EpisodeWork:
                 opened.rows[name] = self._adapted(opened, name, adaptation)
         return opened
 
-    def close(self, group: Sequence[Opened]) -> list[Rows]:
+    def close(self, group: Sequence[PendingEpisode]) -> list[Rows]:
         """All records of the episodes, which join each other, one by adaptation."""
         for name, adaptation in group[0].waiting.items():
             self.meter.start()
@@ -97,7 +97,7 @@ class EpisodeWork:
     def _watched(self, name: str) -> bool:
         return bool(getattr(getattr(self.settings, name, None), "trajectory", False))
 
-    def _adapted(self, opened: Opened, name: str, adaptation: Adaptation) -> dict[str, Any]:
+    def _adapted(self, opened: PendingEpisode, name: str, adaptation: Adaptation) -> dict[str, Any]:
         self.meter.start()
         begun, path = time.perf_counter(), Trajectory(opened.episode)
         watched = {"watch": path} if self._watched(name) else {}
@@ -111,7 +111,7 @@ class EpisodeWork:
         return row
 
     def _recorded(
-        self, opened: Opened, name: str, classifier: Classifier, begun: float, spent: dict[str, float] | None = None
+        self, opened: PendingEpisode, name: str, classifier: Classifier, begun: float, spent: dict[str, float] | None = None
     ) -> dict[str, Any]:
         """The record of a classifier whose making began at `begun`; `spent` if it was measured before, else from the meter."""
         episode = opened.episode

@@ -20,7 +20,7 @@ from smatcli.data.episodes.loader import EpisodeLoader
 from smatcli.data.stores.opening import open_stores
 from smatcli.data.stores.store import Store
 from smatcli.device import threads
-from smatcli.engine.evaluate.episode_work import EpisodeWork, Opened
+from smatcli.engine.evaluate.episode_work import EpisodeWork, PendingEpisode
 from smatcli.engine.evaluate.features import Features, plans_of, without_images
 from smatcli.engine.evaluate.folder import EvalFolder
 from smatcli.engine.evaluate.questions import Dataset, Questions, choose_datasets, plan
@@ -247,9 +247,9 @@ class Evaluation:
 
     def _groups(
         self, adaptations: Mapping[str, Adaptation], work: Mapping[int, list[str]], episodes: Iterator[Episode]
-    ) -> Iterator[tuple[list[Opened], Episode]]:
+    ) -> Iterator[tuple[list[PendingEpisode], Episode]]:
         """Episodes whose fine-tunings are done together (mostly one alone; none where more are awaited), and the last that was read."""
-        waiting: list[Opened] = []
+        waiting: list[PendingEpisode] = []
         for episode in episodes:
             opened = self.work.open(episode, {a: adaptations[a] for a in work[episode.index]})
             if waiting and not waiting[0].joins(opened):

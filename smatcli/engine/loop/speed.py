@@ -11,7 +11,7 @@ from smatcli.errors import SmatError, UserError
 from smatcli.methods.base import FlatMethod
 from smatcli.methods.routed import RoutedMethod
 from smatcli.methods.running.execution import Execution, compiler_missing
-from smatcli.methods.running.frozen import FeatureCache
+from smatcli.methods.running.feature_cache import FeatureCache
 from smatcli.runs.reporter import Reporter
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS is deterministic only with a workspace of fixed size, read when CUDA starts

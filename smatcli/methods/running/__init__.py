@@ -1,1 +1,1 @@
-"""Run a network fast and in little memory: compilation, recomputation, late views, shared gradients, cached features."""
+"""Fast execution in little memory: compilation, recomputation, lazy views, graphs cut at the merge, cached features."""

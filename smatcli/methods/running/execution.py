@@ -1,4 +1,4 @@
-"""How a backbone is run: compiled block by block, activations recomputed instead of kept, images in parts. The numbers stay the same."""
+"""Execution of a backbone: compiled block by block, activations recomputed instead of kept, images in chunks. Results do not change."""
 
 import copy
 import shutil
@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from smatcli.backbones.lean import lean as make_lean
 from smatcli.errors import UserError
 from smatcli.experts.space import ParameterSpace
-from smatcli.methods.running.lateviews import LateViews
-from smatcli.methods.running.recompute import can_recompute_cheaply, cheaply
+from smatcli.methods.running.lazy_views import LazyViews
+from smatcli.methods.running.recompute import can_recompute_cheaply, cheap_recomputation
 
 Recompute = bool | Literal["auto", "cheap"]
 Tensors = Mapping[str, Tensor]
@@ -25,7 +25,7 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass
 class Compiled:
-    """What was compiled so far: graphs by the number of images they were made for, and the seconds it took."""
+    """Compiled graphs: the number of images of each, and the seconds that compilation took."""
 
     shapes: list[int]
     seconds: float = 0.0
@@ -36,15 +36,15 @@ class Compiled:
 
 
 def bucket(count: int) -> int:
-    """The number of images that `count` is padded to: four sizes an octave, so that 1 to 1,024 images need 29 graphs at most."""
+    """Return the number of images that `count` is padded to: four sizes per octave, so that 1 to 1,024 images need at most 29 graphs."""
     if count <= 8:
         return 8
-    step = 2 ** max(0, (count - 1).bit_length() - 3)
+    step = 1 << max(0, (count - 1).bit_length() - 3)
     return -(-count // step) * step
 
 
 def compiler_missing(device: torch.device) -> str | None:
-    """Why `torch.compile` cannot work here, or None."""
+    """Return the reason why `torch.compile` is unavailable, or None."""
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 
@@ -55,14 +55,17 @@ def compiler_missing(device: torch.device) -> str | None:
 
 
 class Execution:
-    """Runs `module` with parameters by name on images [B, 3, H, W].
+    """Run `module` with parameters by name on images [B, 3, H, W].
 
-    `compile`: every transformer block is the same compiled function, for numbers of images rounded up to a `bucket` (padded by zeros;
-    images do not see each other), by `backend` (default: inductor). `recompute`: a block's activations are made again in backward: all of
-    them (True), or those that cost little (`cheap`; `auto`: where the blocks are known, and not compiled). `chunk`: at most so many images
-    at a time, all their activations made again in backward, so that memory does not grow with the episode. `lean`: only what the feature
-    depends on is computed, where that is known (`backbones.lean`), equal up to rounding; not compiled or all made again. UserError for a
-    backbone without uniform blocks.
+    `compile`: all transformer blocks are one compiled function, for numbers of images rounded up to a `bucket` (padded with zeros, which
+    does not affect other images), by `backend` (default: inductor).
+    `recompute`: recompute a block's activations in backward, either all of them (True) or the cheap ones ("cheap"; "auto": if the blocks
+    are supported and not compiled).
+    `chunk`: run at most this many images at a time and recompute all their activations in backward, so that memory does not grow with
+    the episode.
+    `lean`: last block: compute only the CLS token, if the architecture is supported (`backbones.lean`). Equal up to rounding; ignored if
+    blocks are compiled or fully recomputed.
+    Raises `UserError` for a backbone without uniform blocks.
     """
 
     def __init__(
@@ -87,79 +90,84 @@ class Execution:
         if compile:
             self._block = self._compile(self._block)
 
-    def __call__(self, tensors: Tensors | LateViews, images: Tensor) -> Tensor:
-        """Features [B, D] under parameters by name."""
+    def __call__(self, tensors: Tensors | LazyViews, images: Tensor) -> Tensor:
+        """Return features [B, D] under parameters by name."""
         if self.chunk is None or len(images) <= self.chunk:
             return self._part(tensors, images)
         graph = torch.is_grad_enabled() and any(t.requires_grad for t in tensors.values())
-        parts = images.split(self.chunk)
+        parts = torch.split(images, self.chunk)
         if not graph:
             return torch.cat([self._part(tensors, part) for part in parts])
         kept: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
         return torch.cat([checkpoint(self._part, tensors, part, **kept) for part in parts])
 
-    def views(self, space: ParameterSpace, theta: Tensor) -> Tensors | LateViews:
-        """The parameters theta [P] by name, as `self` runs best with them."""
+    def views(self, space: ParameterSpace, theta: Tensor) -> Tensors | LazyViews:
+        """Return the parameters theta [P] by name, in the form that is best for this execution."""
         graph = torch.is_grad_enabled() and theta.requires_grad
         if not graph or theta.device.type != "cpu" or self.compiled is not None or not self._tower:
             return space.unflatten(theta)
-        return LateViews(space, theta, self._tower)
+        return LazyViews(space, theta, self._tower)
 
-    def _part(self, tensors: Tensors | LateViews, images: Tensor) -> Tensor:
-        if isinstance(tensors, LateViews):
-            with tensors.ready():
+    def _part(self, tensors: Tensors | LazyViews, images: Tensor) -> Tensor:
+        if isinstance(tensors, LazyViews):
+            with tensors.attached():
                 return self._part(tensors.tensors, images)
         count = len(images)
         if self.compiled is not None and bucket(count) > count:
             images = torch.cat([images, images.new_zeros(bucket(count) - count, *images.shape[1:])])
-        with self._taken_over(), cheaply(self._cheap) if self._cheap else nullcontext():
-            return functional_call(self.module, dict(tensors), (images,))[:count]
+        with self._patched(), cheap_recomputation(self._cheap) if self._cheap else nullcontext():
+            features: Tensor = functional_call(self.module, dict(tensors), (images,))
+            return features[:count]
 
     @contextmanager
-    def _taken_over(self) -> Iterator[None]:
-        """Blocks hand their tensors and their input to `_run` for the time of a call."""
+    def _patched(self) -> Iterator[None]:
+        """Let blocks pass their tensors and input to `_run` during a call."""
         try:
             for block in self._blocks:
-                block.forward = lambda x, block=block: self._run(dict(block.named_parameters()), x)  # type: ignore[method-assign,misc]
+                setattr(block, "forward", self._forward_of(block))  # noqa: B010
             yield
         finally:
             for block in self._blocks:
                 block.__dict__.pop("forward", None)
 
+    def _forward_of(self, block: nn.Module) -> Callable[[Tensor], Tensor]:
+        return lambda x: self._run(dict(block.named_parameters()), x)
+
     def _run(self, tensors: Tensors, x: Tensor) -> Tensor:
-        # The tensors are arguments, because a swapped parameter is gone from the module when backward makes the block again.
+        # The tensors are arguments, because swapped parameters are gone from the module when backward recomputes the block.
         if self.recompute and torch.is_grad_enabled():
             kept: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-            return checkpoint(self._block, tensors, x, **kept)  # type: ignore[no-any-return]
+            result: Tensor = checkpoint(self._block, tensors, x, **kept)
+            return result
         return self._block(tensors, x)
 
     def _compile(self, block: Callable[[Tensors, Tensor], Tensor]) -> Callable[[Tensors, Tensor], Tensor]:
         import torch._dynamo
         import torch._functorch.config
 
-        found = self.compiled
-        assert found is not None
+        compiled = self.compiled
+        assert compiled is not None
 
         def backend(graph: Any, inputs: Any) -> Any:
             start = time.perf_counter()
-            made = self._backend(graph, inputs)
-            found.seconds += time.perf_counter() - start
-            found.shapes.append(max(t.shape[0] for t in inputs if isinstance(t, Tensor) and t.ndim == 3))
-            return made
+            function = self._backend(graph, inputs)
+            compiled.seconds += time.perf_counter() - start
+            compiled.shapes.append(max(t.shape[0] for t in inputs if isinstance(t, Tensor) and t.ndim == 3))
+            return function
 
-        # The teacher's gradient and the loss's share one graph, so no backward may overwrite what the forward saved.
-        torch._functorch.config.donated_buffer = False  # type: ignore[assignment]
+        # The gradients of teacher and loss share one graph, so no backward may overwrite what the forward saved.
+        setattr(torch._functorch.config, "donated_buffer", False)  # noqa: B010
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
         torch._dynamo.config.accumulated_recompile_limit = max(torch._dynamo.config.accumulated_recompile_limit, 512)
         return torch.compile(block, backend=backend, dynamic=False)
 
 
 def _cheap_blocks(blocks: list[nn.Module], kind: str, recompute: Recompute, compile: bool) -> list[nn.Module]:
-    """The blocks to recompute cheaply; UserError where that was asked for and cannot be done."""
+    """Return the blocks to recompute cheaply. Raises `UserError` if that was requested but is impossible."""
     if isinstance(recompute, bool) or (recompute == "auto" and compile):
         return []
     if compile:
-        raise UserError("train.checkpoint_activations=cheap: with train.compile the compiler decides that itself; use auto, true or false")
+        raise UserError("train.checkpoint_activations=cheap: with train.compile the compiler decides this; use auto, true or false")
     if blocks and all(can_recompute_cheaply(block) for block in blocks):
         return blocks
     if recompute == "cheap":
@@ -168,8 +176,8 @@ def _cheap_blocks(blocks: list[nn.Module], kind: str, recompute: Recompute, comp
 
 
 def _tower(module: nn.Module) -> list[nn.Module]:
-    found = getattr(module, "blocks", None)
-    return list(found) if isinstance(found, nn.Sequential | nn.ModuleList) else []
+    blocks = getattr(module, "blocks", None)
+    return list(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else []
 
 
 def _inductor(graph: Any, inputs: Any) -> Any:
@@ -179,8 +187,8 @@ def _inductor(graph: Any, inputs: Any) -> Any:
 
 
 def functional_block(block: nn.Module) -> Callable[[Tensors, Tensor], Tensor]:
-    """`block` as a function of its tensors: a copy, of whose own weights none are used."""
-    template = copy.deepcopy(block).requires_grad_(False)
+    """Return `block` as a function of its tensors: calls of a copy whose own weights are not used."""
+    template = copy.deepcopy(block).requires_grad_(requires_grad=False)
 
     def run(tensors: Tensors, x: Tensor) -> Tensor:
         return functional_call(template, dict(tensors), (x,))  # type: ignore[no-any-return]
@@ -193,12 +201,11 @@ def _nothing(tensors: Tensors, x: Tensor) -> Tensor:
 
 
 def _blocks(module: nn.Module, key: str) -> list[nn.Module]:
-    found = getattr(module, "blocks", None)
-    blocks = list(found) if isinstance(found, nn.Sequential | nn.ModuleList) else []
+    blocks = _tower(module)
     if not blocks:
-        raise UserError(f"{key}: {type(module).__name__} has no transformer blocks to run one by one; remove it")
+        raise UserError(f"{key}: {type(module).__name__} has no transformer blocks to run one by one; remove this key")
     if any(_signature(block) != _signature(blocks[0]) for block in blocks):
-        raise UserError(f"{key}: the blocks of {type(module).__name__} differ from each other; remove it")
+        raise UserError(f"{key}: the blocks of {type(module).__name__} differ from each other; remove this key")
     return blocks
 
 

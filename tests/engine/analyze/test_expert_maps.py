@@ -16,7 +16,7 @@ from smatcli.engine.tune.tuning import tune
 from smatcli.errors import UserError
 from smatcli.runs.analysis import read_analysis
 from smatcli.runs.reporter import SilentReporter
-from smatcli.tuning.lora import Lora
+from smatcli.tuning.lora import LoraTuner
 from smatcli.tuning.mlae import Mlae
 from tests.tuning.world import IMAGES, load, make, shake, vit
 
@@ -24,7 +24,7 @@ from tests.tuning.world import IMAGES, load, make, shake, vit
 @pytest.mark.parametrize("settings", [{"name": "mlae", "rank": 4}, {"name": "mlae", "rank": 4, "cell": 2}, {"name": "lora", "rank": 3}])
 def test_cosines_are_those_of_the_matrices(settings):
     tuner = shake(make(**settings))
-    assert isinstance(tuner, Mlae | Lora)
+    assert isinstance(tuner, Mlae | LoraTuner)
     for experts in tuner.experts().values():
         flat = [(b @ a).double().flatten() for b, a in experts]
         want = [float(x @ y / x.norm() / y.norm()) for i, x in enumerate(flat) for y in flat[i + 1 :]]

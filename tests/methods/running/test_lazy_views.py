@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from smatcli.errors import SmatError
 from smatcli.experts.space import ParameterSpace, call
 from smatcli.methods.running.execution import Execution
-from smatcli.methods.running.lateviews import LateViews
+from smatcli.methods.running.lazy_views import LazyViews
 
 
 def made() -> tuple[VisionTransformer, ParameterSpace, Tensor, Tensor]:
@@ -37,7 +37,7 @@ def test_the_same_bits_and_the_network_as_it_was(options: dict[str, object]) -> 
         into += [features, *(torch.autograd.grad(features.square().sum(), values, retain_graph=True)[0] for _ in range(2))]
     chunked = "chunk" in options  # sums of two parts
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) if chunked else torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
-    assert isinstance(run.views(space, theta.clone().requires_grad_()), LateViews)
+    assert isinstance(run.views(space, theta.clone().requires_grad_()), LazyViews)
     after = dict(net.named_parameters())
     assert all(id(after[name]) == one and torch.equal(after[name], value) for name, (one, value) in before.items())
     assert not any(block._forward_pre_hooks for block in net.blocks)
@@ -48,7 +48,7 @@ def test_the_weights_of_a_block_wait_no_longer_than_its_backward() -> None:
     net, space, theta, images = made()
     order: list[str] = []
 
-    views = LateViews(space, theta.requires_grad_(), {f"blocks.{i}": block for i, block in enumerate(net.blocks)})
+    views = LazyViews(space, theta.requires_grad_(), {f"blocks.{i}": block for i, block in enumerate(net.blocks)})
     for _, prefix, own, _part in views._blocks:
         real = own.unflatten
 

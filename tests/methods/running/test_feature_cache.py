@@ -8,7 +8,7 @@ from torch import Tensor
 
 from smatcli.engine.train.trainer import Trainer, train
 from smatcli.errors import UserError
-from smatcli.methods.running.frozen import FeatureCache
+from smatcli.methods.running.feature_cache import FeatureCache
 from smatcli.runs.reporter import SilentReporter
 from tests.engine.train.world import load
 

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+from smatcli.adaptation.batched_flip import BatchedVisits, can_batch
 from smatcli.adaptation.flip import Flip
-from smatcli.adaptation.speculate import Ahead, can_batch
 from smatcli.adaptation.states import Measure
 from smatcli.config.methods import SmatConfig
 from smatcli.config.schema import FlipConfig
@@ -78,7 +78,7 @@ def test_states_that_are_left_are_forgotten() -> None:
     method, support = sharp_method(), make_support(0, noise=2)
     support = dataclasses.replace(support, images=support.images.double())
     measure = Measure("flip", FlipConfig(), method.task(support), support)
-    ahead = Ahead(measure)
+    ahead = BatchedVisits(measure)
     with torch.no_grad():
         here = ahead(measure.start(), (1, 0, 0, 0))
         there = ahead(here, (0, 0, 0, 0))

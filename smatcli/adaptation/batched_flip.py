@@ -25,7 +25,7 @@ def can_batch(measure: Measure) -> bool:
     return known and len(measure.alpha) * len(measure.images) <= LARGEST
 
 
-class Ahead:
+class BatchedVisits:
     """`visit` for `walk`: measures the unseen neighbours of `here` together when the walk asks for one that is not known."""
 
     def __init__(self, measure: Measure) -> None:
@@ -71,7 +71,7 @@ def together(measure: Measure, here: State, states: list[Bits]) -> dict[Bits, St
     return {bits: measure.state(bits, *pair, found) for bits, pair, found in zip(states, pairs, features, strict=True)}
 
 
-class Pace:
+class BatchingChoice:
     """Which is faster on this device for a number of images: one state at a time, or all flips together; tried once for each."""
 
     def __init__(self, forced: bool | None = None) -> None:

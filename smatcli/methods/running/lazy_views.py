@@ -1,8 +1,8 @@
-"""The tensors of a transformer's blocks as views of a flat vector that are made when the block is reached.
+"""Parameters of transformer blocks as views of a flat vector, created when a block is reached.
 
-Autograd works through nodes from the last made to the first. With all views made before the network runs, the gradients of all weights
-would stay single tensors until the end of backward, among the activations that come and go: the heap could then not be reused, and a
-process on a CPU takes a third more memory. Views made late are left early: a block's gradients become one tensor when its backward ends.
+Autograd processes nodes in reverse order of creation. If all views are created before the network runs, the gradients of all weights stay
+separate tensors until the end of backward, scattered among short-lived activations: the heap fragments, and a process on a CPU takes a
+third more memory. With lazy views, the gradients of a block become one tensor as soon as its backward ends.
 """
 
 from collections.abc import Iterator, Mapping, ValuesView
@@ -10,15 +10,16 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 
+import torch
 from torch import Tensor, nn
 
 from smatcli.experts.space import ParameterSpace
 
 
-class LateViews:
-    """`tensors`: theta [P] by name; those of the `blocks` (by their names' beginning) have a graph once, in `ready`, a block is reached.
+class LazyViews:
+    """theta [P] by name (`tensors`); inside `attached`, tensors of `blocks` (by name prefix) get their graph when the block is reached.
 
-    Raises `SmatError` where theta is not of the space.
+    Raises `SmatError` if theta does not fit the space.
     """
 
     def __init__(self, space: ParameterSpace, theta: Tensor, blocks: Mapping[str, nn.Module]) -> None:
@@ -29,9 +30,9 @@ class LateViews:
 
         groups = [(prefix, list(names)) for prefix, names in groupby(space.names, owner)]
         sizes, shapes = dict(zip(space.names, space.sizes, strict=True)), dict(zip(space.names, space.shapes, strict=True))
-        parts = theta.split([sum(sizes[name] for name in names) for _, names in groups])
+        parts = torch.split(theta, [sum(sizes[name] for name in names) for _, names in groups])
         self.tensors: dict[str, Tensor] = {}
-        self._blocks = []
+        self._blocks: list[tuple[nn.Module, str, ParameterSpace, Tensor]] = []
         for (prefix, names), part in zip(groups, parts, strict=True):
             own = ParameterSpace(tuple(names), tuple(shapes[name] for name in names))
             self.tensors |= own.unflatten(part if prefix is None else part.detach())
@@ -39,13 +40,13 @@ class LateViews:
                 self._blocks.append((blocks[prefix], prefix, own, part))
 
     def values(self) -> ValuesView[Tensor]:
-        """As of a mapping."""
+        """Return the tensors, like `values` of a mapping."""
         return self.tensors.values()
 
     @contextmanager
-    def ready(self) -> Iterator[None]:
-        """Inside, every block takes its views with graph when it is called; the tensors of before must be put back by the caller."""
-        handles = [block.register_forward_pre_hook(partial(_swap, *what)) for block, *what in self._blocks]
+    def attached(self) -> Iterator[None]:
+        """Let every block use its views with graph when it is called. The caller must restore the previous tensors."""
+        handles = [block.register_forward_pre_hook(partial(_swap, prefix, own, part)) for block, prefix, own, part in self._blocks]
         try:
             yield
         finally:
