@@ -107,7 +107,7 @@ class FewShotModel:
         items, named = as_list(images, "support images"), _labels(labels)
         if len(items) != len(named):
             raise UserError(f"support: {len(items)} images, but {len(named)} labels; give one label an image")
-        classes = sorted(set(named))  # type: ignore[type-var]
+        classes = sorted(set(named))
         if len(classes) < 2:
             raise UserError(f"support: has one class only ({classes[0]}); give images of two classes or more")
         pixels = [as_pixels(image, self.image_size, fit, f"support image {i}") for i, image in enumerate(items)]

@@ -44,7 +44,7 @@ def forward(theta_pre: Tensor, inputs: MergeInputs) -> tuple[list[Tensor], Tenso
     thetas = tuple(torch.empty_like(theta_pre) for _ in inputs.alphas)
     counts = log_alpha.new_empty(grid, inputs.gates, len(log_alpha))
     l0 = log_alpha.new_empty(grid, len(log_alpha))
-    with torch.cuda.device_of(log_alpha):  # type: ignore[no-untyped-call]
+    with torch.cuda.device_of(log_alpha):
         _forward[(grid,)](theta_pre, *_tensors(inputs), thetas, counts, l0, **settings)
     return list(thetas), _total(counts), _total(l0)
 
@@ -57,7 +57,7 @@ def backward(grads: Sequence[Tensor | None], inputs: MergeInputs, share: Tensor 
     d_delta, d_log_alpha = torch.empty_like(inputs.theta_delta), torch.empty_like(log_alpha)
     d_alphas = log_alpha.new_empty(grid, *inputs.alphas.shape)
     outputs = (d_delta, d_log_alpha, d_alphas)
-    with torch.cuda.device_of(log_alpha):  # type: ignore[no-untyped-call]
+    with torch.cuda.device_of(log_alpha):
         _backward[(grid,)](*_tensors(inputs), used, inputs.share_per_gate(share), *outputs, **settings)
     return d_delta, d_log_alpha, _total(d_alphas)
 

@@ -136,7 +136,7 @@ class Pair:
     def sure(self) -> float:
         """Lower end of the 95 % interval of the rate (Wilson 1927), so that a pair that met once does not lead."""
         z, n, p = 1.96, self.asked, self.rate
-        return (p + z * z / (2 * n) - z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))) / (1 + z * z / n)
+        return (p + z * z / (2 * n) - z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))) / (1 + z * z / n)
 
 
 def confused_pairs(episode: np.ndarray, label: np.ndarray, predicted: np.ndarray, most: int) -> list[Pair]:
