@@ -23,9 +23,9 @@ from smatcli.report.results.runs import Run
 from smatcli.report.results.seeds import merge_seeds
 from smatcli.report.tables.contents import TableOptions, all_tables, unmatched
 from smatcli.report.tables.segmentation import segment_tables
+from smatcli.report.tables.similarity import similarity_tables
 from smatcli.report.tables.table import Table
 from smatcli.report.tables.tuning import tuned_labels, tuning_pairs, tuning_tables, unused
-from smatcli.report.tables.tuning_pairs import similarity_tables
 from smatcli.safe.files import atomic_write_text
 
 FORMATS = ("files", "html")

@@ -1,4 +1,4 @@
-"""Tables of a report, free of any output format."""
+"""Tables of a report, independent of output formats."""
 
 from smatcli.moved import attribute_error
 from smatcli.report.tables.table import Block, Cell, Row, Table

@@ -1,4 +1,4 @@
-"""Which tables a report has."""
+"""The tables of a report."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,12 +12,12 @@ from smatcli.report.tables.ours import gains_table, main_table, pairs_table, swe
 from smatcli.report.tables.studies import ablation_table, delta_table, seeds_table, significance_tables, strategies_table
 from smatcli.report.tables.table import Table
 
-MOST_PAIRS = 8  # columns; more would make a table of pairs that nobody reads
+MOST_PAIRS = 8  # columns whose pairs are all listed; more would be unreadable
 
 
 @dataclass(frozen=True)
 class TableOptions:
-    """What the user asked for: digits after the point, columns of papers, and whether to subtract them."""
+    """Options of all tables: decimals, columns of papers, and whether to subtract these from ours."""
 
     digits: int = 1
     published: list[Published] = field(default_factory=list)
@@ -25,7 +25,7 @@ class TableOptions:
 
 
 def all_tables(groups: Sequence[Group], baselines: Mapping[str, list[Column]], options: TableOptions) -> list[Table]:
-    """The tables of all groups in the order of the page; `baselines` by the groups' tags."""
+    """Return the tables of all groups in the order of the page; `baselines` maps the groups' tags to columns."""
     return [table for group in groups for table in _of_group(group, baselines[group.tag], options) if table is not None]
 
 
@@ -52,29 +52,29 @@ def _of_group(group: Group, baselines: Sequence[Column], options: TableOptions) 
 
 
 def unmatched(groups: Sequence[Group], options: TableOptions, tables: Sequence[Table]) -> list[str]:
-    """Lines on published columns that found no dataset of ours, and on differences that found no method."""
+    """Return lines about published columns without a dataset in the report, and about `--delta` without a matching method."""
     ours = {key.dataset for group in groups for column in group.columns for key in column.estimates}
     lines = []
     for paper in dict.fromkeys(p.paper for p in options.published):
         own = [p for p in options.published if p.paper == paper]
         if not any(ours & p.estimates.keys() for p in own):
             theirs = sorted({name for p in own for name in p.estimates})
-            lines.append(f"--published {paper}: none of its datasets is in this report; they are {', '.join(theirs)}")
+            lines.append(f"--published {paper}: none of its datasets is in this report ({', '.join(theirs)})")
     if options.delta and not any(table.stem.startswith("delta-") for table in tables):
-        known = sorted({f"{p.method} + {p.adapt}" for p in options.published if p.method})
-        lines.append(f"--delta: no column here is a published one's method and adaptation ({', '.join(known) or 'none is named'})")
+        theirs = sorted({f"{p.method} + {p.adapt}" for p in options.published if p.method})
+        lines.append(f"--delta: no column has the method and adaptation of a published one ({', '.join(theirs) or 'none is given'})")
     return lines
 
 
 def plugin_tables(group: Group, digits: int) -> Iterator[Table]:
-    """The tables of a group that installed plugins make; one that fails is named in a line of the log and left out."""
+    """Yield the tables of a group from installed plugins; skip a plugin that fails, with a warning in the log."""
     for name, plugin in plugins.loaded("tables").items():
         try:
-            made = plugin.create(group, digits)
-            if made is not None and not isinstance(made, Table):
-                raise TypeError(f"makes a {type(made).__name__}, not a smatcli.report.tables.ours.Table")
-        except Exception as error:  # the code of others may raise anything
-            logging.getLogger("smatcli").warning(f"plugin tables.{name} failed on {group.tag}: {type(error).__name__}: {error}; left out")
+            table = plugin.create(group, digits)
+            if table is not None and not isinstance(table, Table):
+                raise TypeError(f"returned a {type(table).__name__}, not a smatcli.report.tables.Table")
+        except Exception as error:  # a plugin may raise anything
+            logging.getLogger("smatcli").warning(f"plugin tables.{name} failed on {group.tag}: {type(error).__name__}: {error}; skipped")
             continue
-        if made is not None:
-            yield made
+        if table is not None:
+            yield table

@@ -1,4 +1,4 @@
-"""What methods cost: parameters and bytes, seconds a task, memory and energy where they were recorded."""
+"""Costs of methods: parameters and bytes, seconds per task, and memory and energy if they were recorded."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,13 +13,16 @@ from smatcli.report.results.runs import Run, number
 from smatcli.report.tables.table import Block, Cell, Row, Table
 from smatcli.safe.tensors import Refused, safetensors_header
 
-VALUE, POSITION = 4, 4  # bytes of a float32 value and an int32 position, as compressed experts are stored
+VALUE, POSITION = 4, 4  # bytes of a float32 value and an int32 position in compressed experts
 
 
 @dataclass(frozen=True)
 class Size:
-    """Numbers of a run's best checkpoint: `backbone` P, `dense` values of everything stored, `experts` M * P mask entries of which
-    `nonzero` are not zero (by its logged sparsity), `compressed` bytes of these as values and positions, `disk` bytes of the file."""
+    """Sizes of a run's best checkpoint.
+
+    `backbone`: parameters P; `dense`: all stored values; `experts`: M * P mask entries; `nonzero`: non-zero ones, by the logged sparsity;
+    `disk`: bytes of the file.
+    """
 
     backbone: int
     dense: int
@@ -29,14 +32,14 @@ class Size:
 
     @property
     def compressed(self) -> int | None:
-        """Bytes of the masks as `smat export` and the merge hold them: value and position, or all values above half density."""
+        """Bytes of the masks in exports and in the merge: values and positions, or all values if more than half are non-zero."""
         if self.nonzero is None or self.experts is None:
             return None
         return min(self.nonzero * (VALUE + POSITION), self.experts * VALUE)
 
 
 def size_of(run: Run) -> Size | None:
-    """The sizes of a run, from the header of its checkpoint (no weight is read); None without a checkpoint."""
+    """Read the sizes of a run from the header of its checkpoint, without its weights; None without a checkpoint."""
     for which in ("best", "last"):
         path = run.path / "checkpoints" / which / "model.safetensors"
         shapes = tensor_shapes(path)
@@ -51,7 +54,7 @@ def size_of(run: Run) -> Size | None:
 
 
 def tensor_shapes(path: Path) -> dict[str, list[int]]:
-    """Names and shapes in a safetensors file; empty if it is none."""
+    """Return the names and shapes in a safetensors file; empty if it cannot be read."""
     try:
         return {name: list(tensor["shape"]) for name, tensor in safetensors_header(path).items()}  # type: ignore[call-overload]
     except (OSError, Refused):
@@ -59,7 +62,7 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
 
 
 def parameter_table(group: Group) -> Table | None:
-    """Parameter counts of the runs of a group; None if no checkpoint is there."""
+    """Parameter counts of the runs of a group; None if there is no checkpoint."""
     rows = []
     for column in _one_each(group.columns):
         members = column.evaluation.members
@@ -70,20 +73,21 @@ def parameter_table(group: Group) -> Table | None:
     if not rows:
         return None
     caption = (
-        "Parameters of the checkpoints that were evaluated. Dense: all stored values, the frozen backbone included. Mask entries: M "
-        "experts of as many as the backbone has; non-zero by the sparsity that its validation logged (gate of inference). Compressed: "
-        f"bytes of these as float32 value and int32 position ({VALUE + POSITION} bytes each), beside one dense difference."
+        "Parameters of the evaluated checkpoints. Dense: all stored values, including the frozen backbone. Mask entries: the number of "
+        "experts times the parameters of the backbone; non-zero: by the sparsity logged at validation (inference gate). Compressed: "
+        f"bytes of the non-zero entries as float32 value and int32 position ({VALUE + POSITION} bytes each); one dense difference is "
+        "stored in addition."
     )
     heads = ["Backbone", "Dense", "Mask entries", "Non-zero", "Compressed (bytes)", "On disk (bytes)"]
     return Table(f"parameters-{group.tag}", f"Parameter counts ({group.brief})", caption, "Method", heads, [Block("", rows)])
 
 
 def _one_each(columns: Sequence[Column]) -> list[Column]:
-    """The first column of every run."""
+    """Return the first column of every run."""
     return list({c.evaluation.run.path: c for c in reversed(columns)}.values())[::-1]
 
 
-# Per-episode records of a cost, if an evaluation has them: head, factor, digits, how episodes are put together.
+# Optional per-episode records of costs: head, factor, digits, reduction over episodes.
 _RECORDED: dict[str, tuple[str, float, int, Callable[[np.ndarray], Any]]] = {
     "passes": ("Passes / task", 1.0, 1, np.mean),
     "peak_memory": ("Peak memory (GiB)", 2.0**-30, 2, np.max),
@@ -92,7 +96,7 @@ _RECORDED: dict[str, tuple[str, float, int, Callable[[np.ndarray], Any]]] = {
 
 
 def cost_table(group: Group) -> Table:
-    """Seconds a task, forward and backward passes, peak memory and energy where recorded, seconds of training an update."""
+    """Seconds per task and per training update; passes, peak memory and energy if they were recorded."""
     table: list[tuple[str, list[str]]] = []
     for column in group.columns:
         results = [r for r in column.evaluation.results if any(k.dataset == r.dataset for k in column.estimates)]
@@ -105,14 +109,14 @@ def cost_table(group: Group) -> Table:
             parts = [part for part in parts if len(part)]
             texts.append(f"{factor * float(join(np.concatenate(parts))):.{digits}f}" if parts else "")
         updates = [_update_seconds(m.run) for m in members]
-        known = [s for s in updates if s is not None]
-        table.append((column.label, [*texts, f"{sum(known) / len(known):.3g}" if known else ""]))
+        measured = [s for s in updates if s is not None]
+        table.append((column.label, [*texts, f"{sum(measured) / len(measured):.3g}" if measured else ""]))
     heads = ["Seconds / task", *(head for head, *_ in _RECORDED.values()), "Training: seconds / update"]
     shown = [i for i in range(len(heads)) if any(texts[i] for _, texts in table)]
     rows = [Row(label, [Cell(text=texts[i]) for i in shown]) for label, texts in table]
     caption = (
-        f"Cost, {group.about}. Seconds are wall time on the machine that ran it, with whatever ran beside it; a task's include making its "
-        "parameters, adapting and predicting. Training: up to the last validation, validations included."
+        f"Cost, {group.about}. Seconds: wall time on the machine of the run, which may have been shared; the time of a task includes "
+        "computing its parameters, adaptation and prediction. Training: up to the last validation, including validations."
     )
     return Table(f"cost-{group.tag}", f"Cost ({group.brief})", caption, "Method", [heads[i] for i in shown], [Block("", rows)])
 

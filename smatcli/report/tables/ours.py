@@ -1,11 +1,11 @@
-"""The tables of a report, free of any output format: accuracies, gains over a baseline, all pairs, sweeps."""
+"""Tables of our results: accuracies, gains over a baseline, all pairs, sweeps."""
 
 import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
 
-from smatcli.report.results import footnotes as honesty
+from smatcli.report.results import footnotes
 from smatcli.report.results.compare import all_paired, average_difference, average_ranks, best, difference
 from smatcli.report.results.groups import DOMAINS, Column, Group, Key
 from smatcli.report.results.published import FAMILY, Published
@@ -14,9 +14,9 @@ from smatcli.runs.statistics import Estimate
 
 
 def main_table(group: Group, digits: int = 1, published: Sequence[Published] = ()) -> Table:
-    """Tables 1 and 3: datasets x (method + adaptation), grouped by adaptation; ID and OOD averages, average ranks as last row.
+    """Tables 1 and 3: datasets x (method + adaptation), grouped by adaptation, with ID and OOD averages and average ranks.
 
-    Best and ties in bold. `published` columns stand last, as they are: without bold, without rank.
+    The best and ties are bold. `published` columns come last, without bold and rank.
     """
     columns = group.columns
 
@@ -31,40 +31,42 @@ def main_table(group: Group, digits: int = 1, published: Sequence[Published] = (
     caption = f"Accuracy (%), mean ± 95% half-width over {group.about}.{_bold_means(columns)}{_gaps(group, columns)}"
     if ranked:
         blocks.append(Block("", [ranked]))
-        caption += " Average rank: over all datasets, 1 is best, ties as in bold share their mean rank (Meta-Dataset's rule)."
-    notes = honesty.notes(group, columns) + [p.note for p in published]
+        caption += " Average rank: over all datasets, 1 is best, ties (as in bold) share their mean rank, as in Meta-Dataset."
+    notes = footnotes.notes(group, columns) + [p.note for p in published]
     heads, families = [*(c.label for c in columns), *(p.heading for p in published)], families if len(families) > 1 else []
     stem, heading = f"table-{group.tag}", f"Accuracy ({group.brief})"
     return Table(stem, heading, caption, "Dataset", heads, blocks, families, digits, list(dict.fromkeys(notes)))
 
 
 def _rank_row(group: Group, columns: Sequence[Column], empty: int) -> Row | None:
-    """Average ranks of the complete columns; None where there is nothing to rank."""
-    found = average_ranks(columns, [key for domain in DOMAINS for key in group.keys(domain, columns)])
-    if not found:
+    """Return the average ranks of the complete columns; None if there are none."""
+    ranks = average_ranks(columns, [key for domain in DOMAINS for key in group.keys(domain, columns)])
+    if not ranks:
         return None
-    lowest = min(found.values())
-    cells = [Cell(text=f"{found[i]:.2f}", bold=found[i] == lowest) if i in found else Cell(text="") for i in range(len(columns))]
+    lowest = min(ranks.values())
+    cells = [Cell(text=f"{ranks[i]:.2f}", bold=ranks[i] == lowest) if i in ranks else Cell(text="") for i in range(len(columns))]
     return Row("Average rank", [*cells, *(Cell(text="") for _ in range(empty))], average=True)
 
 
 def gains_table(group: Group, baseline: Column, digits: int = 1) -> Table:
-    """Every other column minus `baseline`, dataset by dataset and on average; bold where the interval excludes 0."""
+    """Every other column minus `baseline`, by dataset and on average; bold if the interval excludes 0."""
     others = [c for c in group.columns if c is not baseline]
 
     def row(keys: Sequence[Key]) -> list[Cell]:
         return [signed(average_difference(column, baseline, keys).estimate) for column in others]
 
     paired = _pairing(all_paired([baseline, *others]))
-    caption = f"Difference to {baseline.label} in points of accuracy, mean ± 95% half-width, {group.about}. {paired} Bold: 0 lies outside."
+    caption = (
+        f"Difference to {baseline.label} in points of accuracy, mean ± 95% half-width, {group.about}. {paired} Bold: interval excludes 0."
+    )
     caption += _gaps(group, group.columns)
     blocks, heads = rows_by_domain(group, [baseline, *others], row), [c.label for c in others]
     stem, heading = f"gains-{group.tag}-over-{baseline.label}", f"Gains over {baseline.label} ({group.brief})"
-    return Table(stem, heading, caption, "Dataset", heads, blocks, digits=digits, notes=honesty.notes(group, group.columns))
+    return Table(stem, heading, caption, "Dataset", heads, blocks, digits=digits, notes=footnotes.notes(group, group.columns))
 
 
 def pairs_table(group: Group, digits: int = 1) -> Table:
-    """Every pair of columns: average differences in and out of domain, and the datasets on which one is better for sure."""
+    """All pairs of columns: average ID and OOD differences, and the number of datasets with a clear difference."""
     domains = [d for d in DOMAINS if group.keys(d)]
     rows = []
     for second, first in combinations(group.columns, 2):
@@ -74,15 +76,15 @@ def pairs_table(group: Group, digits: int = 1) -> Table:
         rows.append(Row(f"{first.label} vs. {second.label}", [*averages, Cell(text=f"{better} / {worse} of {len(each)}")]))
     caption = (
         f"Differences in points of accuracy, averaged over the datasets of a domain, ± 95% half-width; {group.about}. "
-        f"{_pairing(all_paired(group.columns))} Bold: 0 lies outside. "
-        "Last column: datasets on which the first is better / worse with 0 outside the interval."
+        f"{_pairing(all_paired(group.columns))} Bold: interval excludes 0. "
+        "Last column: datasets on which the first is better / worse and the interval excludes 0."
     )
     heads = [*(f"{DOMAINS[d]} average" for d in domains), "Better / worse"]
     return Table(f"pairs-{group.tag}", f"All pairs ({group.brief})", caption, "Difference", heads, [Block("", rows)], digits=digits)
 
 
 def sweep_table(group: Group, sweep: Path, digits: int = 1) -> Table:
-    """Points of one sweep: target and measured sparsity, averages in and out of domain; the best of each in bold."""
+    """Points of one sweep: target and measured sparsity, ID and OOD averages; the best of each in bold."""
     points = sorted(group.sweeps[sweep], key=_sweep_order)
     domains = [d for d in DOMAINS if group.keys(d, points)]
     bold = {d: best(points, group.keys(d, points)) for d in domains}
@@ -94,11 +96,11 @@ def sweep_table(group: Group, sweep: Path, digits: int = 1) -> Table:
         rows.append(Row(column.label, [*(Cell(text=t) for t in sparsities), *averages]))
     caption = (
         f"Sweep {sweep.name}: average accuracy (%) ± 95% half-width over {group.about}.{_bold_means(points)} "
-        "Sparsity: share of zeros in the experts at the checkpoint that was evaluated."
+        "Sparsity: share of zeros in the experts of the evaluated checkpoint."
     )
     heads = ["Target τ", "Sparsity", *(f"{DOMAINS[d]} average" for d in domains)]
     stem, heading = f"sweep-{sweep.name}-{group.tag}", f"Sweep {sweep.name} ({group.brief})"
-    return Table(stem, heading, caption, "Point", heads, [Block("", rows)], digits=digits, notes=honesty.notes(group, points))
+    return Table(stem, heading, caption, "Point", heads, [Block("", rows)], digits=digits, notes=footnotes.notes(group, points))
 
 
 def _sweep_order(column: Column) -> tuple[bool, str, bool, float, str]:
@@ -109,33 +111,33 @@ def _sweep_order(column: Column) -> tuple[bool, str, bool, float, str]:
 def _bold_means(columns: Sequence[Column]) -> str:
     if len(columns) < 2:
         return ""
-    paired = "paired by episode" if all_paired(columns) else "paired by episode where both recorded the same episodes"
-    return f" Bold: the best, and those whose difference from it ({paired}) has 0 in its 95% interval."
+    paired = "paired by episode" if all_paired(columns) else "paired by episode where both have the same episodes"
+    return f" Bold: the best, and those whose difference from it ({paired}) has a 95% interval that includes 0."
 
 
 def _gaps(group: Group, columns: Sequence[Column]) -> str:
     whole = all(key in column.estimates for column in columns for domain in DOMAINS for key in group.keys(domain, columns))
-    return "" if whole else " Empty: not evaluated; averages only where every dataset is there."
+    return "" if whole else " Empty: not evaluated; averages only where every dataset was evaluated."
 
 
 def _pairing(paired: bool) -> str:
-    return "Paired: taken over the same episodes." if paired else "Where per-episode results are missing, differences are not paired."
+    return "Paired over the same episodes." if paired else "Differences without per-episode results are not paired."
 
 
 def signed(estimate: Estimate, tested: bool = False) -> Cell:
-    """A difference: bold where 0 lies outside its interval; `tested`: only if it has one."""
+    """Return a difference as a cell, bold if it is not 0 within its interval; with `tested`, only if it has an interval."""
     clear = (estimate.above_zero or estimate.below_zero) and (math.isfinite(estimate.half_width) or not tested)
     return Cell(estimate, bold=clear, signed=True)
 
 
 def marked_best(columns: Sequence[Column], keys: Sequence[Key]) -> list[Cell]:
-    """Averages of the columns over `keys`, the best and its ties in bold."""
+    """Return the averages of the columns over `keys`, the best and its ties in bold."""
     bold = best(columns, keys)
     return [Cell(column.average(keys), i in bold) for i, column in enumerate(columns)]
 
 
 def rows_by_domain(group: Group, columns: Sequence[Column], row: Callable[[Sequence[Key]], list[Cell]]) -> list[Block]:
-    """A block a domain: a row a dataset, then the average."""
+    """Return one block per domain: one row per dataset, then the average."""
     blocks = []
     for domain, name in DOMAINS.items():
         keys = group.keys(domain, columns)

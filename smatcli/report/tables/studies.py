@@ -1,10 +1,10 @@
-"""Further tables: ablations with check marks (Table 2), fine-tuning strategies (Table 4), seeds, significance, ours minus published."""
+"""Further tables: ablations (Table 2), fine-tuning strategies (Table 4), seeds, significance, ours minus published."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from smatcli.report.results import footnotes as honesty
+from smatcli.report.results import footnotes
 from smatcli.report.results.compare import average_difference, compared
 from smatcli.report.results.groups import DOMAINS, METHOD_LABELS, Column, Group, Key
 from smatcli.report.results.published import Published
@@ -16,7 +16,7 @@ from smatcli.report.tables.table import Block, Cell, Row, Table
 from smatcli.runs.statistics import UNKNOWN, Estimate, across_seeds, unpaired_difference
 
 CHECK = "✓"
-# Parts of SMAT that Table 2 switches off, read from a recipe's method.
+# Parts of SMAT that Table 2 ablates -> whether a recipe's method has the part.
 PARTS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "Support/query split": lambda m: m.get("query_split", True) is not False,
     "Interpolated experts": lambda m: m.get("name") == "smat" and m.get("interpolated", True) is not False,
@@ -28,7 +28,7 @@ PARTS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
 
 
 def ablation_table(group: Group, digits: int = 1) -> Table | None:
-    """Table 2: which parts each SMAT run has, and its averages; None unless two runs differ in a part."""
+    """Table 2: the parts of each SMAT run, and its averages; None unless two runs differ in a part."""
     columns = [
         c for c in group.columns if c.evaluation.adapt == "proto" and _method(c.evaluation.run).get("name") in ("smat", "mlp_experts")
     ]
@@ -43,9 +43,9 @@ def ablation_table(group: Group, digits: int = 1) -> Table | None:
         Row(c.label, [*(Cell(text=CHECK if has[c.label][p] else "") for p in shown), *(averages[d][i] for d in domains)])
         for i, c in enumerate(columns)
     ]
-    caption = f"Ablation: parts that a run has ({CHECK}), average accuracy (%) ± 95% half-width over {group.about}, without fine-tuning."
+    caption = f"Ablation: parts of each run ({CHECK}), and average accuracy (%) ± 95% half-width over {group.about}, without fine-tuning."
     heads = [*shown, *(f"{DOMAINS[d]} average" for d in domains)]
-    notes = honesty.notes(group, columns)
+    notes = footnotes.notes(group, columns)
     return Table(
         f"ablation-{group.tag}", f"Ablation ({group.brief})", caption, "Method", heads, [Block("", rows)], digits=digits, notes=notes
     )
@@ -56,7 +56,7 @@ def _method(run: Run) -> dict[str, Any]:
 
 
 def strategies_table(group: Group, digits: int = 1) -> Table | None:
-    """Table 4: each run under its adaptations, with the gain over none and how the rate was chosen; None where no run has two."""
+    """Table 4: each run with its adaptations, the gain over no fine-tuning, and the choice of the rate; None if no run has two."""
     runs: dict[str, list[Column]] = {}
     for column in group.columns:
         runs.setdefault(column.evaluation.run.name, []).append(column)
@@ -81,15 +81,15 @@ def strategies_table(group: Group, digits: int = 1) -> Table | None:
         return None
     caption = (
         f"Fine-tuning strategies: average accuracy (%) and gain over no fine-tuning (points), ± 95% half-width over {group.about}. "
-        "Bold: the best of a run and its ties; gains whose interval excludes 0."
+        "Bold: the best of a run and its ties, and gains whose interval excludes 0."
     )
     heads = [f"{DOMAINS[d]} average" for d in domains] + [f"{d} gain" for d in domains] + ["Rate chosen on"]
-    stem, heading, notes = f"strategies-{group.tag}", f"Fine-tuning strategies ({group.brief})", honesty.notes(group, group.columns)
+    stem, heading, notes = f"strategies-{group.tag}", f"Fine-tuning strategies ({group.brief})", footnotes.notes(group, group.columns)
     return Table(stem, heading, caption, "Adaptation", heads, blocks, digits=digits, notes=notes)
 
 
 def seeds_table(group: Group, digits: int = 1) -> Table | None:
-    """Means over seeds with both kinds of interval; None where everything is a single training."""
+    """Means over seeds with two kinds of interval; None if there are only single trainings."""
     columns = [c for c in group.columns if c.evaluation.members]
     if not columns:
         return None
@@ -103,8 +103,8 @@ def seeds_table(group: Group, digits: int = 1) -> Table | None:
 
     heads = [text for c in columns for text in ("± episodes", f"± {len(c.evaluation.members)} seeds")]
     caption = (
-        f"Mean accuracy (%) over seeds, {group.about}, with two 95% half-widths: over episodes (these models, other episodes; 1.96 "
-        "standard errors) and over seeds (these episodes, another training; Student's t)."
+        f"Mean accuracy (%) over seeds, {group.about}, with two 95% half-widths: over episodes (same models, other episodes; 1.96 "
+        "standard errors) and over seeds (same episodes, other trainings; Student's t)."
     )
     families = [(c.label, 2) for c in columns]
     stem, heading = f"seeds-{group.tag}", f"Means over seeds ({group.brief})"
@@ -112,7 +112,7 @@ def seeds_table(group: Group, digits: int = 1) -> Table | None:
 
 
 def significance_tables(group: Group, digits: int = 1) -> list[Table]:
-    """Paired bootstrap and Wilcoxon's test for every pair on the same episodes: of the averages, and by dataset (not inline)."""
+    """Paired bootstrap and Wilcoxon's test for all pairs on the same episodes: of the averages, and by dataset (not inline)."""
     pairs = [(first, second) for second, first in combinations(group.columns, 2)]
     blocks, details = [], []
     for domain, title in DOMAINS.items():
@@ -126,8 +126,8 @@ def significance_tables(group: Group, digits: int = 1) -> list[Table]:
         return []
     caption = (
         f"Paired comparisons over the same {group.about}: difference in points of accuracy ± 95% half-width, its bootstrap interval "
-        f"({RESAMPLES} resamples of episodes), two-sided p values of the bootstrap and of Wilcoxon's signed-rank test, the latter also "
-        "adjusted for the number of rows of a block (Holm). They speak of these trained models, not of other seeds."
+        f"({RESAMPLES} resamples of episodes), two-sided p-values of the bootstrap and of Wilcoxon's signed-rank test, the latter also "
+        "adjusted for the number of rows of a block (Holm). They apply to these trained models, not to other seeds."
     )
     heads = ["Difference", "Bootstrap 95%", "p (bootstrap)", "p (Wilcoxon)", "p (Wilcoxon, Holm)"]
     stem, heading = f"significance-{group.tag}", f"Significance ({group.brief})"
@@ -137,10 +137,10 @@ def significance_tables(group: Group, digits: int = 1) -> list[Table]:
     ]
 
 
-def _tested(pairs: Sequence[tuple[Column, Column]], keys: Sequence[Key], found: Sequence[Outcome]) -> list[Row]:
-    adjusted = holm([o.p_wilcoxon for o in found])
+def _tested(pairs: Sequence[tuple[Column, Column]], keys: Sequence[Key], outcomes: Sequence[Outcome]) -> list[Row]:
+    adjusted = holm([o.p_wilcoxon for o in outcomes])
     rows = []
-    for (first, second), outcome, p in zip(pairs, found, adjusted, strict=True):
+    for (first, second), outcome, p in zip(pairs, outcomes, adjusted, strict=True):
         interval = f"{100 * outcome.low:+.2f} to {100 * outcome.high:+.2f}"
         least = "≤ " if outcome.p_bootstrap <= 1 / RESAMPLES else ""
         texts = [interval, least + _p(outcome.p_bootstrap), _p(outcome.p_wilcoxon), _p(p)]
@@ -154,7 +154,7 @@ def _p(value: float) -> str:
 
 
 def delta_table(group: Group, published: Sequence[Published], digits: int = 1) -> Table | None:
-    """Ours minus published, for columns that are the same method and adaptation; None where there are none."""
+    """Ours minus published, for columns with the same method and adaptation; None if there are none."""
     pairs = [
         (c, p)
         for c in group.columns
@@ -173,8 +173,8 @@ def delta_table(group: Group, published: Sequence[Published], digits: int = 1) -
         return cells
 
     caption = (
-        f"Ours minus published, points of accuracy; ours over {group.about}. Half-widths add both intervals where the paper gives one; "
-        "bold: 0 lies outside. The paper's episodes are others than ours."
+        f"Ours minus published, in points of accuracy; ours over {group.about}. Half-widths combine both intervals if the paper has one; "
+        "bold: interval excludes 0. The episodes of the paper are not ours."
     )
     heads = [f"{c.label} − {p.heading}" for c, p in pairs]
     notes = list(dict.fromkeys(p.note for _, p in pairs))

@@ -1,4 +1,4 @@
-"""Tables free of any output format: cells, rows, blocks."""
+"""Tables independent of output formats: cells, rows, blocks."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ from smatcli.runs.statistics import UNKNOWN, Estimate
 
 @dataclass(frozen=True)
 class Cell:
-    """`text` as it is, or an accuracy (share; printed in percent) with its half-width."""
+    """Literal `text`, or an accuracy (a share, printed in percent) with its half-width; `signed` numbers have a plus sign."""
 
     estimate: Estimate = UNKNOWN
     bold: bool = False
@@ -17,7 +17,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A labelled row; `average` rows are set apart."""
+    """A labelled row; `average` rows are set off from the others."""
 
     label: str
     cells: list[Cell]
@@ -26,7 +26,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows under a title (empty: none)."""
+    """Rows under a title, which may be empty."""
 
     title: str
     rows: list[Row]
@@ -34,9 +34,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Table:
-    """`families` are headings over runs of columns: (title, columns); `stem` names the files, `heading` the index page's section.
+    """A table: `stem` names its files, `heading` its section on the index page, `corner` the column of row labels.
 
-    `notes` are footnotes, one sentence or more each; a table that is not `inline` is only linked on the index page.
+    `families` are headings over adjacent columns: (title, number of columns). `notes` are footnotes of one or more sentences. A table
+    that is not `inline` is only linked on the index page. `spread` names the number after the ± sign.
     """
 
     stem: str
@@ -49,4 +50,4 @@ class Table:
     digits: int = 1
     notes: list[str] = field(default_factory=list)
     inline: bool = True
-    spread: str = "half-width"  # what stands after the ±
+    spread: str = "half-width"

@@ -1,4 +1,4 @@
-"""Tables of tuning runs (`tune.json`): a row a tuner, a column a task, VTAB-1k's groups and their mean; published numbers below."""
+"""Tables of tuning runs, one row per tuner and one column per dataset, with the means of VTAB-1k's groups and published numbers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,59 +8,60 @@ from smatcli.report.results.published import Published
 from smatcli.report.results.runs import Run
 from smatcli.report.results.tuning_runs import Tuned
 from smatcli.report.tables.table import Block, Cell, Row, Table
-from smatcli.report.tables.tuning_pairs import Trial, pairs_table
+from smatcli.report.tables.tuning_pairs import PairedComparison, Trial, differences_table, mean_and_deviation
 from smatcli.runs.statistics import Estimate
 
 CAPTIONS = {
-    "vtab": "VTAB-1k: 1,000 training images a task (800 to train and 200 to choose by, then all of them); the layout of MLAE's Table 1 and "
-    "pMoE's Table 1. Mean: of the means of the three groups",
-    "fgvc": "FGVC: the layout of pMoE's Table 2. Mean: over the five sets",
+    "vtab": "VTAB-1k: 1,000 training images per task (800 for training and 200 for selection, then all for the final training); layout "
+    "of Table 1 in MLAE and pMoE. Mean: over the means of the three groups",
+    "fgvc": "FGVC: layout of Table 2 in pMoE. Mean: over the five datasets",
     "": "Tuning of single datasets. Mean: over the datasets",
 }
 METRICS = {"accuracy": "Top-1 accuracy (%)", "auc": "Area under the ROC curve (%)", "per-class": "Mean accuracy of the classes (%)"}
 
 
 def tuning_tables(tuned: Sequence[Tuned], published: Sequence[Published], digits: int = 1) -> list[Table]:
-    """A table for each suite and metric of the results, the datasets of no suite in one of their own."""
+    """Return a table for each suite and metric; datasets that belong to no suite share a table."""
     return [_table(suite, metric, own, published, digits) for (suite, metric), own in _by_suite(tuned).items()]
 
 
 def tuning_pairs(tuned: Sequence[Tuned], baselines: Sequence[str] = (), digits: int = 1) -> list[Table]:
-    """The paired differences beside each table of `tuning_tables`, over the seeds that two rows share."""
-    found = []
+    """Return the paired differences for each table of `tuning_tables`, over the seeds that two rows have in common."""
+    tables = []
     for (suite, metric), own in _by_suite(tuned).items():
-        trials = [Trial(one.label, one.tuner, one.dataset, one.seed, one.score, one.images) for one in own]
-        titles = {d: _title(d) for d in _order(suite, {one.dataset for one in own})}
-        wanted = [name for name in baselines if name in {one.label for one in own}]
+        trials = [Trial(result.label, result.tuner, result.dataset, result.seed, result.score, result.images) for result in own]
+        titles = {d: _title(d) for d in _order(suite, {result.dataset for result in own})}
+        base = [name for name in baselines if name in {result.label for result in own}]
         stem, heading = f"tuning-pairs-{suite or 'datasets'}-{metric}", f"Paired differences: {TITLES.get(suite, 'tuning')}"
         what = METRICS.get(metric, metric).removesuffix(" (%)")
-        found.append(pairs_table(stem, heading, what[:1].lower() + what[1:], trials, wanted, titles, suite, digits))
-    return [table for table in found if table is not None]
+        comparison = PairedComparison(stem, heading, what[:1].lower() + what[1:], titles, suite)
+        tables.append(differences_table(comparison, trials, base, digits))
+    return [table for table in tables if table is not None]
 
 
 def tuned_labels(tuned: Sequence[Tuned]) -> list[tuple[str, Run]]:
-    """Every run with its row's label, and its dataset where there are several."""
-    several = len({one.dataset for one in tuned}) > 1
-    return [(f"{one.label} ({one.dataset})" if several else one.label, one.run) for one in tuned]
+    """Return each run with the label of its row, followed by its dataset if there are several."""
+    several = len({result.dataset for result in tuned}) > 1
+    return [(f"{result.label} ({result.dataset})" if several else result.label, result.run) for result in tuned]
 
 
 def _by_suite(tuned: Sequence[Tuned]) -> dict[tuple[str, str], list[Tuned]]:
-    found: dict[tuple[str, str], list[Tuned]] = {}
-    for one in tuned:
-        known = task_of(one.dataset)
-        found.setdefault((known[0] if known else "", one.metric), []).append(one)
-    return dict(sorted(found.items(), reverse=True))
+    groups: dict[tuple[str, str], list[Tuned]] = {}
+    for result in tuned:
+        task = task_of(result.dataset)
+        groups.setdefault((task[0] if task else "", result.metric), []).append(result)
+    return dict(sorted(groups.items(), reverse=True))
 
 
 def _table(suite: str, metric: str, tuned: Sequence[Tuned], published: Sequence[Published], digits: int) -> Table:
-    datasets = _order(suite, {one.dataset for one in tuned})
+    datasets = _order(suite, {result.dataset for result in tuned})
     rows, seeds, singles = [], set(), False
-    for label in dict.fromkeys(one.label for one in tuned):
-        own = [one for one in tuned if one.label == label]
-        by_dataset = {d: [one for one in own if one.dataset == d] for d in datasets}
-        estimates = {d: _mean([one.score for one in found]) for d, found in by_dataset.items() if found}
-        seeds |= {len(found) for found in by_dataset.values() if found}
-        singles |= any(len(found) == 1 for found in by_dataset.values())
+    for label in dict.fromkeys(result.label for result in tuned):
+        own = [result for result in tuned if result.label == label]
+        by_dataset = {d: [result for result in own if result.dataset == d] for d in datasets}
+        estimates = {d: mean_and_deviation([result.score for result in results]) for d, results in by_dataset.items() if results}
+        seeds |= {len(results) for results in by_dataset.values() if results}
+        singles |= any(len(results) == 1 for results in by_dataset.values())
         average = _averages(by_dataset, suite) if suite or len(estimates) == len(datasets) > 1 else {}
         rows.append((label, own[0].parameters, estimates, average))
     groups = [name for name in ("Natural", "Specialized", "Structured", "Mean") if any(name in average for *_, average in rows)]
@@ -82,47 +83,39 @@ def _table(suite: str, metric: str, tuned: Sequence[Tuned], published: Sequence[
     counts = f"{min(seeds)} to {max(seeds)} seeds" if len(seeds) > 1 else f"{max(seeds)} seed{'s' if max(seeds) > 1 else ''}"
     spread = "" if singles else " ± standard deviation over seeds"
     caption = f"{METRICS.get(metric, metric)}{spread}; mean of {counts}. {CAPTIONS[suite]}. "
-    caption += "Bold: the highest mean (no test). Parameters: trained, without the head."
+    caption += "Bold: the highest mean (not tested). Parameters: trained ones, without the head."
     stem, heading = f"tuning-{suite or 'datasets'}-{metric}", f"Tuning: {TITLES.get(suite, 'datasets')}"
     return Table(stem, heading, caption, "Tuner", heads, blocks, families if suite == "vtab" else [], digits, notes, spread="deviation")
 
 
 def _averages(by_dataset: Mapping[str, Sequence[Tuned]], suite: str) -> dict[str, Estimate]:
-    """Means of groups and datasets, with the deviation over seeds where every dataset has the same ones."""
-    found = means({d: _mean([one.score for one in own]).mean for d, own in by_dataset.items() if own}, suite)
-    seeds = {frozenset(one.seed for one in own) for own in by_dataset.values() if own}
+    """Return the means of groups and datasets, with the deviation over seeds if all datasets have the same seeds."""
+    over_seeds = means({d: mean_and_deviation([result.score for result in own]).mean for d, own in by_dataset.items() if own}, suite)
+    seeds = {frozenset(result.seed for result in own) for own in by_dataset.values() if own}
     if len(seeds) > 1:
-        return {name: Estimate(value, math.nan) for name, value in found.items()}
+        return {name: Estimate(value, math.nan) for name, value in over_seeds.items()}
     each = [
-        means({d: score for d, own in by_dataset.items() for score in [one.score for one in own if one.seed == seed]}, suite)
+        means({d: score for d, own in by_dataset.items() for score in [result.score for result in own if result.seed == seed]}, suite)
         for seed in sorted(next(iter(seeds)))
     ]
-    return {name: _mean([values[name] for values in each]) for name in found}
-
-
-def _mean(values: Sequence[float]) -> Estimate:
-    """Mean and standard deviation (n - 1) over seeds."""
-    mean = math.fsum(values) / len(values)
-    spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else math.nan
-    return Estimate(mean, spread)
+    return {name: mean_and_deviation([values[name] for values in each]) for name in over_seeds}
 
 
 def _order(suite: str, names: set[str]) -> list[str]:
-    """Datasets in the suite's order, others by name."""
+    """Sort datasets in the order of the suite, others by name."""
     tasks = [name for task in SUITES.get(suite, ()) for name in task.names]
     return sorted(names, key=lambda n: (tasks.index(n) if n in tasks else len(tasks), n))
 
 
 def _title(dataset: str) -> str:
-    known = task_of(dataset)
-    return known[1].title if known else dataset
+    task = task_of(dataset)
+    return task[1].title if task else dataset
 
 
 def unused(published: Sequence[Published], tuned: Sequence[Tuned]) -> list[Published]:
-    """The published columns that no table of these results shows."""
-    names = {one.dataset for one in tuned}
-    known = [task_of(name) for name in names]
-    suites = {found[0] if found else "" for found in known}
+    """Return the published columns that no table of tuning results shows."""
+    names = {result.dataset for result in tuned}
+    suites = {task[0] if task else "" for task in map(task_of, names)}
     return [p for p in published if not any(_fits(p, suite, [*names]) for suite in suites)]
 
 
@@ -135,24 +128,24 @@ def _published(column: Published, datasets: Sequence[str], groups: Sequence[str]
     average = f"{TITLES.get(suite, '')} average"
     cells = [Cell(text="")]
     cells += [Cell(column.estimates[d]) if d in column.estimates else Cell(text="") for d in datasets]
-    known = {name: column.estimates.get(f"{TITLES.get(suite, '')} {name}") for name in groups} | {"Mean": column.estimates.get(average)}
-    cells += [Cell(found) if (found := known.get(name)) is not None else Cell(text="") for name in groups]
+    by_name = {name: column.estimates.get(f"{TITLES.get(suite, '')} {name}") for name in groups} | {"Mean": column.estimates.get(average)}
+    cells += [Cell(mean) if (mean := by_name.get(name)) is not None else Cell(text="") for name in groups]
     return Row(column.heading, cells)
 
 
 def _notes(tuned: Sequence[Tuned], suite: str) -> list[str]:
-    """What a reader must know: other splits than the benchmark's, unequal conditions, tasks without a result."""
+    """Return footnotes: splits other than the benchmark's, unequal conditions, tasks without a result."""
     notes = []
-    for dataset in dict.fromkeys(one.dataset for one in tuned):
-        if len({one.images for one in tuned if one.dataset == dataset}) > 1:
+    for dataset in dict.fromkeys(result.dataset for result in tuned):
+        if len({result.images for result in tuned if result.dataset == dataset}) > 1:
             notes.append(f"{_title(dataset)}: not all rows were trained and tested on the same images.")
-    drawn = sorted({_title(one.dataset) for one in tuned if one.facts.get("split") == "counted"})
+    drawn = sorted({_title(result.dataset) for result in tuned if result.facts.get("split") == "counted"})
     if drawn:
-        notes.append(f"Split drawn by smat (not a published one): {', '.join(drawn)}.")
-    if any(one.facts.get("searched") for one in tuned):
+        notes.append(f"Random split by smat, not a published one: {', '.join(drawn)}.")
+    if any(result.facts.get("searched") for result in tuned):
         notes.append("Some settings were searched on the validation images of each dataset (tune.search).")
-    there = {one.dataset for one in tuned}
-    missing = [task.title for task in SUITES.get(suite, ()) if not there & set(task.names)]
+    present = {result.dataset for result in tuned}
+    missing = [task.title for task in SUITES.get(suite, ()) if not present & set(task.names)]
     if missing:
-        notes.append(f"Without a result: {', '.join(missing)}; means of groups with such a task are left out.")
+        notes.append(f"Without a result: {', '.join(missing)}; their groups have no mean.")
     return notes

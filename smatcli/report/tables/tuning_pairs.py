@@ -1,32 +1,26 @@
-"""Paired differences between rows of tuning and segmentation tables: over the seeds (and folds) that both have."""
+"""Paired differences between rows of tuning and segmentation tables, over the seeds (and folds) that both have."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from smatcli.data.catalogue.suites import means
-from smatcli.errors import UserError
 from smatcli.report.tables.ours import signed
 from smatcli.report.tables.table import Block, Cell, Row, Table
-from smatcli.runs.analysis import FOLDER, read_analysis
 from smatcli.runs.statistics import UNKNOWN, Estimate, across_seeds
 
-if TYPE_CHECKING:
-    from smatcli.report.results.tuning_runs import Tuned
-
-MOST = 8  # rows of which all pairs are compared
-MOST_DATASETS = 6  # columns; beyond, the means alone
+MOST = 8  # rows whose pairs are all compared
+MOST_DATASETS = 6  # columns; with more datasets, only the means are shown
 MEANS = ("Natural", "Specialized", "Structured", "Mean")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One score (share) of a row's label on a dataset; `unit` is what is paired by (a seed, or a seed and a fold), `images` what must be
-    equal for two scores to be compared."""
+    """A score (share) of a row on a dataset.
+
+    Scores are paired by `unit` (a seed, or a seed and a fold), and compared only if their `images` are equal.
+    """
 
     label: str
     tuner: str
@@ -37,122 +31,99 @@ class Trial:
 
 
 def chosen_pairs(trials: Sequence[Trial], baselines: Sequence[str]) -> list[tuple[str, str]]:
-    """(first, second) labels: each label against the baselines; without any all pairs of up to `MOST` labels, else those of one tuner."""
-    tuner = {one.label: one.tuner for one in trials}
+    """Return (first, second) labels: each label against the baselines, or without baselines all pairs.
+
+    With more than `MOST` labels, only labels of the same tuner are paired.
+    """
+    tuner = {trial.label: trial.tuner for trial in trials}
     labels = list(tuner)
     if baselines:
-        return [(label, base) for base in baselines for label in labels if label != base and not _twice(label, base, baselines)]
+        return [(label, base) for base in baselines for label in labels if label != base and not _is_repeated(label, base, baselines)]
     pairs = [(first, second) for second, first in combinations(labels, 2)]
     return pairs if len(labels) <= MOST else [(a, b) for a, b in pairs if tuner[a] == tuner[b]]
 
 
-def _twice(label: str, base: str, baselines: Sequence[str]) -> bool:
+def _is_repeated(label: str, base: str, baselines: Sequence[str]) -> bool:
+    """Return whether two baselines are already compared the other way round."""
     return label in baselines and baselines.index(label) < baselines.index(base)
 
 
-def pairs_table(
-    stem: str, heading: str, what: str, trials: Sequence[Trial], baselines: Sequence[str], titles: Mapping[str, str], suite: str,
-    digits: int, notes: Sequence[str] = (),
-) -> Table | None:  # fmt: skip
-    """A row a pair: the difference by dataset and of the means, ± the 95% half-width of Student's t over the paired units.
+@dataclass(frozen=True)
+class PairedComparison:
+    """The subject of a table of paired differences: `measure` names the scores, `titles` maps the datasets, in order, to their heads."""
 
-    `what` is measured (accuracy), `titles` are the datasets in order with their heads. None where no pair has a common unit.
+    stem: str
+    heading: str
+    measure: str
+    titles: Mapping[str, str]
+    suite: str = ""
+    notes: Sequence[str] = ()
+
+
+def differences_table(comparison: PairedComparison, trials: Sequence[Trial], baselines: Sequence[str], digits: int) -> Table | None:
+    """Return a table with one row per pair: the differences by dataset and of the means, ± the 95% half-width over the paired units.
+
+    The half-width is that of Student's t. None if no pair has a common unit.
     """
-    by: dict[tuple[str, str], dict[Hashable, Trial]] = {}
-    for one in trials:
-        by.setdefault((one.label, one.dataset), {})[one.unit] = one
-    rows, counts, heads, left_out = [], set(), _heads(trials, titles, suite), False
+    titles, suite = comparison.titles, comparison.suite
+    by_row: dict[tuple[str, str], dict[Hashable, Trial]] = {}
+    for trial in trials:
+        by_row.setdefault((trial.label, trial.dataset), {})[trial.unit] = trial
+    rows, counts, heads, skipped = [], set(), _heads(trials, titles, suite), False
     for first, second in chosen_pairs(trials, baselines):
         shared: dict[str, dict[Hashable, float]] = {}
         for dataset in titles:
-            ours, theirs = by.get((first, dataset), {}), by.get((second, dataset), {})
+            ours, theirs = by_row.get((first, dataset), {}), by_row.get((second, dataset), {})
             common = [u for u in ours if u in theirs]
             shared[dataset] = {u: ours[u].score - theirs[u].score for u in common if ours[u].images == theirs[u].images}
-            left_out |= len(shared[dataset]) < len(common)
-        each = [value for s in shared.values() for value in s.values()]
+            skipped |= len(shared[dataset]) < len(common)
+        each = [value for by_unit in shared.values() for value in by_unit.values()]
         if each:
-            found = {d: across_seeds(list(s.values())) for d, s in shared.items()} | _means(shared, suite)
-            counts |= {len(s) for s in shared.values() if s}
+            estimates = {d: across_seeds(list(by_unit.values())) for d, by_unit in shared.items()} | _means(shared, suite)
+            counts |= {len(by_unit) for by_unit in shared.values() if by_unit}
             won = Cell(text=f"{sum(v > 0 for v in each)} / {sum(v < 0 for v in each)} of {len(each)}")
-            rows.append(Row(f"{first} vs. {second}", [*(signed(found[h], tested=True) for h in heads), won]))
+            rows.append(Row(f"{first} vs. {second}", [*(signed(estimates[h], tested=True) for h in heads), won]))
     if not rows:
         return None
     number = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
     caption = (
-        f"Differences in points of {what}, first minus second, ± 95% half-width (Student's t) over {number} pairs on the same images. "
-        "Bold: 0 lies outside. Last column: pairs in which the first is better / worse."
+        f"Differences in points of {comparison.measure}, first minus second, ± 95% half-width (Student's t) over {number} pairs on the "
+        "same images. Bold: interval excludes 0. Last column: pairs in which the first is better / worse."
     )
-    notes = [*(["Runs on other images are not compared."] if left_out else []), *notes]
+    notes = [*(["Runs on other images are not compared."] if skipped else []), *comparison.notes]
     shown = [*(titles.get(head, head) for head in heads), "Better / worse"]
-    return Table(stem, heading, caption, "Difference", shown, [Block("", rows)], digits=digits, notes=notes)
+    blocks = [Block("", rows)]
+    return Table(comparison.stem, comparison.heading, caption, "Difference", shown, blocks, digits=digits, notes=notes)
 
 
 def _means(shared: Mapping[str, Mapping[Hashable, float]], suite: str) -> dict[str, Estimate]:
-    """The differences of the means, over the units that every dataset has; unknown where a dataset (of its group) is missing."""
-    there = [set(s) for s in shared.values() if s]
-    both = set.intersection(*there) if suite or len(there) == len(shared) else set()
-    by_unit = [means({d: s[u] for d, s in shared.items() if u in s}, suite) for u in sorted(both, key=repr)]
+    """Return the differences of the means over the units that all datasets have; unknown if a dataset (of its group) is missing."""
+    units = [set(s) for s in shared.values() if s]
+    common = set.intersection(*units) if suite or len(units) == len(shared) else set()
+    by_unit = [means({d: s[u] for d, s in shared.items() if u in s}, suite) for u in sorted(common, key=repr)]
     return {m: _over([v[m] for v in by_unit if m in v], len(by_unit)) for m in MEANS}
 
 
 def _over(values: list[float], units: int) -> Estimate:
-    """Their mean and half-width, where every unit has one."""
+    """Return the mean and half-width of `values` if each unit has a value."""
     return across_seeds(values) if values and len(values) == units else UNKNOWN
 
 
 def _heads(trials: Sequence[Trial], titles: Mapping[str, str], suite: str) -> list[str]:
-    """Datasets where they are few, then the means that some row has."""
-    labels = dict.fromkeys(one.label for one in trials)
-    found: set[str] = set()
+    """Return the datasets, if there are few, and the means that at least one row has."""
+    labels = dict.fromkeys(trial.label for trial in trials)
+    available: set[str] = set()
     for label in labels:
-        own = {one.dataset: one.score for one in trials if one.label == label}
-        found |= set(means(own, suite)) if suite or (len(own) == len(titles) > 1) else set()
-    average = [name for name in MEANS if name in found]
+        own = {trial.dataset: trial.score for trial in trials if trial.label == label}
+        available |= set(means(own, suite)) if suite or (len(own) == len(titles) > 1) else set()
+    average = [name for name in MEANS if name in available]
     return [*(titles if len(titles) <= MOST_DATASETS or not average else ()), *average]
 
 
-DIGITS = 3
-COLUMNS = ("cosine", "|cosine|", "|cosine| of b", "|cosine| of a")
-
-
-def similarity_tables(tuned: Sequence["Tuned"]) -> list[Table]:
-    """A row a tuner, for each dataset the mean cosine and |cosine| of all pairs within the layers, and |cosine| of their factors.
-
-    Empty without an analysis `similarity`.
-    """
-    found: dict[tuple[str, str], list[np.ndarray]] = {}
-    for one in tuned:
-        path = one.run.path / FOLDER / "similarity.h5"
-        try:
-            arrays = read_analysis(path).groups["all"] if path.is_file() else None
-            values = None if arrays is None else np.concatenate([arrays["model"], arrays["factors"]])
-        except (UserError, KeyError):
-            continue  # the figures' reader names it
-        if values is not None and np.shape(values) == (4,) and np.isfinite(values).all():
-            found.setdefault((one.label, one.dataset), []).append(np.asarray(values, np.float64))
-    if not found:
-        return []
-    labels = list(dict.fromkeys(one.label for one in tuned if any(label == one.label for label, _ in found)))
-    datasets = sorted({dataset for _, dataset in found})
-    rows = [Row(label, [cell for d in datasets for cell in _cells(found.get((label, d), []))]) for label in labels]
-    named = len(datasets) > 1
-    heads = [f"{d}: {what}" if named else what for d in datasets for what in COLUMNS]
-    counts = sorted({len(values) for values in found.values()})
-    seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{'s' if counts[0] > 1 else ''}"
-    caption = (
-        "Mean cosine, and mean |cosine|, of the weight changes of two experts of a layer (LoRA: of its rank-one parts) over all pairs of "
-        "all layers, and |cosine| of their factors alone (change = b a); "
-        f"mean{' ± standard deviation' if counts[0] > 1 else ''} of {seeds}. 0: the experts are orthogonal."
-    )
-    return [Table("tuning-similarity", "Similarity of experts", caption, "Tuner", heads, [Block("", rows)])]
-
-
-def _cells(values: Sequence[np.ndarray]) -> list[Cell]:
+def mean_and_deviation(values: Sequence[float]) -> Estimate:
+    """Return the mean and the standard deviation (n - 1) of values; unknown if there are none."""
     if not values:
-        return [Cell(text="")] * len(COLUMNS)
-    every = np.stack(values)
-    spread = every.std(0, ddof=1) if len(every) > 1 else np.full(len(COLUMNS), math.nan)
-    return [
-        Cell(text=f"{m + 0.0:.{DIGITS}f}" + (f" ± {s:.{DIGITS}f}" if math.isfinite(s) else ""))
-        for m, s in zip(every.mean(0), spread, strict=True)
-    ]
+        return UNKNOWN
+    mean = math.fsum(values) / len(values)
+    variance = math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) if len(values) > 1 else math.nan
+    return Estimate(mean, math.sqrt(variance))

@@ -119,7 +119,7 @@ def test_incomplete_columns_have_no_average(tmp_path: Path):
     table = main_table(group)
     assert [cell.estimate.known for cell in table.blocks[0].rows[-1].cells] == [True, False]
     assert [cell.estimate.known for cell in table.blocks[1].rows[-1].cells] == [True, True]
-    assert "averages only where every dataset is there" in table.caption
+    assert "averages only where every dataset was evaluated" in table.caption
 
 
 def test_one_episode_has_no_interval(tmp_path: Path):
