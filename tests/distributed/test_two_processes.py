@@ -182,7 +182,7 @@ def test_shares_cover_everything_once():
     for size in (1, 2, 3, 7, 8):
         for count in (0, 1, 5, 8, 29):
             assert [k for rank in range(size) for k in World(rank, size).share(count)] == list(range(count))
-            assert sorted(i for rank in range(size) for i in range(count) if World(rank, size).deals(i)) == list(range(count))
-    assert ALONE.first
+            assert sorted(i for rank in range(size) for i in range(count) if World(rank, size).owns(i)) == list(range(count))
+    assert ALONE.is_main
     assert ALONE.gather([1.5]) == [[1.5]]
-    assert ALONE.joined(2, range(2), [[1.0], [2.0]]) == [[1.0], [2.0]]
+    assert ALONE.gather_rows(2, range(2), [[1.0], [2.0]]) == [[1.0], [2.0]]

@@ -58,7 +58,7 @@ def evaluate(
     here = world(device or recipe.device)
     spoken = here.reporter(reporter or SilentReporter())
     with threads(recipe.threads), deterministic(recipe.deterministic):
-        with here.together():
+        with here.fail_together():
             evaluation = Evaluation(Path(run), recipe, chosen, which, device, spoken, here)
         return evaluation.execute()
 
@@ -127,7 +127,7 @@ class Evaluation:
         rated, choice = cast(Rated, adaptation), self._known(adapt, dataset)
         if choice is None:
             choice = self.search.choose(adapt, rated, dataset, stop)
-            self.folders[adapt].choose(dataset, choice, write=self.world.first)
+            self.folders[adapt].choose(dataset, choice, write=self.world.is_main)
         return rated.at(choice.rate)
 
     def _folder(self, adapt: str, which: str, weights: str, stores: Mapping[str, Store]) -> EvalFolder:
@@ -157,12 +157,12 @@ class Evaluation:
     def execute(self) -> list[Path]:
         """Evaluate what is missing, then join the results."""
         with ExitStack() as stack:
-            with self.world.together():
-                if self.world.first:
+            with self.world.fail_together():
+                if self.world.is_main:
                     for folder in self.folders.values():
                         stack.enter_context(folder.opened())
             for folder in self.folders.values():
-                if not self.world.first:
+                if not self.world.is_main:
                     folder.read()
             todo = [(d, index, missing) for d in self.datasets for index, missing in self._missing(d.name)]
             self.world.wait()  # all have read what there was; parts are new from here on
@@ -172,8 +172,8 @@ class Evaluation:
             else:
                 each = " or ".join(str(n) for n in sorted(set(self.questions.counts.values())))
                 self.reporter.line(f"{self.run}: all {each} episodes of {len(self.datasets)} datasets are evaluated already")
-            with self.world.together():  # nobody looks at results that are not there yet
-                for name, folder in self.folders.items() if self.world.first else ():
+            with self.world.fail_together():  # nobody looks at results that are not there yet
+                for name, folder in self.folders.items() if self.world.is_main else ():
                     if self.world.size > 1:
                         folder.read()
                     folder.merge(self._facts(name))
@@ -204,7 +204,7 @@ class Evaluation:
         if before:
             self.reporter.line(f"{self.run}: {before} of {total} episodes are evaluated already, continuing")
         needed = {d.name: {name for one, _, names in todo if one is d for name in names} for d in self.datasets}
-        todo = [one for one in todo if self.world.deals(one[1])]
+        todo = [one for one in todo if self.world.owns(one[1])]
         total = before + len(todo)
         self.reporter.start(total, "meta-test", done=before, unit="episodes")
         try:

@@ -170,7 +170,7 @@ class RateSearch:
 
     def _search(self, adapt: str, adaptation: Rated, dataset: str, source: Source, stop: StopRequest) -> Choice:
         self.reporter.line(f"{adapt} on {dataset}: searching its learning rate on {source.count} tasks ({source.label})")
-        mine = [i for i in range(source.count) if self.world.deals(i)]
+        mine = [i for i in range(source.count) if self.world.owns(i)]
         loader = EpisodeLoader(source.sampler, mine, self.device, image_size=self.recipe.backbone.image_size)
         rows: list[list[float]] = []
         for episode in loader:
@@ -178,7 +178,7 @@ class RateSearch:
             found = [self._tried(adapt, adaptation, dataset, task, stop) for task in tasks]
             rows.append([len(found), *(share for one in found for share in one)])
         width = len(self.rates)
-        table = self.world.joined(source.count, mine, rows)
+        table = self.world.gather_rows(source.count, mine, rows)
         shares = [row[1 + k * width : 1 + (k + 1) * width] for row in table for k in range(int(row[0]))]
         return Choice.best(source.label, self.rates, np.mean(shares, 0).tolist(), len(shares))
 

@@ -1,7 +1,7 @@
-"""Several processes as one run (torchrun, or the tasks of a Slurm job): who is who, what is dealt to whom, and what they tell each other.
+"""Data-parallel runs of several processes (torchrun, or the tasks of a Slurm job): ranks, shares of the work, and collectives.
 
-Every process holds the whole model and takes a share of each meta-batch; gradients are summed once per meta-batch, so that all of them make
-the same update. The first process alone writes files and speaks. Numbers that decide (losses, accuracies, signals) travel in float64.
+Every process holds the whole model and takes a share of each batch. Gradients are summed once per update, so that all processes make the
+same update. Only the main process (rank 0) writes files and prints. Losses, accuracies and signals are exchanged in float64.
 """
 
 import atexit
@@ -24,13 +24,13 @@ from smatcli.runs.reporter import Reporter, SilentReporter
 if TYPE_CHECKING:
     from smatcli.config import Loaded
 
-# A process that dies closes its connections and is noticed at once; this is for one that hangs, and longer than any checkpoint takes.
+# Detects a process that hangs (one that dies closes its connections, which is noticed at once); longer than any checkpoint takes.
 TIMEOUT = timedelta(minutes=30)
-BUCKET = 2**18  # gradients of fewer elements travel together
+BUCKET = 2**18  # elements; smaller gradients are summed in one bucket
 
 
-class Elsewhere(SmatError):
-    """Another process of this run failed, and says so itself; this one ends with the same code, without a word."""
+class FailedElsewhere(SmatError):
+    """Raised where another process of the run failed: that process prints the error, this one exits quietly with the same code."""
 
     quiet = True
 
@@ -41,62 +41,62 @@ class Elsewhere(SmatError):
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run. `rank` 0 .. `size` - 1; a single process needs no group, and nothing here costs it anything."""
+    """The processes of a run, seen from the one of `rank` 0 .. `size` - 1. For a single process every method is a cheap no-op."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def first(self) -> bool:
-        """Is this the process that writes and speaks?"""
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def share(self, count: int) -> range:
-        """The positions 0 .. count - 1 that are this process's, one after the other: those before it are the earlier processes'."""
+        """Return this process's contiguous block of the positions 0 .. count - 1; blocks are in order of rank."""
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
-    def deals(self, index: int) -> bool:
-        """Is the episode of this index this process's? Dealt in turn, so that each gets as many of every dataset."""
+    def owns(self, index: int) -> bool:
+        """Whether this process handles item `index`. Items are dealt round-robin, so that each process gets as many of every dataset."""
         return index % self.size == self.rank
 
     def reporter(self, reporter: Reporter) -> Reporter:
-        """The given one for the first process, a silent one for the others."""
-        return reporter if self.first else SilentReporter()
+        """Return `reporter` for the main process and a silent one for the others."""
+        return reporter if self.is_main else SilentReporter()
 
     def gather(self, numbers: Sequence[float]) -> list[list[float]]:
-        """The float64 `numbers` of every process (equally many each), by rank."""
+        """Return the float64 `numbers` of every process (equally many each), by rank."""
         if self.size == 1:
             return [list(numbers)]
         mine = torch.tensor(list(numbers), dtype=torch.float64)
-        found = [torch.empty_like(mine) for _ in range(self.size)]
-        with self.talking():
-            distributed.all_gather(found, mine)
-        return [one.tolist() for one in found]
+        everyone = [torch.empty_like(mine) for _ in range(self.size)]
+        with self.connection_errors():
+            distributed.all_gather(everyone, mine)
+        return [row.tolist() for row in everyone]
 
-    def joined(self, count: int, mine: Iterable[int], values: Sequence[Sequence[float]]) -> list[list[float]]:
-        """Rows 0 .. count - 1 of which this process has `values` for the positions `mine`, the others the rest; exact, in order."""
+    def gather_rows(self, count: int, mine: Iterable[int], values: Sequence[Sequence[float]]) -> list[list[float]]:
+        """Return all rows 0 .. count - 1 in order, exactly; this process contributes `values` as the rows `mine`, the others the rest."""
         if self.size == 1:
             return [list(row) for row in values]
-        width = int(max(one[0] for one in self.gather([max((len(row) for row in values), default=0)])))
+        width = int(max(row[0] for row in self.gather([max((len(row) for row in values), default=0)])))
         table = torch.zeros(count, width, dtype=torch.float64)
         for place, row in zip(mine, values, strict=True):
             table[place, : len(row)] = torch.tensor(list(row), dtype=torch.float64)
-        with self.talking():
+        with self.connection_errors():
             distributed.all_reduce(table)
         return table.tolist()  # type: ignore[no-any-return]
 
-    def most(self, number: int) -> int:
-        """The largest of the processes' numbers: a signal that one of them received is obeyed by all at the same step."""
-        return int(max(one[0] for one in self.gather([number]))) if self.size > 1 else number
+    def all_max(self, number: int) -> int:
+        """Return the largest of the processes' numbers, e.g. so that all of them stop at the same step after a signal to one."""
+        return int(max(row[0] for row in self.gather([number]))) if self.size > 1 else number
 
     def wait(self) -> None:
-        """Go on when all processes are here."""
+        """Wait until all processes have reached this point (barrier)."""
         self.gather([0.0])
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Sum `.grad` over the processes, once: flat vectors in place, small parameters in one bucket; all start before any is waited for.
+        """Sum `.grad` over the processes: large gradients in place, small ones in one bucket, all asynchronously.
 
-        A parameter that has a gradient nowhere keeps none.
+        A parameter without a gradient in every process keeps `grad` None.
         """
         if self.size == 1:
             return
@@ -109,32 +109,32 @@ class World:
                 grads.append(parameter.grad)
         large = [g for g in grads if g.numel() >= BUCKET and g.is_contiguous()]
         small = [g for g in grads if g.numel() < BUCKET or not g.is_contiguous()]
-        with self.talking():
+        with self.connection_errors():
             bucket = torch.cat([g.flatten() for g in small]) if small else None
             pending = [distributed.all_reduce(t, async_op=True) for t in [*large, *([] if bucket is None else [bucket])]]
-            for one in pending:
-                if one is not None:
-                    one.wait()
+            for handle in pending:
+                if handle is not None:
+                    handle.wait()
         if bucket is not None:
             for grad, part in zip(small, bucket.split([g.numel() for g in small]), strict=True):
                 grad.copy_(part.view_as(grad))
 
     def collect(self, whole: Tensor) -> None:
-        """Every process has made its `share` of the contiguous tensor `whole`; afterwards each has all of it."""
+        """Complete the contiguous tensor `whole`, in which every process has filled its `share` (all-gather in place)."""
         if self.size == 1:
             return
         flat = whole.view(-1)
-        with self.talking():
+        with self.connection_errors():
             pending = []
             for rank in range(self.size):
                 places = World(rank, self.size).share(len(flat))
                 pending.append(distributed.broadcast(flat[places.start : places.stop], rank, async_op=True))
-            for one in pending:
-                if one is not None:
-                    one.wait()
+            for handle in pending:
+                if handle is not None:
+                    handle.wait()
 
     def check_equal(self, tensors: Iterable[Tensor], what: str) -> None:
-        """SmatError unless the processes hold the same numbers: a file that one of them reads otherwise would go unnoticed."""
+        """Raise SmatError unless all processes hold the same values (one may have read another version of a file)."""
         if self.size == 1:
             return
         sums = [[float(t.detach().double().sum()), float(t.detach().double().abs().sum())] for t in tensors if t.is_floating_point()]
@@ -143,8 +143,8 @@ class World:
             raise SmatError(f"the {self.size} processes hold different {what}; do they all see the same files?")
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Work that may fail in one process: all go on, or none does. The first that failed tells why; the others raise `Elsewhere`."""
+    def fail_together(self) -> Iterator[None]:
+        """Run a block that may fail in some processes; if so, the lowest failed rank re-raises and the others raise `FailedElsewhere`."""
         if self.size == 1:
             yield
             return
@@ -155,15 +155,15 @@ class World:
             error = caught
         code = 0 if error is None else getattr(error, "exit_code", 1)
         codes = [int(row[0]) for row in self.gather([float(code)])]
-        bad = next((rank for rank, found in enumerate(codes) if found), None)
+        bad = next((rank for rank, failed in enumerate(codes) if failed), None)
         if bad == self.rank and error is not None:
             raise error
         if bad is not None:
-            raise Elsewhere(bad, codes[bad]) from error
+            raise FailedElsewhere(bad, codes[bad]) from error
 
     @contextmanager
-    def talking(self) -> Iterator[None]:
-        """Turns a broken connection into one line."""
+    def connection_errors(self) -> Iterator[None]:
+        """Turn a broken connection into an error of one line."""
         try:
             yield
         except RuntimeError as error:
@@ -178,10 +178,10 @@ _current: World | None = None
 
 
 def world(device: str = "auto") -> World:
-    """The processes that this one belongs to, from the environment that torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, ...).
+    """Return the processes of this run, read from the environment that torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, ...).
 
-    The first call joins them: gloo between CPUs, NCCL between GPUs (process LOCAL_RANK of a node takes GPU LOCAL_RANK). UserError for a
-    `device` that several processes cannot share, or fewer GPUs than processes.
+    The first call joins them: gloo between CPUs, NCCL between GPUs (process LOCAL_RANK of a node takes GPU LOCAL_RANK). Raises UserError
+    for a `device` that several processes cannot share, or fewer GPUs than processes.
     """
     global _current
     if _current is None or (_current.size > 1 and not distributed.is_initialized()):
@@ -190,7 +190,7 @@ def world(device: str = "auto") -> World:
 
 
 def restarted() -> bool:
-    """Did torchrun start this process again after one of the run had failed? Then it continues what is there."""
+    """Whether torchrun has restarted this process after a failure; it then resumes the run."""
     return _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
@@ -207,7 +207,7 @@ def _join(device: str) -> World:
             raise UserError(f"device={device} with {size} processes: each takes a GPU of its own; use device=cuda")
         count = torch.cuda.device_count()
         if count == 1 and "SLURM_LOCALID" in os.environ:
-            local = 0  # --gpus-per-task: each task sees its own GPU alone
+            local = 0  # --gpus-per-task: each task sees only its own GPU
         if count <= local:
             raise UserError(f"process {local} of this node has no GPU ({count} visible); start fewer or use device=cpu")
         torch.cuda.set_device(local)
@@ -215,7 +215,7 @@ def _join(device: str) -> World:
     elif device not in ("auto", "cpu"):
         raise UserError(f"device={device}: several processes work on cpu or cuda; start one process")
     try:
-        # torchrun keeps its store when it starts the processes again: addresses of the dead ones must not be found in it.
+        # torchrun keeps its store across restarts: a prefix per restart hides the addresses of dead processes.
         store, _, _ = next(distributed.rendezvous("env://", rank, size, timeout=TIMEOUT))
         store = distributed.PrefixStore(f"smat-{_number('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
@@ -223,7 +223,7 @@ def _join(device: str) -> World:
         raise SmatError(f"process {rank} of {size} cannot join the others: {str(error).splitlines()[0]}") from None
     atexit.register(_leave)
     if rank:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for the rest of the process: the first one speaks)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (open until exit: only the main process prints)
     return World(rank, size)
 
 
@@ -236,12 +236,12 @@ def _leave() -> None:
 def _number(name: str, default: int | None) -> int:
     text = os.environ.get(name, "" if default is None else str(default))
     if not text.isdecimal():
-        raise UserError(f"{name}={text!r} in the environment is no whole number; start the processes with torchrun")
+        raise UserError(f"{name}={text!r} in the environment is not a whole number; start the processes with torchrun")
     return int(text)
 
 
 class WatchedRun(RunDir):
-    """The run as the processes that do not write see it: the same recipe and checkpoints, and nothing that touches a file."""
+    """Read-only view of the run for processes other than the main one: same recipe and checkpoints; writing does nothing."""
 
     def note(self, **facts: Any) -> None:
         self.info.update(facts)
@@ -258,20 +258,20 @@ class WatchedRun(RunDir):
 
 
 def reserve(loaded: "Loaded", reporter: Reporter, resume: bool, here: World) -> RunDir | None:
-    """`RunDir.reserve` by the first process; the others watch what it found. None: to be made by `create`."""
+    """Call `RunDir.reserve` in the main process and return its run (a `WatchedRun` in the others), or None if `create` is to make it."""
     run = None
-    with here.together():
-        if here.first:
+    with here.fail_together():
+        if here.is_main:
             run = RunDir.reserve(loaded, reporter, resume or restarted())
-    found = here.gather([0.0 if run is None else 1.0 + run.finished])[0][0]
-    return run if here.first or not found else _watched(loaded, "finished" if found == 2.0 else "running")
+    status = here.gather([0.0 if run is None else 1.0 + run.finished])[0][0]  # 0 no run, 1 unfinished, 2 finished
+    return run if here.is_main or not status else _watched(loaded, "finished" if status == 2.0 else "running")
 
 
 def create(loaded: "Loaded", here: World) -> RunDir:
-    """`RunDir.create` by the first process; the others watch it."""
+    """Call `RunDir.create` in the main process; the others get a `WatchedRun`."""
     run = None
-    with here.together():
-        if here.first:
+    with here.fail_together():
+        if here.is_main:
             run = RunDir.create(loaded.recipe.run, loaded.recipe, loaded.origins)
     return run or _watched(loaded, "running")
 

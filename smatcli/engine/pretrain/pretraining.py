@@ -159,8 +159,8 @@ def _save(job: _Job, best: bool = False) -> None:
     model = job.model.state_dict()
     if broken := job.optimizers.broken():
         raise SmatError(_diverged(job, broken))
-    with job.world.together():
-        if not job.world.first:
+    with job.world.fail_together():
+        if not job.world.is_main:
             return
         job.run.sync()
         if best:
@@ -178,7 +178,7 @@ def _train(job: _Job, stop: StopRequest) -> None:
             epoch, start = divmod(job.done.step, len(job.train))
             for images, labels in job.train.epoch(epoch, start):
                 _step(job, images, labels, epoch, batch)
-                if stop.agreed(job.world.most(stop.signum or 0)):
+                if stop.agreed(job.world.all_max(stop.signum or 0)):
                     _save(job)
                     raise stop.interrupted(f"step {job.done.step} of {job.steps}")
                 if job.done.step >= job.steps:
@@ -276,7 +276,7 @@ def _validate(job: _Job) -> None:
     right, total, losses = 0, 0, 0.0
     with torch.inference_mode():
         for index, (images, labels) in enumerate(job.held.epoch()):
-            if not job.world.deals(index):
+            if not job.world.owns(index):
                 continue
             with job.precision.autocast():
                 logits = cast(Tensor, job.model(normalise(images, job.recipe.backbone.image_size)))

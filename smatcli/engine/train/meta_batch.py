@@ -74,7 +74,7 @@ def gradients(
     method.skip_tasks(noises[share.stop :])
     rows += [[NOT_DONE]] * (len(share) - len(rows))
     with phase("all-reduce"):
-        table = world.joined(tasks, share, rows)
+        table = world.gather_rows(tasks, share, rows)
         place = next((k for k, row in enumerate(table) if row[0] == BAD), None)
         if place is not None:
             own = problem is not None and place in share

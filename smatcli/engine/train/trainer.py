@@ -50,12 +50,12 @@ def train(loaded: Loaded, reporter: Reporter, resume: bool = False, profile: boo
     with threads(recipe.threads), deterministic(recipe.deterministic):
         # A run that has a checkpoint needs its first weights no more: they may be gone.
         begun = run is not None and bool(has_checkpoint(run.checkpoints / "last") or kept(run))
-        with here.together():
+        with here.fail_together():
             trainer = Trainer(recipe, reporter, "none" if begun else recipe.backbone.weights, here)
         run = run or create(loaded, here)
         with run.active(), StopRequest() as stop:
             run.note(device=str(trainer.device), precision=str(trainer.method.precision))
-            if profile and here.first:
+            if profile and here.is_main:
                 trainer.profile = StepProfile(run.path / "profile", trainer.device, reporter)
             trainer.fit(run, stop)
     return run
@@ -132,7 +132,7 @@ class Trainer:
             if self.profile is not None:
                 self.profile.close()
         self._save(run, "last")
-        if self.world.first:
+        if self.world.is_main:
             shutil.rmtree(run.checkpoints / "failed", ignore_errors=True)  # of an attempt that stopped because of its loss
         if self.guard.skipped:
             self.reporter.line(f"{self.guard.skipped} of {t.steps} updates were left out; {run.metrics} says which and why")
@@ -212,7 +212,7 @@ class Trainer:
         sound = self.guard.row == 0  # after an update that was left out, the checkpoint of before may be the last good one
         if sound and t.keep_every and self.step % t.keep_every == 0:
             self._save(run, f"step-{self.step}")
-        if stop.agreed(self.world.most(stop.signum or 0)):
+        if stop.agreed(self.world.all_max(stop.signum or 0)):
             self._save(run, "last")
             raise stop.interrupted(f"step {self.step} of {t.steps}")
         if sound and self.step % t.checkpoint_every == 0 and self.step < t.steps:
@@ -242,8 +242,8 @@ class Trainer:
         tensors, plain = self.optimizers.state_dict()
         state = {"step": self.step, "best": vars(self.best), "optimizers": plain, "guard": self.guard.state(), "data": self.data}
         light = name in ("best", "failed")
-        with self.world.together():
-            if self.world.first:
+        with self.world.fail_together():
+            if self.world.is_main:
                 run.sync()
                 method = self.method.state_dict()
                 save_checkpoint(run.checkpoints / name, method, state, None if light else tensors, keep_before=name == "last")

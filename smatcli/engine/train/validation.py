@@ -43,9 +43,9 @@ class Validator:
         means: dict[str, float] = {}
         variances = []
         for name, sampler in self.samplers.items():
-            mine = [i for i in range(self.count) if self.world.deals(i)]
+            mine = [i for i in range(self.count) if self.world.owns(i)]
             loader = EpisodeLoader(sampler, mine, self.device, image_size=self.image_size)
-            found = self.world.joined(self.count, mine, [[score(method, episode)] for episode in loader])
+            found = self.world.gather_rows(self.count, mine, [[score(method, episode)] for episode in loader])
             scores = [row[0] for row in found]
             means[name] = float(np.mean(scores))
             variances.append(float(np.var(scores)) / len(scores))
