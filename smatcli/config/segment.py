@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from smatcli.config.base import Strict
 from smatcli.config.pmoe import PmoeConfig
-from smatcli.config.schema import GroupConfig, Positive, _Run
+from smatcli.config.schema import GroupConfig, Positive, SpikeConfig, _Run
 
 FIXED = {"kvasir": ("binary", 2), "isic": ("binary", 2), "ade20k": ("index", 150), "synthetic": ("index", 4)}
 
@@ -95,6 +95,7 @@ class SegmentConfig(Strict):
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     zoom: tuple[float, float] = Field((1.0, 1.0), description="range of the random zoom; what lies outside is ignored; (1, 1) = off")
     groups: dict[str, GroupConfig] = Field({}, description="optimizer groups tuner, backbone, head; missing ones take the defaults")
+    spike: SpikeConfig = SpikeConfig()
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:

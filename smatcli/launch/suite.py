@@ -8,7 +8,7 @@ from smatcli.config import Loaded, load_recipe, value_text
 from smatcli.config.tune import TuneRecipe
 from smatcli.data.catalogue.suites import SUITES, TITLES, means, stores_of
 from smatcli.data.stores.opening import store_files
-from smatcli.engine.tune.fit import RESULT
+from smatcli.engine.tune.weights import RESULT
 from smatcli.errors import UserError, nearest
 from smatcli.launch.batch import Batch
 from smatcli.launch.dispatch import launch

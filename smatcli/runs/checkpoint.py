@@ -26,7 +26,7 @@ from smatcli.runs.manifest import FORMAT, PARTS, Damaged, check, read_state, sea
 from smatcli.runs.reporter import Reporter
 from smatcli.safe.tensors import Refused, safetensors_header
 
-__all__ = ["FORMAT", "Checkpoint", "Damaged", "has_checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["FORMAT", "Checkpoint", "Damaged", "has_checkpoint", "kept_checkpoints", "load_checkpoint", "save_checkpoint"]
 
 PIECE = 2**24  # bytes that are compared at a time
 
@@ -105,6 +105,12 @@ def load_checkpoint(
 def has_checkpoint(path: Path) -> bool:
     """Is there a checkpoint (or the one before it) to load?"""
     return bool(_places(Path(path)))
+
+
+def kept_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints `step-N` in a folder, newest first."""
+    steps = sorted((int(p.name[5:]) for p in folder.glob("step-*") if p.name[5:].isdecimal()), reverse=True)
+    return [folder / f"step-{step}" for step in steps]
 
 
 def _old(path: Path) -> Path:

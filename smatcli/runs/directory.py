@@ -328,6 +328,9 @@ class RunDir:
 
     def truncate(self, step: int) -> None:
         """Forget the records after `step` (-1: all) and continue their clock: what a resumed run does first."""
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
         kept = [r for r in self.records() if r["step"] <= step]
         if self.metrics.exists():
             with atomic_path(self.metrics) as draft:

@@ -1,5 +1,6 @@
 """Images and masks of a segmentation set by row: resized and kept in memory where they fit, and at their own size for the measures."""
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,18 @@ class SegmentSet:
     def mask_at(self, row: int, whole: bool) -> np.ndarray:
         """Mask uint8 [H, W] at its own size (`whole`), or [S, S]."""
         return self._whole(row)[1] if whole else self.read(np.array([row]))[1][0]
+
+    def content_hash(self) -> str:
+        """Return the SHA-256 over the names and the content of all image and mask files (for drawn images, over their names)."""
+        total = hashlib.sha256()
+        with ThreadPoolExecutor(THREADS) as pool:
+            for pair, digests in zip(self.pairs, pool.map(self._digests, self.pairs), strict=True):
+                total.update("\n".join([pair.name, *digests, ""]).encode())
+        return total.hexdigest()
+
+    def _digests(self, pair: Pair) -> list[str]:
+        files = [] if self.data.layout == "synthetic" else [pair.image, pair.mask]
+        return [_decoded(path, lambda raw: hashlib.sha256(raw).hexdigest()) for path in files]
 
     def _load(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         image, mask = self._whole(row)

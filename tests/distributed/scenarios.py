@@ -78,26 +78,26 @@ def broken(episode: int) -> Iterator[None]:
 @contextmanager
 def signalled(rank: int, step: int) -> Iterator[None]:
     """One process alone receives SIGTERM during an update."""
-    from smatcli.engine.train.trainer import Trainer
+    from smatcli.engine.train.trainer import MetaLearner
 
-    real = Trainer._update
+    real = MetaLearner.backward
 
-    def update(self: Any, *args: Any) -> Any:
-        if self.world.rank == rank and self.step == step:
+    def backward(self: Any, batch: Any, now: int) -> Any:
+        if self.batched.world.rank == rank and now == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, *args)
+        return real(self, batch, now)
 
-    Trainer._update = update  # type: ignore[method-assign,assignment]
+    MetaLearner.backward = backward  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
-        Trainer._update = real  # type: ignore[method-assign]
+        MetaLearner.backward = real  # type: ignore[method-assign]
 
 
 def run_all(root: Path, out: Path, processes: int) -> None:
     """Every scenario on the stores in `root`, runs in `out`."""
     from smatcli.engine.evaluate.evaluation import evaluate
-    from smatcli.engine.loop import optimizers as shards
+    from smatcli.engine.loop import shards
     from smatcli.engine.pretrain.pretraining import pretrain
     from smatcli.engine.train.trainer import train
     from smatcli.runs.reporter import SilentReporter

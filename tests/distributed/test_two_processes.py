@@ -149,13 +149,13 @@ def test_pretraining_is_that_of_one_process(both):
 
 DIES = """
 import os, signal
-from smatcli.engine.train import Trainer
-real = Trainer._update
-def update(self, *args):
-    if self.world.rank == 1 and self.step == 3 and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
+from smatcli.engine.train import MetaLearner
+real = MetaLearner.backward
+def backward(self, batch, step):
+    if self.batched.world.rank == 1 and step == 3 and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(self, *args)
-Trainer._update = update
+    return real(self, batch, step)
+MetaLearner.backward = backward
 from smatcli.cli import main
 main()
 """

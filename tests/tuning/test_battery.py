@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from smatcli.engine.tune.fit import frozen_digest, load_trained, trained
+from smatcli.engine.tune.weights import frozen_digest, load_trained, trained
 from smatcli.tuning import TUNERS
 from tests.tuning.world import CLASSES, DEPTH, DIM, IMAGES, make, shake, vit
 

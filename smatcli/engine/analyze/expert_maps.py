@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from smatcli.engine.tune.task import View, seen
+from smatcli.engine.tune.task import View, network_input
 from smatcli.errors import UserError
 from smatcli.runs.analysis import FOLDER, Analysis
 from smatcli.safe.files import atomic_path
@@ -40,7 +40,7 @@ def compute(subject: "TunedSubject") -> Analysis:
         chosen = np.unique(np.linspace(0, len(rows) - 1, SHOWN).astype(int))
         view = View(task, rows[chosen], subject.device, keep=True)
         assert view.kept is not None
-        attention, change = maps(tuner, seen(view.kept, subject.recipe))
+        attention, change = maps(tuner, network_input(view.kept, subject.recipe))
         pixels = view.kept.cpu().numpy()
         analysis.groups[name] = {"attention": attention, "change": change, "pixels": pixels, "rows": rows[chosen]}
         folder = subject.run / FOLDER

@@ -6,8 +6,8 @@ from pathlib import Path
 from smatcli.config.tune import TuneRecipe
 from smatcli.engine.analyze.options import AnalysisOptions
 from smatcli.engine.analyze.tuned_subject import TunedSubject
-from smatcli.engine.tune.fit import load_tuned
-from smatcli.engine.tune.task import Task, open_task
+from smatcli.engine.tune.task import TuningTask, open_task
+from smatcli.engine.tune.weights import load_tuned
 from smatcli.errors import UserError, nearest
 from smatcli.runs.analysis import FOLDER, write_analysis
 from smatcli.runs.reporter import Reporter
@@ -66,6 +66,6 @@ def _check(run: Path, options: AnalysisOptions) -> None:
             raise UserError(f"--only {name}: no such analysis of a tuned run{nearest(name, list(TUNED))} (known: {', '.join(TUNED)})")
 
 
-def _task(recipe: TuneRecipe, dataset: str) -> Task:
+def _task(recipe: TuneRecipe, dataset: str) -> TuningTask:
     data = recipe.data.model_copy(update={"dataset": dataset})
     return open_task(recipe.model_copy(update={"data": data}))

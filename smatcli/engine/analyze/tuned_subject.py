@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from smatcli.config.tune import TuneRecipe
-from smatcli.engine.tune.task import Task, View, in_order, seen
+from smatcli.engine.tune.task import TuningTask, View, in_order, network_input
 from smatcli.runs.reporter import Reporter
 from smatcli.runs.signals import StopRequest
 from smatcli.tuning import Tuner
@@ -24,7 +24,7 @@ class TunedSubject:
     run: Path
     recipe: TuneRecipe
     tuner: Tuner
-    tasks: dict[str, Task]
+    tasks: dict[str, TuningTask]
     device: torch.device
     reporter: Reporter
     stop: StopRequest
@@ -42,7 +42,7 @@ class TunedSubject:
         done = 0
         try:
             for _, raw in view.batches(in_order(len(view), BATCH)):
-                yield seen(raw, self.recipe)
+                yield network_input(raw, self.recipe)
                 done += len(raw)
                 self.reporter.update(done)
                 if self.stop:

@@ -25,8 +25,8 @@ from smatcli.engine.evaluate.features import Features, plans_of, without_images
 from smatcli.engine.evaluate.folder import EvalFolder
 from smatcli.engine.evaluate.questions import Dataset, Questions, choose_datasets, plan
 from smatcli.engine.evaluate.rate_search import Rated, RateSearch
+from smatcli.engine.loop.determinism import deterministic
 from smatcli.engine.loop.distributed import ALONE, World, world
-from smatcli.engine.loop.speed import deterministic
 from smatcli.runs.directory import RunDir
 from smatcli.runs.rates import Choice
 from smatcli.runs.reporter import Reporter, SilentReporter

@@ -1,8 +1,9 @@
-"""A recipe's method: new over a backbone, or with a run's weights."""
+"""The method of a recipe, with initial weights or those of a run."""
 
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from smatcli.backbones import create_backbone
 from smatcli.config.schema import TrainRecipe
@@ -18,7 +19,7 @@ from smatcli.runs.reporter import Reporter
 
 
 def prepare_method(recipe: TrainRecipe, weights: str) -> FlatMethod:
-    """The recipe's method over a backbone with `weights`, on the recipe's device, in its precision."""
+    """Build the recipe's method over a backbone with `weights`, on the recipe's device and in its precision."""
     device = choose_device(recipe.device)
     torch.manual_seed(counted_key("initialisation", recipe.seed) % 2**63)
     backbone = create_backbone(recipe.backbone.model_copy(update={"weights": weights}))
@@ -33,14 +34,14 @@ def prepare_method(recipe: TrainRecipe, weights: str) -> FlatMethod:
 def load_method(
     run: Path | str, which: str = "best", reporter: Reporter | None = None, device: str | None = None
 ) -> tuple[FlatMethod, TrainRecipe]:
-    """A trained run's method, ready for inference, and its recipe; `which` is 'best' (the default; 'last' if there is none) or 'last'.
+    """Load the method of a training run for inference, and its recipe; UserError if the run has no checkpoint.
 
-    Raises `UserError` when the run has no checkpoint.
+    `which` is 'best' (or else 'last', if no checkpoint is the best one) or 'last'.
     """
     opened = RunDir.open(run)
     recipe = opened.recipe
     if not isinstance(recipe, TrainRecipe):
-        raise UserError(f"{run}: is a {recipe.kind} run; meta-test one of `smat train` (method 'pretrained' takes a backbone as it is)")
+        raise UserError(f"{run}: is a {recipe.kind} run, not a `smat train` run (method 'pretrained' takes a backbone as it is)")
     folder = opened.checkpoints / which
     if which == "best" and not has_checkpoint(folder):
         folder = opened.checkpoints / "last"
@@ -53,9 +54,9 @@ def load_method(
     return method.eval(), recipe
 
 
-def restore(method: FlatMethod, tensors: dict[str, torch.Tensor], where: Path) -> None:
-    """Load a method's tensors, all of them and no others; `UserError` names the first that does not fit."""
+def restore(model: nn.Module, tensors: dict[str, torch.Tensor], where: Path) -> None:
+    """Load saved tensors, which must be exactly those of the model; UserError names those that are not."""
     try:
-        method.load_state_dict(tensors, strict=True)
+        model.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         raise UserError(f"{where}: the checkpoint does not fit the recipe: {' '.join(str(error).split())[:300]}") from None

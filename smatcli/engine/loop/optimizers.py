@@ -1,68 +1,20 @@
-"""Optimizers by group: each with its own rule, rate, schedule and gradient clipping, counted in steps."""
+"""Optimizer groups, each with its own rule, learning rate, schedule and gradient clipping."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from smatcli.config.schema import GroupConfig
-from smatcli.engine.loop.distributed import ALONE, BUCKET, World
+from smatcli.engine.loop.distributed import ALONE, World
+from smatcli.engine.loop.shards import Shards
 from smatcli.errors import SmatError, UserError, nearest
-
-SMALLEST = BUCKET  # elements of a parameter that is worth splitting
-
-
-class Shards:
-    """The shares of this process. `held(p)` is what an optimizer is given for p: a view of p's share, or p itself where it is small."""
-
-    def __init__(self, world: World, parameters: Sequence[nn.Parameter]) -> None:
-        self.world = world
-        self._held: dict[nn.Parameter, nn.Parameter] = {}
-        for parameter in parameters if world.size > 1 else ():
-            if parameter.numel() >= SMALLEST and parameter.is_contiguous():
-                places = world.share(parameter.numel())
-                self._held[parameter] = nn.Parameter(parameter.detach().view(-1)[places.start : places.stop])
-
-    def held(self, parameter: nn.Parameter) -> nn.Parameter:
-        return self._held.get(parameter, parameter)
-
-    def hand_over(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Before an update: the shares see their parameters' (clipped) gradients."""
-        for parameter in parameters:
-            if parameter in self._held:
-                self._held[parameter].grad = None if parameter.grad is None else self._cut(parameter.grad)
-
-    def collect(self) -> None:
-        """After an update: every process gets what the others made."""
-        for parameter, part in self._held.items():
-            whole = parameter.detach()
-            self.world.collect(whole)
-            whole.view(-1)[:1].add_(0)  # caches that watch the parameter's version must see that it changed
-            part.grad = None
-
-    def whole(self, parameter: nn.Parameter, state: Tensor) -> Tensor:
-        """An optimizer's state of `parameter` in full (every process asks)."""
-        if parameter not in self._held or not state.ndim:
-            return state
-        full = torch.empty(parameter.numel(), dtype=state.dtype, device=state.device)
-        places = self.world.share(parameter.numel())
-        full[places.start : places.stop] = state
-        self.world.collect(full)
-        return full.view(parameter.shape)
-
-    def part(self, parameter: nn.Parameter, state: Tensor) -> Tensor:
-        """What `held(parameter)` needs of a full state."""
-        return self._cut(state) if parameter in self._held and state.ndim else state
-
-    def _cut(self, tensor: Tensor) -> Tensor:
-        places = self.world.share(tensor.numel())
-        return tensor.reshape(-1)[places.start : places.stop]
 
 
 class NonFinite(SmatError):
-    """A gradient norm that is NaN or infinite; nothing was updated. `group` names the optimizer group."""
+    """The gradient norm of optimizer group `group` is NaN or infinite; nothing was updated."""
 
     def __init__(self, group: str, norm: float) -> None:
         super().__init__(f"the gradient of group {group!r} is {norm}")
@@ -71,7 +23,7 @@ class NonFinite(SmatError):
 
 
 def factor(config: GroupConfig, step: int, steps: int) -> float:
-    """Share of the peak rate that update `step` (from 0) of `steps` uses: linear warm-up, then the schedule."""
+    """Return the share of the peak learning rate at update `step` (from 0) of `steps`: linear warm-up, then the schedule."""
     warm = round(config.warmup * steps)
     if step < warm:
         return (step + 1) / warm
@@ -82,41 +34,41 @@ def factor(config: GroupConfig, step: int, steps: int) -> float:
 
 
 class Optimizers:
-    """One torch optimizer a group; made by `build_optimizers`."""
+    """One torch optimizer per group; see `build_optimizers`."""
 
     def __init__(
-        self, groups: dict[str, list[nn.Parameter]], configs: dict[str, GroupConfig], steps: int, bare: set[int], world: World = ALONE
+        self, groups: dict[str, list[nn.Parameter]], configs: dict[str, GroupConfig], steps: int, no_decay: set[int], world: World = ALONE
     ) -> None:
         self.groups, self.configs, self.steps = groups, configs, steps
         self.step_index = 0
         self.shards = Shards(world, [param for params in groups.values() for param in params])
         held = {name: [self.shards.held(param) for param in params] for name, params in groups.items()}
-        bare = {id(self.shards.held(param)) for params in groups.values() for param in params if id(param) in bare}
-        self.optimizers = {name: _optimizer(params, configs[name], bare) for name, params in held.items()}
+        no_decay = {id(self.shards.held(param)) for params in groups.values() for param in params if id(param) in no_decay}
+        self.optimizers = {name: _optimizer(params, configs[name], no_decay) for name, params in held.items()}
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Set all gradients to None."""
         for params in self.groups.values():
             for param in params:
                 param.grad = None
 
     def set_step(self, step: int) -> None:
-        """Updates done so far; the next one takes its rates from here."""
+        """Set the number of updates done, which determines the next learning rates."""
         self.step_index = step
 
     def rates(self) -> dict[str, float]:
-        """Learning rate of the next update, per group."""
+        """Return the learning rate of the next update per group."""
         return {name: config.lr * factor(config, self.step_index, self.steps) for name, config in self.configs.items()}
 
     @torch.no_grad()
     def step(self) -> dict[str, float]:
-        """Clip and update every group; returns the gradient norms before clipping.
+        """Clip and update every group; return the gradient norms before clipping.
 
-        Raises NonFinite before anything is changed when a norm is NaN or infinite.
+        Raises NonFinite, before anything is changed, if a norm is NaN or infinite.
         """
-        found = {n: [p.grad for p in params if p.grad is not None] for n, params in self.groups.items()}
-        norms = {n: nn.utils.get_total_norm(grads) for n, grads in found.items() if grads}
-        # One transfer for all groups: a GPU waits once.
+        gradients = {n: [p.grad for p in params if p.grad is not None] for n, params in self.groups.items()}
+        norms = {n: nn.utils.get_total_norm(grads) for n, grads in gradients.items() if grads}
+        # One transfer for all groups, so that a GPU synchronises once.
         values = torch.stack([norm.float() for norm in norms.values()]).tolist() if norms else []
         sizes = dict.fromkeys(self.groups, 0.0) | dict(zip(norms, values, strict=True))
         for name, value in sizes.items():
@@ -126,10 +78,10 @@ class Optimizers:
         for name, optimizer in self.optimizers.items():
             clip = self.configs[name].clip
             if clip is not None and sizes[name] > clip:
-                torch._foreach_mul_(found[name], clip / (sizes[name] + 1e-6))
+                torch._foreach_mul_(gradients[name], clip / (sizes[name] + 1e-6))
             for group in optimizer.param_groups:
                 group["lr"] = rates[name]
-            self.shards.hand_over(self.groups[name])
+            self.shards.set_gradients(self.groups[name])
             optimizer.step()
         self.shards.collect()
         self.step_index += 1
@@ -137,16 +89,16 @@ class Optimizers:
 
     @torch.no_grad()
     def broken(self) -> str | None:
-        """What to say of a parameter that is NaN or infinite; None when all are finite."""
+        """Describe a parameter that is NaN or infinite; None if all are finite."""
         for name, params in self.groups.items():
             for i, param in enumerate(params):
-                # The extremes are NaN where one value is; a mask of all would take as much memory as the parameter.
+                # aminmax propagates NaN, and needs less memory than a mask of the parameter's size.
                 if param.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(param))).all()):
                     return f"parameter {i} of group {name!r} is not finite"
         return None
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors by 'group/parameter/name' and plain data (JSON): together the whole state."""
+        """Return the whole state: tensors by 'group/parameter/name', and plain data (JSON)."""
         tensors = {
             f"{name}/{i}/{key}": self.shards.whole(param, value)
             for name, params in self.groups.items()
@@ -158,7 +110,7 @@ class Optimizers:
         return tensors, {"step": self.step_index, "groups": kinds}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave; SmatError when it belongs to other groups or parameters."""
+        """Load the result of `state_dict`; SmatError if it belongs to other groups or parameters."""
         _, own = self.state_dict()
         if state.get("groups") != own["groups"]:
             raise SmatError(f"the checkpoint's optimizer groups {state.get('groups')} are not those of this run {own['groups']}")
@@ -168,7 +120,7 @@ class Optimizers:
             param = self.groups[name][int(index)]
             if value.ndim and value.shape != param.shape:
                 raise SmatError(f"optimizer state {key} has shape {tuple(value.shape)}, its parameter {tuple(param.shape)}")
-            # Adam's step counter lives where its update wants it: on the device of the parameter when fused, else on the CPU.
+            # Adam's step counter is kept on the parameter's device if the update is fused, else on the CPU.
             here = param.device if value.ndim or self.optimizers[name].defaults.get("fused") else torch.device("cpu")
             fresh[name].setdefault(self.shards.held(param), {})[part] = self.shards.part(param, value).to(here, copy=True)
         for name, optimizer in self.optimizers.items():
@@ -186,16 +138,16 @@ def build_optimizers(
     where: str = "train.groups",
     world: World = ALONE,
 ) -> Optimizers:
-    """Optimizers for `groups` over `steps` updates; `defaults` fill in for groups that `configs` lacks.
+    """Build the optimizers of `groups` for `steps` updates, with `configs` and, for groups they lack, `defaults`.
 
-    UserError on a configured group that does not exist, one without settings, and an option that its optimizer would ignore.
-    Parameters in `no_decay` get no weight decay. The states of large parameters are split over the processes of `world`.
+    Parameters in `no_decay` get no weight decay. The states of large parameters are split over the processes of `world`. Raises UserError
+    for a configured group that does not exist, a group without settings, and an option that its optimizer would ignore.
     """
     names = list(groups)
     for name in configs:
         if name not in groups:
-            known = f"the method has {', '.join(names)}" if names else "the method has no trainable groups"
-            raise UserError(f"{where}.{name}: no such optimizer group{nearest(name, names)} ({known})")
+            groups_there = f"the method has {', '.join(names)}" if names else "the method has no trainable groups"
+            raise UserError(f"{where}.{name}: no such optimizer group{nearest(name, names)} ({groups_there})")
     merged = {**(defaults or {}), **configs}
     for name in names:
         if name not in merged:
@@ -207,9 +159,9 @@ def build_optimizers(
     return Optimizers({n: list(groups[n]) for n in filled}, {n: merged[n] for n in filled}, steps, {id(p) for p in no_decay}, world)
 
 
-def _optimizer(params: list[nn.Parameter], config: GroupConfig, bare: set[int]) -> torch.optim.Optimizer:
-    plain = [p for p in params if id(p) in bare]
-    decayed = [p for p in params if id(p) not in bare]
+def _optimizer(params: list[nn.Parameter], config: GroupConfig, no_decay: set[int]) -> torch.optim.Optimizer:
+    plain = [p for p in params if id(p) in no_decay]
+    decayed = [p for p in params if id(p) not in no_decay]
     split: list[dict[str, Any]] = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     split = [part for part in split if part["params"]]
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in params)

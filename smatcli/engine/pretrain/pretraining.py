@@ -1,6 +1,7 @@
-"""`smat pretrain`: supervised training of a backbone with a cosine classifier over all classes of the recipe's stores."""
+"""Supervised pre-training of a backbone: a cosine classifier over all classes of the recipe's stores."""
 
-from dataclasses import dataclass, field
+from collections.abc import Generator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -12,283 +13,163 @@ from smatcli.config.schema import AugmentConfig, PretrainRecipe
 from smatcli.data.augment import augment, mixup, normalise
 from smatcli.data.counted import counted_key
 from smatcli.data.episodes.loader import BatchLoader
-from smatcli.device import Precision, choose_device, choose_precision, threads
-from smatcli.engine.loop.distributed import World, create, reserve, world
-from smatcli.engine.loop.guard import Guard, bad_terms
-from smatcli.engine.loop.optimizers import NonFinite, Optimizers, build_optimizers
-from smatcli.engine.loop.speed import deterministic
-from smatcli.engine.pretrain.supervised import CosineClassifier, ImageSplit, split_images
-from smatcli.errors import SmatError, UserError
-from smatcli.runs.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from smatcli.device import choose_device, choose_precision
+from smatcli.engine.loop.distributed import World
+from smatcli.engine.loop.guard import Problem, nonfinite
+from smatcli.engine.loop.learner import Learner, Schedule, Score, TrainingProgress
+from smatcli.engine.loop.optimizers import build_optimizers
+from smatcli.engine.loop.session import Prepared, Session, Setup, run_session
+from smatcli.engine.pretrain.supervised import CosineClassifier, split_images
 from smatcli.runs.directory import RunDir
 from smatcli.runs.reporter import Reporter
-from smatcli.runs.signals import StopRequest
 
 if TYPE_CHECKING:
     from smatcli.config import Loaded
 
-LOG_EVERY = 50  # steps between training records
+LOG_EVERY = 50  # steps per training record
 VALID_BATCH = 256
-
-
-@dataclass
-class _Progress:
-    """Where the training stands; everything here is plain data and goes into the checkpoint."""
-
-    step: int = 0
-    sums: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "accuracy": 0.0, "steps": 0})
-    top1: float = 0.0
-    best: float = -1.0
-    best_step: int = 0
-
-
-@dataclass
-class _Job:
-    """The parts of one pre-training."""
-
-    recipe: PretrainRecipe
-    run: RunDir
-    reporter: Reporter
-    precision: Precision
-    data: ImageSplit
-    model: CosineClassifier
-    optimizers: Optimizers
-    train: BatchLoader
-    held: BatchLoader
-    steps: int
-    done: _Progress
-    guard: Guard
-    world: World
-
-    @property
-    def valid_every(self) -> int:
-        return self.recipe.pretrain.valid_every * len(self.train)
+Batch = tuple[Tensor, Tensor]  # images uint8 [B, H, W, 3], labels int64 [B]
 
 
 def pretrain(loaded: "Loaded", reporter: Reporter, resume: bool = False) -> RunDir:
-    """Train a backbone as the recipe says and leave backbone.safetensors and backbone.json in its run directory.
+    """Train a backbone as the recipe says; the run directory gets backbone.safetensors and backbone.json.
 
-    Each random number is counted by (seed, step), so a resumed run continues exactly. Raises UserError before anything is written
-    when recipe or data cannot be used, SmatError when pretrain.spike.in_a_row steps had to be left out because of their loss, Interrupted
-    on SIGINT, SIGTERM and SIGUSR1.
+    Every random number is derived from (seed, step), so a resumed run continues exactly. Raises UserError for what cannot work, before the
+    run directory is made; SmatError after pretrain.spike.in_a_row skipped steps in a row; Interrupted on SIGINT, SIGTERM and SIGUSR1.
     """
-    recipe = loaded.recipe
-    if not isinstance(recipe, PretrainRecipe):
-        raise UserError(f"{loaded.path}: kind is {recipe.kind!r}; `smat pretrain` needs a recipe of kind 'pretrain'")
-    here = world(recipe.device)
-    reporter = here.reporter(reporter)
-    run = reserve(loaded, reporter, resume, here)
-    if run is not None and run.finished:
-        return run
-    with threads(recipe.threads), deterministic(recipe.deterministic):
-        device = choose_device(recipe.device)
-        data = split_images(recipe.data, recipe.seed)
-        model = _model(recipe, len(data.names)).to(device)
-        precision = choose_precision(recipe.precision, device, int(model.backbone.num_features))  # type: ignore[arg-type]
-        precision.apply(model)
-        train, held = _loaders(recipe, data, device)
-        steps = max(1, round(recipe.pretrain.epochs * len(train)))
-        optimizers = build_optimizers(
-            {"optimizer": list(model.parameters())},
-            {"optimizer": recipe.pretrain.optimizer},
-            steps,
-            no_decay=model.undecayed(),
-            where="pretrain",
+    return run_session(loaded, PretrainRecipe, reporter, resume, _prepare, distributed=True)
+
+
+def _prepare(recipe: PretrainRecipe, setup: Setup) -> Prepared:
+    learner = PretrainLearner(recipe, setup.world)
+
+    def work(session: Session) -> None:
+        for line in learner.description():
+            session.reporter.line(line)
+        learner.folder = session.run.path
+        end = session.train(learner)
+        best = f"(best {end.best:.3f} at step {end.best_step})"
+        session.reporter.line(f"top-1 of held-out images {end.score or 0.0:.3f} {best}; backbone in {session.run.path}")
+
+    return {"device": str(learner.device), "precision": learner.precision.name, "data": learner.data}, work
+
+
+class PretrainLearner(Learner[Batch]):
+    """Images of the recipe's stores, cross-entropy of a cosine classifier, top-1 accuracy of held-out images."""
+
+    name, unit = "pre-training", "images"
+    folder: Path  # where the backbone is written
+
+    def __init__(self, recipe: PretrainRecipe, world: World) -> None:
+        self.recipe, self.world, settings = recipe, world, recipe.pretrain
+        self.device = choose_device(recipe.device)
+        self.split = split_images(recipe.data, recipe.seed)
+        self.data = self.split.hashes
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(counted_key("model", recipe.seed) % 2**63)
+            self.classifier = CosineClassifier(create_backbone(recipe.backbone), len(self.split.names), settings.scale)
+        self.model = self.classifier.to(self.device)
+        self.precision = choose_precision(recipe.precision, self.device, int(self.classifier.backbone.num_features))  # type: ignore[arg-type]
+        self.precision.apply(self.model)
+        images, size = [store.images for store in self.split.stores], recipe.backbone.image_size
+        self.train = BatchLoader(
+            images, self.split.train_rows, self.split.train_labels, settings.batch_size, recipe.seed, image_size=size, device=self.device
         )
-        run = run or create(loaded, here)
-        job = _Job(
-            recipe, run, reporter, precision, data, model, optimizers, train, held, steps, _Progress(), Guard(recipe.pretrain.spike), here
+        self.held = BatchLoader(
+            images, self.split.held_rows, self.split.held_labels, VALID_BATCH, shuffle=False, image_size=size, device=self.device
         )
-        with run.active(), StopRequest() as stop:
-            run.note(device=str(device), precision=precision.name, data=data.hashes)
-            _describe(job)
-            _restore(job)
-            _train(job, stop)
-    return run
+        self.per_step = min(self.train.batch_size, self.train.samples)
+        steps, every = max(1, round(settings.epochs * len(self.train))), settings.valid_every * len(self.train)
+        self.schedule = Schedule(steps, every, every, settings.spike, log_every=LOG_EVERY)
+        groups, no_decay = {"optimizer": list(self.model.parameters())}, self.classifier.undecayed()
+        self.optimizers = build_optimizers(groups, {"optimizer": settings.optimizer}, steps, no_decay=no_decay, where="pretrain")
+
+    def description(self) -> list[str]:
+        """Return what to print before training: precision, model and data."""
+        parameters = sum(p.numel() for p in self.classifier.backbone.parameters())
+        lines = [
+            str(self.precision),
+            f"{self.recipe.backbone.name}, {parameters / 1e6:.2f} M parameters, {self.recipe.backbone.image_size} px; "
+            f"{len(self.split.names)} classes, {self.train.samples} training and {self.held.samples} held-out images; "
+            f"{self.schedule.steps} steps of {self.per_step} images",
+        ]
+        if self.split.single:
+            lines.append(f"{self.split.single} classes have a single image, which is used for training; they have no held-out image")
+        return lines
+
+    def noise(self, step: int) -> int:
+        """Seed augmentation, drop-path and dropout."""
+        return counted_key("pretrain", self.recipe.seed, step) % 2**63
+
+    def batches(self, step: int) -> Generator[Batch, None, None]:
+        """Yield shuffled batches, epoch by epoch."""
+        while True:
+            epoch, start = divmod(step, len(self.train))
+            yield from self.train.epoch(epoch, start)
+            step = (epoch + 1) * len(self.train)
+
+    def backward(self, batch: Batch, step: int) -> dict[str, float] | Problem:
+        """Cross-entropy of the augmented batch; training accuracy (for mixed images, of the class with the larger share)."""
+        inputs, targets = augmented(batch, self.recipe, len(self.split.names), torch.Generator().manual_seed(self.noise(step)))
+        # Every process draws, augments and mixes the whole batch, as a single process would, and learns from its share of it.
+        share, total = self.world.share(len(inputs)), len(inputs)
+        inputs, targets = inputs[share.start : share.stop], targets[share.start : share.stop]
+        with self.precision.autocast():
+            logits = self.model(inputs)
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.pretrain.label_smoothing) * (len(share) / total)
+        truth = targets if targets.ndim == 1 else targets.argmax(1)
+        right = (logits.argmax(1) == truth).sum().item()
+        value, right = (sum(column) for column in zip(*self.world.gather([loss.item(), right]), strict=True))
+        if bad := nonfinite(value):
+            return Problem(bad)
+        loss.backward()
+        return {"loss": value, "accuracy": right / total}
+
+    @torch.inference_mode()
+    def validate(self, step: int) -> Score:
+        """Measure the top-1 accuracy of the held-out images."""
+        right, total, losses = 0, 0, 0.0
+        for index, (images, labels) in enumerate(self.held.epoch()):
+            if not self.world.owns(index):
+                continue
+            with self.precision.autocast():
+                logits = cast(Tensor, self.model(normalise(images, self.recipe.backbone.image_size)))
+            right += int((logits.argmax(1) == labels).sum())
+            losses += float(F.cross_entropy(logits, labels, reduction="sum"))
+            total += len(labels)
+        right, total, losses = (sum(column) for column in zip(*self.world.gather([right, total, losses]), strict=True))
+        top1, loss = right / total, losses / total
+        line = f"epoch {step / len(self.train):g}: held-out top-1 {top1:.4f}, loss {loss:.4f}"
+        return Score(top1, {"mean": top1, "loss": loss}, line)
+
+    def position(self, step: int) -> dict[str, Any]:
+        """Return the epochs done."""
+        return {"epoch": step / len(self.train)}
+
+    def train_record(self, means: dict[str, float], norms: dict[str, float], rates: dict[str, float]) -> dict[str, Any]:
+        """Return the means and the learning rate."""
+        return {**means, "lr": rates["optimizer"]}
+
+    def shown(self, numbers: dict[str, float], progress: TrainingProgress) -> dict[str, float | int]:
+        """Return the epoch, the loss and the last top-1 accuracy."""
+        top1 = {} if progress.score is None else {"top1": progress.score}
+        return {"epoch": (progress.step - 1) // len(self.train) + 1, "loss": numbers["loss"], **top1}
+
+    def advice(self, problem: Problem | None) -> str:
+        """Name the settings that make training more stable."""
+        return "lower pretrain.optimizer.lr or set pretrain.optimizer.clip in a new run"
+
+    def export(self, progress: TrainingProgress) -> None:
+        """Write backbone.safetensors and backbone.json."""
+        best = {"best_top1": max(progress.best, 0.0), "best_step": max(progress.best_step, 0)}
+        metrics = {"step": progress.step, "top1": progress.score or 0.0, **best}
+        save_backbone(self.folder, self.classifier.backbone, self.recipe.backbone, metrics)
 
 
-def _model(recipe: PretrainRecipe, classes: int) -> CosineClassifier:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(counted_key("model", recipe.seed) % 2**63)
-        return CosineClassifier(create_backbone(recipe.backbone), classes, recipe.pretrain.scale)
-
-
-def _loaders(recipe: PretrainRecipe, data: ImageSplit, device: torch.device) -> tuple[BatchLoader, BatchLoader]:
-    images = [store.images for store in data.stores]
-    size, batch = recipe.backbone.image_size, recipe.pretrain.batch_size
-    train = BatchLoader(images, data.train_rows, data.train_labels, batch, recipe.seed, image_size=size, device=device)
-    held = BatchLoader(images, data.held_rows, data.held_labels, VALID_BATCH, shuffle=False, image_size=size, device=device)
-    return train, held
-
-
-def _describe(job: _Job) -> None:
-    parameters = sum(p.numel() for p in job.model.backbone.parameters())
-    job.reporter.line(str(job.precision))
-    job.reporter.line(
-        f"{job.recipe.backbone.name}, {parameters / 1e6:.2f} M parameters, {job.recipe.backbone.image_size} px; "
-        f"{len(job.data.names)} classes, {job.train.samples} training and {job.held.samples} held-out images; "
-        f"{job.steps} steps of {min(job.train.batch_size, job.train.samples)} images"
-    )
-    if job.data.single:
-        job.reporter.line(f"{job.data.single} classes have a single image: it is trained on, and none is held out")
-
-
-def _restore(job: _Job) -> None:
-    last = job.run.checkpoints / "last"
-    if not has_checkpoint(last):
-        job.run.truncate(-1)
-        return
-    saved = load_checkpoint(last, job.reporter)
-    if saved.state["data"] != job.data.hashes:
-        changed = [n for n, h in job.data.hashes.items() if saved.state["data"].get(n) != h]
-        raise UserError(f"the stores {', '.join(changed) or '(removed ones)'} changed since run {job.run.path} began; choose another run=")
-    job.model.load_state_dict(saved.model)
-    job.optimizers.load_state_dict(saved.optim, saved.state["optim"])
-    job.done = _Progress(**saved.state["progress"])
-    if "guard" in saved.state:
-        job.guard.restore(saved.state["guard"])
-    job.run.truncate(job.done.step)
-    job.reporter.line(f"continuing {job.run.path} at step {job.done.step} of {job.steps}")
-
-
-def _save(job: _Job, best: bool = False) -> None:
-    tensors, optim = job.optimizers.state_dict()
-    state: dict[str, Any] = {
-        "progress": dict(job.done.__dict__), "optim": optim, "data": job.data.hashes, "guard": job.guard.state(),
-    }  # fmt: skip
-    model = job.model.state_dict()
-    if broken := job.optimizers.broken():
-        raise SmatError(_diverged(job, broken))
-    with job.world.fail_together():
-        if not job.world.is_main:
-            return
-        job.run.sync()
-        if best:
-            save_checkpoint(job.run.checkpoints / "best", model, state)
-        save_checkpoint(job.run.checkpoints / "last", model, state, tensors, keep_before=True)
-        metrics = {"step": job.done.step, "top1": job.done.top1, "best_top1": max(job.done.best, 0.0), "best_step": job.done.best_step}
-        save_backbone(job.run.path, job.model.backbone, job.recipe.backbone, metrics)
-
-
-def _train(job: _Job, stop: StopRequest) -> None:
-    batch = min(job.train.batch_size, job.train.samples)
-    job.reporter.start(job.steps * batch, "pretrain", done=job.done.step * batch, unit="images")
-    try:
-        while job.done.step < job.steps:
-            epoch, start = divmod(job.done.step, len(job.train))
-            for images, labels in job.train.epoch(epoch, start):
-                _step(job, images, labels, epoch, batch)
-                if stop.agreed(job.world.all_max(stop.signum or 0)):
-                    _save(job)
-                    raise stop.interrupted(f"step {job.done.step} of {job.steps}")
-                if job.done.step >= job.steps:
-                    break
-        job.reporter.finish()
-        job.reporter.line(
-            f"top-1 of held-out images {job.done.top1:.3f} (best {job.done.best:.3f} at step {job.done.best_step}); "
-            f"backbone in {job.run.path}"
-        )
-    finally:
-        job.reporter.finish()
-
-
-def _step(job: _Job, images: Tensor, labels: Tensor, epoch: int, batch: int) -> None:
-    done, rate = job.done, job.optimizers.rates()["optimizer"]
-    job.guard.remember(job.model)
-    loss, accuracy, problem = _update(job, images, labels)
-    done.step += 1
-    if problem is not None:
-        _leave_out(job, problem)
-    else:
-        job.guard.made(loss)
-        done.sums = {"loss": done.sums["loss"] + loss, "accuracy": done.sums["accuracy"] + accuracy, "steps": done.sums["steps"] + 1}
-    shown = {"loss": loss, "top1": done.top1} if done.best >= 0 else {"loss": loss}
-    job.reporter.update(done.step * batch, epoch=epoch + 1, **shown)
-    if done.step % LOG_EVERY == 0 or done.step == job.steps:
-        means = {k: done.sums[k] / max(1.0, done.sums["steps"]) for k in ("loss", "accuracy")}
-        job.run.log({"kind": "train", "step": done.step, "epoch": done.step / len(job.train), **means, "lr": rate})
-        done.sums = dict.fromkeys(done.sums, 0.0)
-    if done.step % job.valid_every == 0 or done.step == job.steps:
-        _validate(job)
-
-
-def _update(job: _Job, images: Tensor, labels: Tensor) -> tuple[float, float, str | None]:
-    """One optimizer update; loss, training accuracy (of the heavier half of each mixed image), and why it was not made, if so."""
-    settings, step = job.recipe.pretrain, job.done.step
-    noise = counted_key("pretrain", job.recipe.seed, step) % 2**63
-    generator = torch.Generator().manual_seed(noise)
-    torch.manual_seed(noise)  # drop-path and dropout read the global generator
-    inputs, targets = _augmented(images, labels, settings.augment, len(job.data.names), generator, job.recipe.backbone.image_size)
-    # The whole batch is drawn, augmented and mixed everywhere, as one process would; each then learns from its share of it.
-    share, total = job.world.share(len(inputs)), len(inputs)
-    inputs, targets = inputs[share.start : share.stop], targets[share.start : share.stop]
-    job.model.train()
-    with job.precision.autocast():
-        logits = job.model(inputs)
-    loss = F.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing) * (len(share) / total)
-    truth = targets if targets.ndim == 1 else targets.argmax(1)
-    right = (logits.argmax(1) == truth).sum().item()
-    value, right = (sum(column) for column in zip(*job.world.gather([loss.item(), right]), strict=True))
-    if problem := bad_terms(value, {}) or job.guard.spike(value):
-        return value, 0.0, problem
-    job.optimizers.zero_grad()
-    loss.backward()
-    job.world.sum_gradients(list(job.model.parameters()))
-    try:
-        job.optimizers.step()
-    except NonFinite as error:
-        return value, 0.0, str(error)
-    return value, right / total, None
-
-
-def _leave_out(job: _Job, problem: str) -> None:
-    """Undo and count a step that is not made; after too many in a row, stop."""
-    job.guard.forget()
-    job.optimizers.set_step(job.done.step)
-    if job.guard.left_out():
-        job.done.step -= 1
-        raise SmatError(_diverged(job, problem))
-    job.run.log({"kind": "skip", "step": job.done.step, "reason": problem, "skipped": job.guard.skipped})
-    job.reporter.line(f"step {job.done.step} is left out: {problem}; {job.guard.skipped} so far")
-
-
-def _augmented(
-    images: Tensor, labels: Tensor, config: AugmentConfig, classes: int, generator: torch.Generator, size: int
-) -> tuple[Tensor, Tensor]:
+def augmented(batch: Batch, recipe: PretrainRecipe, classes: int, generator: torch.Generator) -> Batch:
+    """Return normalised, augmented images [B, 3, S, S] and labels [B], or class shares [B, C] with mixup."""
+    (images, labels), config, size = batch, recipe.pretrain.augment, recipe.backbone.image_size
     if config == AugmentConfig():
         return normalise(images, size), labels
     inputs = augment(images, config, generator, size)
     return mixup(inputs, labels, classes, config.mixup, generator) if config.mixup > 0 else (inputs, labels)
-
-
-def _diverged(job: _Job, what: str) -> str:
-    last = job.run.checkpoints / "last"
-    kept = f"the last good checkpoint is kept in {last}" if has_checkpoint(last) else "no checkpoint was written yet"
-    row = f" (step {job.guard.row} in a row that had to be left out)" if job.guard.row > 1 else ""
-    return (
-        f"pre-training step {job.done.step}: {what}{row}; {kept}; lower pretrain.optimizer.lr or set pretrain.optimizer.clip in a new run"
-    )
-
-
-def _validate(job: _Job) -> None:
-    """Top-1 accuracy of the held-out images, a record of it, and the checkpoints."""
-    job.model.eval()
-    right, total, losses = 0, 0, 0.0
-    with torch.inference_mode():
-        for index, (images, labels) in enumerate(job.held.epoch()):
-            if not job.world.owns(index):
-                continue
-            with job.precision.autocast():
-                logits = cast(Tensor, job.model(normalise(images, job.recipe.backbone.image_size)))
-            right += int((logits.argmax(1) == labels).sum())
-            losses += float(F.cross_entropy(logits, labels, reduction="sum"))
-            total += len(labels)
-    right, total, losses = (sum(column) for column in zip(*job.world.gather([right, total, losses]), strict=True))
-    done = job.done
-    done.top1 = right / total
-    better = done.top1 > done.best
-    if better:
-        done.best, done.best_step = done.top1, done.step
-    job.run.log({"kind": "valid", "step": done.step, "epoch": done.step / len(job.train), "mean": done.top1, "loss": losses / total})
-    job.reporter.line(f"epoch {done.step / len(job.train):g}: held-out top-1 {done.top1:.4f}, loss {losses / total:.4f}")
-    _save(job, better)

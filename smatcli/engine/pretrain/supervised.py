@@ -1,4 +1,4 @@
-"""What supervised pre-training learns (a cosine classifier) and what it learns from (images of stores, some held out)."""
+"""The model of supervised pre-training (a cosine classifier) and its data (images of stores, some of them held out)."""
 
 from dataclasses import dataclass
 
@@ -45,24 +45,24 @@ class ImageSplit:
     train_labels: list[np.ndarray]
     held_rows: list[np.ndarray]
     held_labels: list[np.ndarray]
-    single: int  # classes with one image, of which none can be held out
+    single: int  # classes with one image, which is not held out
 
     @property
     def hashes(self) -> dict[str, str]:
-        """Content hash of each store: a continued run must see the same images."""
+        """Content hash of each store: a resumed run must see the same images."""
         return {store.name: store.content_hash for store in self.stores}
 
 
 def split_images(data: PretrainData, seed: int) -> ImageSplit:
-    """Images of the recipe's classes, `holdout` of each class (at least one of two or more) held out; the same for equal `seed`."""
+    """Split the images by `seed`: the share `holdout` of each class (at least one image, if it has two) is held out."""
     stores = open_stores(data.root, data.datasets)
     split = ImageSplit(list(stores.values()), [], [], [], [], [], 0)
     single = 0
     for store in split.stores:
         chosen = store.classes(data.split.get(store.name, "train"))
         if not len(chosen):
-            asked = data.split.get(store.name, "train")
-            raise UserError(f"data.split.{store.name}: the store has no class in split {asked!r}; choose another split or prepare it again")
+            wanted = data.split.get(store.name, "train")
+            raise UserError(f"data.split.{store.name}: the store has no class in split {wanted!r}; choose another or prepare it again")
         parts: dict[str, list[np.ndarray]] = {"train": [], "held": []}
         labels: dict[str, list[np.ndarray]] = {"train": [], "held": []}
         for index in chosen:

@@ -1,4 +1,4 @@
-"""What a segmentation run leaves: RUN/segment/fold<k>.json (confusion matrices), summary.csv (measures of each fold, means)."""
+"""Results of a segmentation run: RUN/segment/fold<k>.json (confusion matrices) and summary.csv (measures per fold, means)."""
 
 import json
 import statistics
@@ -17,13 +17,13 @@ from smatcli.segmentation.metrics import measures
 
 
 def write_fold(run: Path, fold: int, matrices: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write the confusion matrices (`single`, `multi`) of a fold: it counts as finished then."""
+    """Write the confusion matrices (`single`, `multi`) of a fold, which marks it as finished."""
     body = {"format": FORMAT, "fold": fold, **facts, "confusion": {name: matrix.tolist() for name, matrix in matrices.items()}}
     atomic_write_text(fold_file(run, fold), json.dumps(body))
 
 
 def read_fold(run: Path, fold: int) -> dict[str, Any]:
-    """The results of a finished fold; UserError for a file that is damaged."""
+    """Return the results of a finished fold; UserError if the file is damaged."""
     path = fold_file(run, fold)
     try:
         facts, matrices = read_fold_file(path)
@@ -33,13 +33,13 @@ def read_fold(run: Path, fold: int) -> dict[str, Any]:
 
 
 def write_summary(run: Path, folds: list[dict[str, Any]], reporter: Reporter) -> None:
-    """summary.csv: a line for each fold and scale, then mean and standard deviation over folds; and one line each to the reporter."""
+    """Write summary.csv (a row per fold and scale, then mean and standard deviation over folds) and report the means, a line per scale."""
     classes = len(folds[0]["confusion"]["single"])
     lines: list[list[Any]] = [["fold", "scales", *MEASURES, *(f"iou_{c}" for c in range(classes))]]
     for name in folds[0]["confusion"]:
-        rows = [measures(found["confusion"][name]) for found in folds]
+        rows = [measures(fold["confusion"][name]) for fold in folds]
         values = [[getattr(row, key) for key in MEASURES] + row.ious for row in rows]
-        lines += [[found["fold"], name, *map(_text, value)] for found, value in zip(folds, values, strict=True)]
+        lines += [[fold["fold"], name, *map(_text, value)] for fold, value in zip(folds, values, strict=True)]
         means = [_mean(column) for column in zip(*values, strict=True)]
         lines.append(["mean", name, *map(_text, means)])
         if len(folds) > 1:
@@ -49,18 +49,18 @@ def write_summary(run: Path, folds: list[dict[str, Any]], reporter: Reporter) ->
     atomic_write_text(run / FOLDER / "summary.csv", write_csv([[str(cell) for cell in line] for line in lines]))
 
 
-def _known(values: Any) -> list[float]:
+def _numbers(values: Any) -> list[float]:
     return [v for v in values if v == v]
 
 
 def _mean(values: Any) -> float:
-    known = _known(values)
-    return statistics.fmean(known) if known else float("nan")
+    numbers = _numbers(values)
+    return statistics.fmean(numbers) if numbers else float("nan")
 
 
 def _deviation(values: Any) -> float:
-    known = _known(values)
-    return statistics.stdev(known) if len(known) > 1 else float("nan")
+    numbers = _numbers(values)
+    return statistics.stdev(numbers) if len(numbers) > 1 else float("nan")
 
 
 def _text(value: float) -> str:

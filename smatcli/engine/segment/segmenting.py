@@ -1,7 +1,7 @@
-"""`smat segment`: tune ViTs for segmentation, one split or a cross-validation, with checkpoints, resume and measures per fold."""
+"""Tuning of vision transformers for segmentation: one split or a cross-validation, with measures per fold."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,17 +13,19 @@ from smatcli.backbones import create_backbone
 from smatcli.config.pmoe import PmoeConfig
 from smatcli.config.schema import GroupConfig
 from smatcli.config.segment import SegmentRecipe
+from smatcli.data.augment import normalise
 from smatcli.data.counted import counted_key, counted_rng
 from smatcli.data.episodes.loader import prefetched
-from smatcli.device import Precision, choose_device, choose_precision, threads
-from smatcli.engine.loop.optimizers import NonFinite, Optimizers, build_optimizers
-from smatcli.engine.segment.measures import confusions, draw_pictures
-from smatcli.engine.segment.results import FOLDER, fold_file, read_fold, write_fold, write_summary
-from smatcli.errors import SmatError, UserError
-from smatcli.runs.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from smatcli.device import choose_device, choose_precision
+from smatcli.engine.loop.guard import Problem, nonfinite
+from smatcli.engine.loop.learner import Learner, Schedule, Score, TrainingProgress
+from smatcli.engine.loop.optimizers import Optimizers, build_optimizers
+from smatcli.engine.loop.session import Prepared, Session, Setup, run_session
+from smatcli.engine.segment.measures import Tested, confusions, draw_pictures
+from smatcli.engine.segment.results import read_fold, write_fold, write_summary
+from smatcli.runs.segmentation import FOLDER, fold_file
 from smatcli.runs.directory import RunDir
 from smatcli.runs.reporter import Reporter
-from smatcli.runs.signals import StopRequest
 from smatcli.segmentation.augment import augmented
 from smatcli.segmentation.data import SegmentSet, Split, splits
 from smatcli.segmentation.masks import IGNORE
@@ -38,235 +40,154 @@ DEFAULTS = {
     "backbone": GroupConfig(lr=1e-5, weight_decay=1e-5, clip=1.0),
     "head": GroupConfig(lr=1e-3, weight_decay=1e-5),
 }
-LOG_EVERY = 10
-
-
-@dataclass
-class _Progress:
-    """Where a fold's training stands; plain data that goes into the checkpoint."""
-
-    fold: int = 0
-    step: int = 0
-    best: float = -1.0
-    best_step: int = 0
-    sums: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "steps": 0})
-
-
-@dataclass
-class _Fold:
-    """One training on one split."""
-
-    recipe: SegmentRecipe
-    run: RunDir
-    reporter: Reporter
-    device: torch.device
-    precision: Precision
-    found: SegmentSet
-    split: Split
-    net: SegmentNet
-    optimizers: Optimizers
-    steps: int
-    done: _Progress
-
-    @property
-    def per_epoch(self) -> int:
-        return max(1, len(self.split.train) // self.recipe.segment.batch_size)
-
-    @property
-    def offset(self) -> int:
-        """Steps of the folds before, so that the records of all folds are one sequence."""
-        return self.done.fold * self.steps
-
-    @property
-    def best(self) -> str:
-        return f"fold{self.done.fold}" if self.recipe.segment.folds else "best"
+LOG_EVERY = 10  # steps per training record
+Batch = tuple[Tensor, Tensor]  # images uint8 [B, S, S, 3], masks uint8 [B, S, S]
 
 
 def segment(loaded: "Loaded", reporter: Reporter, resume: bool = False) -> RunDir:
-    """Train and test as the recipe says; the run directory holds checkpoints, and `segment/` the measures of every fold.
+    """Train and test as the recipe says; the run directory gets checkpoints, and the measures of every fold in `segment/`.
 
-    Everything that can be refused (files, masks, backbones, groups) is refused before the run directory is made. Each random number is
-    counted by (seed, fold, step), so a resumed run continues exactly. SmatError on a loss that is not finite, Interrupted on signals.
+    Every random number is derived from (seed, fold, step), so a resumed run continues exactly. Raises UserError for what cannot work
+    (files, masks, backbones, groups), before the run directory is made; SmatError after segment.spike.in_a_row skipped steps in a row;
+    Interrupted on SIGINT, SIGTERM and SIGUSR1.
     """
-    recipe = loaded.recipe
-    if not isinstance(recipe, SegmentRecipe):
-        raise UserError(f"{loaded.path}: kind is {recipe.kind!r}; `smat segment` needs a recipe of kind 'segment'")
-    run = RunDir.reserve(loaded, reporter, resume)
-    if run is not None and run.finished:
-        return run
-    with threads(recipe.threads):
-        device = choose_device(recipe.device)
-        begun = run is not None and has_checkpoint(run.checkpoints / "last")
-        first = _net(recipe, 0, begun)  # before the images are read: a wrong backbone is told at once
-        _optimizers(recipe, first, 1)
-        found = SegmentSet(recipe.data, recipe.backbone.image_size, recipe.seed, reporter)
-        parts = splits(found, recipe.segment.folds, recipe.seed)
-        precision = choose_precision(recipe.precision, device, first.tokens.width)
-        run = run or RunDir.create(recipe.run, recipe, loaded.origins)
-        with run.active(), StopRequest() as stop:
-            run.note(device=str(device), precision=precision.name, images=len(found))
-            reporter.line(str(precision))
-            saved = run.checkpoints / "last"
-            if not has_checkpoint(saved):
-                run.truncate(-1)
-            for k, split in enumerate(parts):
-                if fold_file(run.path, k).exists():
-                    continue
-                net = (first if k == 0 else _net(recipe, k, False)).to(device)
+    return run_session(loaded, SegmentRecipe, reporter, resume, _prepare)
+
+
+def _prepare(recipe: SegmentRecipe, setup: Setup) -> Prepared:
+    device = choose_device(recipe.device)
+    first = make_net(recipe, 0, pretrained=not setup.resumed)  # before the images are read, so that a wrong backbone is refused at once
+    make_optimizers(recipe, first, 1)
+    images = SegmentSet(recipe.data, recipe.backbone.image_size, recipe.seed, setup.reporter)
+    parts = splits(images, recipe.segment.folds, recipe.seed)
+    precision = choose_precision(recipe.precision, device, first.tokens.width)
+    data = {recipe.data.root or recipe.data.layout: images.content_hash()}
+
+    def work(session: Session) -> None:
+        session.reporter.line(str(precision))
+        for k, split in enumerate(parts):
+            if not fold_file(session.run.path, k).exists():
+                net = (first if k == 0 else make_net(recipe, k)).to(device)
                 precision.apply(net)
-                steps = recipe.segment.epochs * max(1, len(split.train) // recipe.segment.batch_size)
-                optimizers = _optimizers(recipe, net, steps)
-                job = _Fold(recipe, run, reporter, device, precision, found, split, net, optimizers, steps, _Progress(k))
-                _fold(job, stop)
-            write_summary(run.path, [read_fold(run.path, k) for k in range(len(parts))], reporter)
-    return run
+                learner = SegmentLearner(recipe, Tested(net, images, device, precision), k, split, data)
+                learner.pretrained = k > 0 or not setup.resumed
+                _fold(learner, session)
+        write_summary(session.run.path, [read_fold(session.run.path, k) for k in range(len(parts))], session.reporter)
+
+    return {"device": str(device), "precision": precision.name, "images": len(images), "data": data}, work
 
 
-def _net(recipe: SegmentRecipe, fold: int, begun: bool) -> SegmentNet:
-    """The net of a fold, its new parameters counted by (seed, fold). A begun run takes its weights from its checkpoint."""
+def make_net(recipe: SegmentRecipe, fold: int, pretrained: bool = True) -> SegmentNet:
+    """Build the net of a fold; its new parameters are initialised from (seed, fold). A resumed run needs no `pretrained` weights."""
     configs = [recipe.backbone, *(recipe.tuner.experts if isinstance(recipe.tuner, PmoeConfig) else [])]
-    if begun and fold == 0:
+    if not pretrained:
         configs = [c.model_copy(update={"weights": "none"}) for c in configs]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(counted_key("segment-model", recipe.seed, fold) % 2**63)
         return build_net(recipe, [create_backbone(config) for config in configs])
 
 
-def _optimizers(recipe: SegmentRecipe, net: SegmentNet, steps: int) -> Optimizers:
+def make_optimizers(recipe: SegmentRecipe, net: SegmentNet, steps: int) -> Optimizers:
+    """Build the optimizers of the net's groups; scalars, biases and norms get no weight decay."""
     groups = net.groups()
-    defaults = {name: DEFAULTS[name] for name in groups}
-    bare = [p for p in net.parameters() if p.ndim <= 1]
-    return build_optimizers(groups, recipe.segment.groups, steps, defaults, bare, "segment.groups")
+    no_decay = [p for p in net.parameters() if p.ndim <= 1]
+    return build_optimizers(groups, recipe.segment.groups, steps, {name: DEFAULTS[name] for name in groups}, no_decay, "segment.groups")
 
 
-def _fold(job: _Fold, stop: StopRequest) -> None:
-    recipe, done = job.recipe, job.done
-    which = f"fold {done.fold + 1} of {recipe.segment.folds}: " if recipe.segment.folds else ""
-    sizes = ", ".join(f"{len(getattr(job.split, part))} {part}" for part in ("train", "valid", "test"))
-    moving = {name: sum(p.numel() for p in params) for name, params in job.net.groups().items()}
-    counts = ", ".join(f"{name} {count:,}" for name, count in moving.items())
-    job.reporter.line(f"{which}{recipe.tuner.name}, {sizes} images; trained: {counts} parameters")
-    _restore(job)
-    _train(job, stop)
-    job.net.load_state_dict(load_checkpoint(job.run.checkpoints / job.best, job.reporter).model)
-    job.reporter.start(len(job.split.test), "testing", unit="images")
-
-    def tested(count: int) -> None:
-        job.reporter.update(count)
-        if stop:
-            raise stop.interrupted(f"test image {count} of {len(job.split.test)}")
-
-    matrices = confusions(job.net, job.found, job.split.test, recipe, job.device, job.precision, tested)
-    job.reporter.finish()
-    folder = job.run.path / FOLDER
+def _fold(learner: "SegmentLearner", session: Session) -> None:
+    """Train on a split, test the best weights, and write the fold's results."""
+    recipe, fold, split, tested = learner.recipe, learner.fold, learner.split, learner.tested
+    which = f"fold {fold + 1} of {recipe.segment.folds}: " if recipe.segment.folds else ""
+    sizes = ", ".join(f"{len(getattr(split, part))} {part}" for part in ("train", "valid", "test"))
+    counts = {name: sum(p.numel() for p in params) for name, params in tested.net.groups().items()}
+    trained = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    session.reporter.line(f"{which}{recipe.tuner.name}, {sizes} images; trained: {trained} parameters")
+    end = session.train(learner, first_step=fold * learner.schedule.steps)
+    learner.load(*session.weights(learner.best_name))
+    with session.testing(len(split.test)) as progress:
+        matrices = confusions(tested, split.test, recipe, progress)
+    folder = session.run.path / FOLDER
     folder.mkdir(exist_ok=True)
     if recipe.eval.pictures:
-        rows = job.split.test[: recipe.eval.pictures]
-        draw_pictures(job.net, job.found, rows, job.device, job.precision, folder / f"pictures{done.fold}.png")
-    facts = {"best_step": done.best_step, "valid_miou": done.best, "trained": moving, "test_images": len(job.split.test)}
-    write_fold(job.run.path, done.fold, matrices, facts)
+        draw_pictures(tested, split.test[: recipe.eval.pictures], folder / f"pictures{fold}.png")
+    facts = {"best_step": end.best_step, "valid_miou": end.best, "trained": counts, "test_images": len(split.test)}
+    write_fold(session.run.path, fold, matrices, facts)
 
 
-def _restore(job: _Fold) -> None:
-    last = job.run.checkpoints / "last"
-    if not has_checkpoint(last):
-        return
-    saved = load_checkpoint(last, job.reporter)
-    progress = _Progress(**saved.state["progress"])
-    if saved.state["images"] != len(job.found):
-        root, before = job.recipe.data.root, saved.state["images"]
-        raise UserError(f"{root}: holds {len(job.found)} images, but run {job.run.path} began with {before}; choose another run=")
-    if progress.fold != job.done.fold:
-        return
-    job.net.load_state_dict(saved.model)
-    job.optimizers.load_state_dict(saved.optim, saved.state["optim"])
-    job.done = progress
-    job.run.truncate(job.offset + progress.step)
-    job.reporter.line(f"continuing {job.run.path} at step {progress.step} of {job.steps}")
+class SegmentLearner(Learner[Batch]):
+    """A net on one split: pixel-wise cross-entropy, mean intersection over union of the validation images."""
 
+    name, data_kind = "segmentation", "the images or masks in"
+    pretrained = True  # whether the net was built with its initial weights
 
-def _save(job: _Fold, name: str) -> None:
-    tensors, optim = job.optimizers.state_dict()
-    state: dict[str, Any] = {"progress": asdict(job.done), "optim": optim, "images": len(job.found)}
-    save_checkpoint(job.run.checkpoints / name, job.net.state_dict(), state, tensors if name == "last" else None)
+    def __init__(self, recipe: SegmentRecipe, tested: Tested, fold: int, split: Split, data: dict[str, str]) -> None:
+        self.recipe, self.tested, self.fold, self.split, self.data = recipe, tested, fold, split, data
+        self.model = tested.net
+        settings = recipe.segment
+        self.per_epoch = max(1, len(split.train) // settings.batch_size)
+        steps, every = settings.epochs * self.per_epoch, settings.valid_every * self.per_epoch
+        self.schedule = Schedule(steps, every, every, settings.spike, log_every=LOG_EVERY)
+        self.optimizers = make_optimizers(recipe, tested.net, steps)
+        self.best_name = f"fold{fold}" if settings.folds else "best"
 
+    def noise(self, step: int) -> int:
+        """Seed augmentation and dropout."""
+        return counted_key("segment-noise", self.recipe.seed, self.fold, step) % 2**63
 
-def _train(job: _Fold, stop: StopRequest) -> None:
-    done, every = job.done, job.recipe.segment.valid_every * job.per_epoch
-    job.reporter.start(job.steps, "segmentation", done=done.step)
-    try:
-        while done.step < job.steps:
-            epoch, start = divmod(done.step, job.per_epoch)
-            for images, masks in _batches(job, epoch, start):
-                _step(job, images, masks)
-                if done.step % every == 0 or done.step == job.steps:
-                    _validate(job)
-                if stop:
-                    _save(job, "last")
-                    raise stop.interrupted(f"step {done.step} of {job.steps}")
-    finally:
-        job.reporter.finish()
+    def batches(self, step: int) -> Generator[Batch, None, None]:
+        """Yield shuffled batches, epoch by epoch."""
+        size, device = self.recipe.segment.batch_size, self.tested.device
+        while True:
+            epoch, start = divmod(step, self.per_epoch)
+            order = counted_rng("segment-batches", self.recipe.seed, self.fold, epoch).permutation(self.split.train)
+            chunks = (order[i * size : (i + 1) * size] for i in range(start, self.per_epoch))
+            for images, masks in prefetched(self.tested.images.read, chunks, 2, 2):
+                yield torch.from_numpy(images).to(device), torch.from_numpy(masks).to(device)
+            step = (epoch + 1) * self.per_epoch
 
+    def backward(self, batch: Batch, step: int) -> dict[str, float] | Problem:
+        """Cross-entropy over the pixels that are not ignored."""
+        settings = self.recipe.segment
+        pixels, classes = augmented(*batch, settings.flip, settings.zoom, torch.Generator().manual_seed(self.noise(step)))
+        with self.tested.precision.autocast():
+            logits = self.model(pixels)
+        pixel_count = (classes != IGNORE).sum().clamp(min=1)  # all pixels of a batch may be ignored
+        loss = F.cross_entropy(logits.float(), classes, ignore_index=IGNORE, reduction="sum") / pixel_count
+        value = float(loss.detach())
+        if bad := nonfinite(value):
+            return Problem(bad)
+        loss.backward()
+        return {"loss": value}
 
-def _batches(job: _Fold, epoch: int, start: int):  # type: ignore[no-untyped-def]
-    rows, size = job.split.train, job.recipe.segment.batch_size
-    order = counted_rng("segment-batches", job.recipe.seed, job.done.fold, epoch).permutation(rows)
-    chunks = (order[i * size : (i + 1) * size] for i in range(start, job.per_epoch))
-    loaded = prefetched(job.found.read, chunks, 2, 2)
-    try:
-        for images, masks in loaded:
-            yield torch.from_numpy(images).to(job.device), torch.from_numpy(masks).to(job.device)
-    finally:
-        loaded.close()  # type: ignore[attr-defined]
+    @torch.inference_mode()
+    def validate(self, step: int) -> Score:
+        """Measure the mIoU of the validation images at the training size."""
+        classes, rows = self.recipe.data.number, self.split.valid
+        matrix = torch.zeros(classes, classes, dtype=torch.int64)
+        for chunk in np.array_split(rows, -(-len(rows) // self.recipe.segment.batch_size)):
+            images, masks = self.tested.images.read(chunk)
+            with self.tested.precision.autocast():
+                logits = self.model(normalise(torch.from_numpy(images).to(self.tested.device)))
+            matrix += confusion(torch.from_numpy(masks), logits.float().argmax(1).cpu(), classes)
+        result = measures(matrix)
+        miou = 0.0 if math.isnan(result.miou) else result.miou
+        line = f"epoch {step / self.per_epoch:g}: validation mIoU {100 * miou:.2f} %"
+        return Score(miou, {"mean": miou, "pixel_accuracy": result.accuracy}, line)
 
+    def start(self) -> None:
+        """Load the initial weights, if the net was built without them."""
+        if not self.pretrained:
+            self.model.load_state_dict(make_net(self.recipe, self.fold).state_dict())
 
-def _step(job: _Fold, images: Tensor, masks: Tensor) -> None:
-    done, settings = job.done, job.recipe.segment
-    noise = counted_key("segment-noise", job.recipe.seed, done.fold, done.step) % 2**63
-    torch.manual_seed(noise)
-    pixels, classes = augmented(images, masks, settings.flip, settings.zoom, torch.Generator().manual_seed(noise))
-    job.net.train()
-    with job.precision.autocast():
-        logits = job.net(pixels)
-    counted = (classes != IGNORE).sum().clamp(min=1)  # a batch may hold ignored pixels alone
-    loss = F.cross_entropy(logits.float(), classes, ignore_index=IGNORE, reduction="sum") / counted
-    job.optimizers.zero_grad()
-    loss.backward()
-    value = float(loss.detach())
-    try:
-        if not math.isfinite(value):
-            raise NonFinite("loss", value)
-        job.optimizers.step()
-    except NonFinite as error:
-        kept = "the checkpoint before it is kept: lower the learning rates in a new run"
-        raise SmatError(f"segmentation step {done.step}: loss {value} ({error}); {kept}") from None
-    done.step += 1
-    done.sums = {"loss": done.sums["loss"] + value, "steps": done.sums["steps"] + 1}
-    shown = {"valid_miou": done.best} if done.best >= 0 else {}
-    job.reporter.update(done.step, loss=value, **shown)
-    if done.step % LOG_EVERY == 0 or done.step == job.steps:
-        job.run.log({"kind": "train", "step": job.offset + done.step, "fold": done.fold, "loss": done.sums["loss"] / done.sums["steps"]})
-        done.sums = {"loss": 0.0, "steps": 0}
+    def position(self, step: int) -> dict[str, Any]:
+        """Return the fold."""
+        return {"fold": self.fold}
 
+    def shown(self, numbers: dict[str, float], progress: TrainingProgress) -> dict[str, float | int]:
+        """Return the loss and the best validation mIoU."""
+        best = {} if progress.score is None else {"valid_miou": progress.best}
+        return {"loss": numbers["loss"], **best}
 
-@torch.inference_mode()
-def _validate(job: _Fold) -> None:
-    """mIoU of the validation images at image_size, the checkpoints."""
-    from smatcli.data.augment import normalise
-
-    job.net.eval()
-    classes, done = job.recipe.data.number, job.done
-    matrix = torch.zeros(classes, classes, dtype=torch.int64)
-    for rows in np.array_split(job.split.valid, -(-len(job.split.valid) // job.recipe.segment.batch_size)):
-        images, masks = job.found.read(rows)
-        with job.precision.autocast():
-            logits = job.net(normalise(torch.from_numpy(images).to(job.device)))
-        matrix += confusion(torch.from_numpy(masks), logits.float().argmax(1).cpu(), classes)
-    found = measures(matrix)
-    value = 0.0 if math.isnan(found.miou) else found.miou
-    job.run.log({"kind": "valid", "step": job.offset + done.step, "fold": done.fold, "mean": value, "pixel_accuracy": found.accuracy})
-    job.reporter.line(f"epoch {done.step / job.per_epoch:g}: validation mIoU {100 * value:.2f} %")
-    if value > done.best:
-        done.best, done.best_step = value, done.step
-        _save(job, job.best)
-    _save(job, "last")
+    def advice(self, problem: Problem | None) -> str:
+        """Name the settings that make training more stable."""
+        return "lower the learning rates in segment.groups, or set their clip, in a new run"

@@ -1,8 +1,8 @@
 """`smat train`."""
 
-from smatcli.engine.train.trainer import Trainer, train
+from smatcli.engine.train.trainer import MetaLearner, train
 from smatcli.moved import attribute_error
 
-__all__ = ["Trainer", "train"]
+__all__ = ["MetaLearner", "train"]
 
 __getattr__ = attribute_error(__name__)

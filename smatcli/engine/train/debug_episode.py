@@ -1,4 +1,4 @@
-"""`smat train --debug-episode DATASET:INDEX`: the loss of one training episode in all its parts, from a checkpoint of the run."""
+"""`smat train --debug-episode DATASET:INDEX`: the loss of a training episode in parts, from a checkpoint of the run."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +9,12 @@ from smatcli.config import Loaded
 from smatcli.config.schema import TrainRecipe
 from smatcli.data.episodes.loader import EpisodeLoader
 from smatcli.device import threads
+from smatcli.engine.loop.determinism import deterministic
 from smatcli.engine.loop.loading import restore
-from smatcli.engine.loop.speed import deterministic
-from smatcli.engine.train.trainer import Trainer, kept, noise_of, same_data
+from smatcli.engine.train.meta_batch import noise_of
+from smatcli.engine.train.trainer import MetaLearner
 from smatcli.errors import UserError
-from smatcli.runs.checkpoint import has_checkpoint, load_checkpoint
+from smatcli.runs.checkpoint import has_checkpoint, kept_checkpoints, load_checkpoint
 from smatcli.runs.directory import RunDir
 from smatcli.runs.reporter import Reporter
 from smatcli.seams import Episode
@@ -21,7 +22,7 @@ from smatcli.seams import Episode
 
 @dataclass
 class DebugEpisode:
-    """Loss terms, readings and gradient norms (by optimizer group) of one episode; `broken` names tensors that are not finite."""
+    """Loss terms, logged numbers and gradient norms (by group) of an episode; `broken` names the tensors that are not finite."""
 
     episode: Episode
     checkpoint: Path
@@ -34,11 +35,11 @@ class DebugEpisode:
 
 
 def debug_episode(loaded: Loaded, dataset: str, index: int, reporter: Reporter) -> DebugEpisode:
-    """Compute the training loss of episode `index` again, with its noise and augmentation; nothing is written.
+    """Recompute the training loss of episode `index`, with its noise and augmentation; nothing is written.
 
-    The weights are those of `checkpoints/failed` (left by a run that stopped because of its loss), or else of the last checkpoint: the
-    numbers are then the run's own, bit for bit, when it made that update from that checkpoint. Raises UserError when the run has no
-    checkpoint, or episode `index` is not of `dataset`.
+    The weights come from `checkpoints/failed` (left by a run that stopped because of its loss), or else from the last checkpoint. If the
+    run trained on the episode from that checkpoint, the numbers equal its own bit for bit. Raises UserError if the run has no checkpoint,
+    or if the episode is not from `dataset`.
     """
     recipe = loaded.recipe
     if not isinstance(recipe, TrainRecipe):
@@ -47,25 +48,25 @@ def debug_episode(loaded: Loaded, dataset: str, index: int, reporter: Reporter) 
     folder = run.checkpoints / "failed"
     if not has_checkpoint(folder):
         folder = run.checkpoints / "last"
-    found = load_checkpoint(folder, reporter, others=kept(run))
+    saved = load_checkpoint(folder, reporter, others=kept_checkpoints(run.checkpoints))
     with threads(recipe.threads), deterministic(recipe.deterministic):
-        trainer = Trainer(recipe, reporter, "none")
-        actual = trainer.sampler.dataset(index)
+        learner = MetaLearner(recipe, reporter, "none")
+        actual = learner.sampler.dataset(index)
         if dataset != actual:
-            raise UserError(f"--debug-episode {dataset}:{index}: episode {index} of seed {recipe.seed} is of {actual}, not of {dataset}")
-        same_data(run, found.state.get("data", trainer.data), trainer.data)
-        restore(trainer.method, found.model, found.path)
-        loader = EpisodeLoader(trainer.sampler, [index], trainer.device, recipe.train.augment, recipe.backbone.image_size)
-        return _measure(trainer, next(iter(loader)), found.path, int(found.state["step"]))
+            raise UserError(f"--debug-episode {dataset}:{index}: episode {index} (seed {recipe.seed}) is from {actual}, not {dataset}")
+        learner.check_data(saved.state, run.path)
+        restore(learner.method, saved.model, saved.path)
+        loader = EpisodeLoader(learner.sampler, [index], learner.device, recipe.train.augment, recipe.backbone.image_size)
+        return _measure(learner, next(iter(loader)), saved.path, int(saved.state["step"]))
 
 
-def _measure(trainer: Trainer, episode: Episode, checkpoint: Path, step: int) -> DebugEpisode:
-    method, groups = trainer.method, trainer.optimizers.groups
+def _measure(learner: MetaLearner, episode: Episode, checkpoint: Path, step: int) -> DebugEpisode:
+    method, groups = learner.method, learner.optimizers.groups
     broken = [name for name, value in method.state_dict().items() if not bool(torch.isfinite(value).all())]
     method.train()
-    torch.manual_seed(noise_of(trainer.recipe.seed, step * trainer.recipe.train.meta_batch))
-    noise = torch.Generator(trainer.device)
-    noise.manual_seed(noise_of(trainer.recipe.seed, episode.index))
+    torch.manual_seed(learner.noise(step))
+    noise = torch.Generator(learner.device)
+    noise.manual_seed(noise_of(learner.recipe.seed, episode.index))
     losses = method.loss(episode, noise)
     losses.total.backward()  # type: ignore[no-untyped-call]
     norms = {}

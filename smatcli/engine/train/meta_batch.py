@@ -1,12 +1,13 @@
-"""The gradient of a meta-batch: its tasks dealt to the processes, their losses and gradients joined as if one process had done them all."""
+"""Gradients of a meta-batch whose tasks are shared among the processes: equal to those of a single process."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from smatcli.data.counted import counted_key
 from smatcli.engine.loop.distributed import World
-from smatcli.engine.loop.guard import Problem, bad_terms
+from smatcli.engine.loop.guard import Problem, nonfinite
 from smatcli.errors import UserError
 from smatcli.methods.base import FlatMethod
 from smatcli.phases import phase
@@ -16,72 +17,82 @@ DONE, BAD, NOT_DONE = 0.0, 1.0, 2.0
 
 
 def noise_of(seed: int, index: int) -> int:
-    """Seed of everything random in the training loss of episode `index`."""
+    """Return the seed of everything random in the training loss of episode `index`."""
     return counted_key("noise", seed, index) % 2**63
 
 
-def check_deal(tasks: int, world: World) -> None:
-    """UserError where some process would have nothing to do."""
-    if tasks < world.size:
-        raise UserError(
-            f"train.meta_batch={tasks}: {world.size} processes need at least {world.size} tasks an update; start fewer processes"
-        )
+@dataclass(frozen=True)
+class MetaBatches:
+    """The meta-batches of a training: step k has the episodes k * tasks ... (k + 1) * tasks - 1.
 
-
-def dealt(steps: range, tasks: int, world: World) -> list[int]:
-    """Indices of the episodes that this process learns from in these updates, in order."""
-    return [step * tasks + k for step in steps for k in world.share(tasks)]
-
-
-def gradients(
-    method: FlatMethod,
-    batch: Sequence[Episode],
-    first: int,
-    tasks: int,
-    seed: int,
-    world: World,
-    named: Callable[[int], Episode],
-    parameters: Sequence[torch.nn.Parameter],
-) -> tuple[dict[str, float], Problem | None]:
-    """Gradients of the mean loss over `tasks` tasks from episode `first` on, of which `batch` are this process's.
-
-    Returns the means of what the tasks report, and the first task that cannot be used (`named` tells of episodes that are elsewhere): the
-    same in every process. Without such a task `parameters` have the gradients of all tasks.
+    `named(index)` is an episode without its images, for messages about episodes of other processes.
     """
-    share = world.share(tasks)
-    device = method.theta_pre.device
-    noises = [torch.Generator(device).manual_seed(noise_of(seed, first + k)) for k in range(tasks)]
-    method.skip_tasks(noises[: share.start])
-    method.begin(batch, noises[share.start : share.stop])
-    rows: list[list[float]] = []
-    names: list[str] = []
-    problem: Problem | None = None
-    for episode, noise in zip(batch, noises[share.start : share.stop], strict=True):
-        losses = method.loss(episode, noise)
-        value = float(losses.total.detach())
-        if bad := bad_terms(value, losses.terms):
-            problem = Problem(bad, [episode])
-            rows.append([BAD, value])
-            break
-        with phase("backward"):
-            (losses.total / tasks).backward()
-        numbers = {"loss": value, **losses.logs, **{f"loss_{name}": number for name, number in losses.terms.items()}}
-        names = list(numbers)
-        rows.append([DONE, *numbers.values()])
-    if problem is None:
-        with phase("backward"):
-            method.end()
-    method.skip_tasks(noises[share.stop :])
-    rows += [[NOT_DONE]] * (len(share) - len(rows))
-    with phase("all-reduce"):
-        table = world.gather_rows(tasks, share, rows)
+
+    method: FlatMethod
+    tasks: int
+    seed: int
+    world: World
+    named: Callable[[int], Episode]
+
+    def __post_init__(self) -> None:
+        if self.tasks < self.world.size:
+            raise UserError(
+                f"train.meta_batch={self.tasks}: {self.world.size} processes need at least {self.world.size} tasks per update; "
+                "start fewer processes"
+            )
+
+    @property
+    def share(self) -> range:
+        """Positions in a meta-batch of the tasks of this process."""
+        return self.world.share(self.tasks)
+
+    def indices(self, steps: range) -> list[int]:
+        """Return the indices of this process's episodes in these steps, in order."""
+        return [step * self.tasks + k for step in steps for k in self.share]
+
+    def episodes(self, batch: Sequence[Episode], step: int) -> Sequence[Episode]:
+        """Return the whole meta-batch of a step; `batch` is this process's share of it."""
+        return batch if len(batch) == self.tasks else [self.named(step * self.tasks + k) for k in range(self.tasks)]
+
+    def backward(self, batch: Sequence[Episode], step: int) -> dict[str, float] | Problem:
+        """Compute this process's share of the gradients of the mean loss over the tasks of a step.
+
+        Returns the means of the numbers that the tasks report, or the first task whose loss is not finite; the same in every process.
+        """
+        first, share = step * self.tasks, self.share
+        device = self.method.theta_pre.device
+        noises = [torch.Generator(device).manual_seed(noise_of(self.seed, first + k)) for k in range(self.tasks)]
+        self.method.skip_tasks(noises[: share.start])
+        self.method.begin(batch, noises[share.start : share.stop])
+        rows: list[list[float]] = []
+        names: list[str] = []
+        problem: Problem | None = None
+        for episode, noise in zip(batch, noises[share.start : share.stop], strict=True):
+            losses = self.method.loss(episode, noise)
+            value = float(losses.total.detach())
+            if bad := nonfinite(value, losses.terms):
+                problem = Problem(bad, [episode])
+                rows.append([BAD, value])
+                break
+            with phase("backward"):
+                (losses.total / self.tasks).backward()
+            numbers = {"loss": value, **losses.logs, **{f"loss_{name}": number for name, number in losses.terms.items()}}
+            names = list(numbers)
+            rows.append([DONE, *numbers.values()])
+        if problem is None:
+            with phase("backward"):
+                self.method.end()
+        self.method.skip_tasks(noises[share.stop :])
+        rows += [[NOT_DONE]] * (len(share) - len(rows))
+        with phase("all-reduce"):
+            table = self.world.gather_rows(self.tasks, share, rows)
         place = next((k for k, row in enumerate(table) if row[0] == BAD), None)
         if place is not None:
-            own = problem is not None and place in share
-            return {}, problem if own else Problem(f"the loss is {table[place][1]}", [named(first + place)])
-        world.sum_gradients(parameters)
-    sums = dict.fromkeys(names, 0.0)
-    for row in table:
-        for name, number in zip(names, row[1:], strict=False):
-            sums[name] += number / tasks
-    return sums, None
+            if problem is not None and place in share:
+                return problem
+            return Problem(f"the loss is {table[place][1]}", [self.named(first + place)])
+        means = dict.fromkeys(names, 0.0)
+        for row in table:
+            for name, number in zip(names, row[1:], strict=False):
+                means[name] += number / self.tasks
+        return means

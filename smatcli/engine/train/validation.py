@@ -1,4 +1,4 @@
-"""Validation during meta-training: a fixed list of episodes of the validation classes of each dataset."""
+"""Validation during meta-training: fixed episodes from the validation classes of each dataset."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ from smatcli.seams import Episode, Method
 
 @dataclass(frozen=True)
 class Validation:
-    """Accuracies of one validation: `datasets` name -> mean (share), `mean` over datasets, `half_width` its 95 % interval."""
+    """Accuracies as shares: `datasets` by name, their `mean`, and the `half_width` of its 95 % confidence interval."""
 
     mean: float
     half_width: float
     datasets: dict[str, float]
 
     def record(self) -> dict[str, object]:
-        """The fields of a `metrics.jsonl` line."""
+        """Return the fields of a `metrics.jsonl` record."""
         return {"mean": self.mean, "half_width": self.half_width, "datasets": self.datasets}
 
 
 class Validator:
-    """Holds one sampler a dataset; episode k of every validation is the same."""
+    """Validates on the same episodes every time, drawn by one sampler per dataset."""
 
     def __init__(self, stores: dict[str, Store], recipe: TrainRecipe, device: torch.device, world: World = ALONE):
         self.world = world
@@ -39,14 +39,14 @@ class Validator:
         self.samplers = {n: EpisodeSampler({n: s}, "valid", recipe.episode, seed=0) for n, s in stores.items()}
 
     def run(self, method: Method) -> Validation:
-        """Prototype accuracy of `method` on the fixed episodes."""
+        """Return the prototype accuracy of `method` on the fixed episodes."""
         means: dict[str, float] = {}
         variances = []
         for name, sampler in self.samplers.items():
             mine = [i for i in range(self.count) if self.world.owns(i)]
             loader = EpisodeLoader(sampler, mine, self.device, image_size=self.image_size)
-            found = self.world.gather_rows(self.count, mine, [[score(method, episode)] for episode in loader])
-            scores = [row[0] for row in found]
+            rows = self.world.gather_rows(self.count, mine, [[score(method, episode)] for episode in loader])
+            scores = [row[0] for row in rows]
             means[name] = float(np.mean(scores))
             variances.append(float(np.var(scores)) / len(scores))
         half_width = 1.96 * float(np.sqrt(np.sum(variances))) / len(means) if means else 0.0
@@ -55,19 +55,16 @@ class Validator:
 
 @torch.no_grad()
 def score(method: Method, episode: Episode) -> float:
-    """Query accuracy of the method's task parameters, without adaptation."""
+    """Return the query accuracy of the method's task parameters, without adaptation."""
     task, support = method.task(episode.support), episode.support
     features = task.embed(torch.cat([support.images, episode.query_images]), task.theta)
-    known, asked = features.split([len(support.images), len(episode.query_images)])
-    logits = cosine_logits(asked, prototypes(known, support.labels, support.ways), task.scale)
+    support_features, query_features = features.split([len(support.images), len(episode.query_images)])
+    logits = cosine_logits(query_features, prototypes(support_features, support.labels, support.ways), task.scale)
     return accuracy(logits, episode.query_labels)
 
 
 def validation_names(recipe: TrainRecipe, stores: dict[str, Store]) -> list[str]:
-    """The datasets to validate on: those asked for, or those of training with enough validation classes.
-
-    Raises `UserError` when none has enough.
-    """
+    """Return the datasets to validate on: data.valid, or the training datasets with enough validation classes (UserError if none has)."""
     if recipe.data.valid is not None:
         return list(recipe.data.valid)
     need = fewest_ways(recipe.episode)
@@ -79,7 +76,7 @@ def validation_names(recipe: TrainRecipe, stores: dict[str, Store]) -> list[str]
 
 
 def fewest_ways(episode: EpisodeConfig) -> int:
-    """The number of classes that a split must have for any episode."""
+    """Return the number of classes that a split needs for every episode."""
     if episode.kind != "fixed":
         return episode.min_ways
     return max(episode.ways) if isinstance(episode.ways, Sequence) else episode.ways

@@ -1,4 +1,4 @@
-"""The images of one tuning task: its split, batches from memory or from the store, and what the network sees of them."""
+"""The images of a tuning task: their split, batches from memory or from the store, preprocessing and scores."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ TEST_BATCH = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
-    """A dataset as a tuning task: rows of the store for each part, and the class [N] of every row."""
+class TuningTask:
+    """A dataset as a tuning task: the store's rows in each part, and the class of every row."""
 
     store: Store
     rows: dict[str, np.ndarray]
@@ -35,14 +35,14 @@ class Task:
         return len(self.store.class_names)
 
     def fitted(self, recipe: TuneRecipe) -> np.ndarray:
-        """Rows that are trained on."""
+        """Return the rows to train on (data.fit)."""
         if recipe.data.fit == "train":
             return self.rows["train"]
         return np.concatenate([self.rows["train"], self.rows["valid"]])
 
 
-def open_task(recipe: TuneRecipe) -> Task:
-    """The task of a recipe; UserError where its images are too few, or a part that is needed is not there."""
+def open_task(recipe: TuneRecipe) -> TuningTask:
+    """Open the task of a recipe; UserError if it has too few images, or lacks a part that the recipe needs."""
     data, axes = recipe.data, recipe.tune.search.axes
     store = open_stores(data.root, [data.dataset])[data.dataset]
     if data.split == "store" and store.image_split is None:
@@ -54,7 +54,7 @@ def open_task(recipe: TuneRecipe) -> Task:
         rows = {part: store.image_rows(part) for part in PARTS}
     else:
         rows = draw_split(store, data.train, data.valid, data.test, data.split_seed)
-    task = Task(store, rows, np.repeat(np.arange(len(store.class_names)), store.counts))
+    task = TuningTask(store, rows, np.repeat(np.arange(len(store.class_names)), store.counts))
     for part in ("train", "test"):
         if not len(rows[part]):
             raise UserError(f"{store.path}: has no {part} images; prepare it again with all lists")
@@ -66,16 +66,16 @@ def open_task(recipe: TuneRecipe) -> Task:
 
 
 def draw_split(store: Store, train: int, valid: int, test: int | None, seed: int) -> dict[str, np.ndarray]:
-    """`train`, `valid` and then up to `test` images of all classes, each in proportion, by `seed`. UserError if too few."""
+    """Draw `train`, `valid` and up to `test` images, stratified by class, from `seed`; UserError if there are too few."""
     total = len(store)
     if train + valid >= total:
         raise UserError(
-            f"{store.path}: has {total} images, {train} + {valid} to train and validate leave none to test; set data.train, data.valid"
+            f"{store.path}: has {total} images, {train} + {valid} to train and validate leave none to test; lower data.train or valid"
         )
     places = []
     for index, count in enumerate(store.counts):
         rng = counted_rng("tune-split", seed, store.name, index)
-        places.append((rng.permutation(int(count)) + rng.random()) / count)  # the k-th of a class stands at (k + u) / count of the order
+        places.append((rng.permutation(int(count)) + rng.random()) / count)  # image k of a class gets the position (k + u) / count
     order = np.argsort(np.concatenate(places), kind="stable")
     last = total if test is None else min(total, train + valid + test)
     cuts = {"train": order[:train], "valid": order[train : train + valid], "test": order[train + valid : last]}
@@ -83,9 +83,9 @@ def draw_split(store: Store, train: int, valid: int, test: int | None, seed: int
 
 
 class View:
-    """Some rows of a task as batches of raw images on the device, from memory where `keep` allows it."""
+    """Some rows of a task as batches of raw images on the device; `keep` holds all of them in the device's memory."""
 
-    def __init__(self, task: Task, rows: np.ndarray, device: torch.device, keep: bool) -> None:
+    def __init__(self, task: TuningTask, rows: np.ndarray, device: torch.device, keep: bool) -> None:
         self.task, self.rows, self.device = task, rows, device
         self.labels = torch.from_numpy(task.labels[rows]).to(device)
         self.kept = self._read(np.arange(len(rows))).to(device) if keep else None
@@ -95,11 +95,11 @@ class View:
 
     @property
     def bytes(self) -> int:
-        """Of all images."""
+        """Size of all images."""
         return len(self.rows) * self.task.store.image_size**2 * 3
 
     def batches(self, chunks: list[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
-        """(positions [B], raw uint8 [B, H, W, 3]) of the chunks of positions."""
+        """Yield (positions [B], raw images uint8 [B, H, W, 3]) for each chunk of positions."""
         if self.kept is not None:
             for chunk in chunks:
                 chosen = torch.from_numpy(chunk).to(self.device)
@@ -120,12 +120,12 @@ class View:
 
 
 def in_order(count: int, size: int = TEST_BATCH) -> list[np.ndarray]:
-    """Positions 0 ... count - 1 in chunks."""
+    """Return the positions 0 ... count - 1 in chunks of `size`."""
     return [np.arange(i, min(i + size, count)) for i in range(0, count, size)]
 
 
 def shuffled(count: int, size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Positions of an epoch in chunks of `size`, by (seed, epoch); a last chunk of one image joins the one before."""
+    """Return the positions of an epoch in chunks of `size`, shuffled by (seed, epoch); a last chunk of one image joins the previous one."""
     order = counted_rng("tune-batches", seed, epoch).permutation(count)
     chunks = [order[i : i + size] for i in range(0, count, size)]
     if len(chunks) > 1 and len(chunks[-1]) == 1:
@@ -133,8 +133,8 @@ def shuffled(count: int, size: int, seed: int, epoch: int) -> list[np.ndarray]:
     return chunks
 
 
-def seen(raw: Tensor, recipe: TuneRecipe, generator: torch.Generator | None = None) -> Tensor:
-    """Normalised float32 [B, 3, size, size] of raw images: augmented with a generator, else the centre of them."""
+def network_input(raw: Tensor, recipe: TuneRecipe, generator: torch.Generator | None = None) -> Tensor:
+    """Return raw images as normalised float32 [B, 3, size, size]: augmented if a generator is given, else their central crop."""
     size, config = recipe.backbone.image_size, recipe.tune.augment
     if generator is not None and config != AugmentConfig():
         pixels = augment(raw, config, generator, size)
@@ -150,7 +150,7 @@ def seen(raw: Tensor, recipe: TuneRecipe, generator: torch.Generator | None = No
 
 
 def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Shares `accuracy` (top-1), `per-class` (mean over the classes that occur) and `auc` (NaN where one class alone occurs)."""
+    """Return `accuracy` (top-1), `per-class` accuracy (mean over the classes that occur) and `auc` (NaN if only one class occurs)."""
     right = logits.argmax(1) == labels
     totals = np.bincount(labels, minlength=logits.shape[1])
     hits = np.bincount(labels, weights=right, minlength=logits.shape[1])
@@ -159,17 +159,17 @@ def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def auc(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Area under the ROC curve of the softmax: of class 1 of two, else of each class against the rest, averaged over those there."""
+    """Return the area under the ROC curve of the softmax: for class 1 of two, else one-vs-rest, averaged over the classes that occur."""
     shifted = logits.astype(np.float64)
     shifted = np.exp(shifted - shifted.max(1, keepdims=True))
     chances = shifted / shifted.sum(1, keepdims=True)
     classes = [1] if logits.shape[1] == 2 else range(logits.shape[1])
-    found = [_binary(chances[:, c], labels == c) for c in classes if 0 < np.count_nonzero(labels == c) < len(labels)]
-    return float(np.mean(found)) if found else float("nan")
+    areas = [_binary(chances[:, c], labels == c) for c in classes if 0 < np.count_nonzero(labels == c) < len(labels)]
+    return float(np.mean(areas)) if areas else float("nan")
 
 
 def _binary(values: np.ndarray, positive: np.ndarray) -> float:
-    """Share of (positive, negative) pairs in the right order, ties counted half: Mann-Whitney's U / (n+ n-)."""
+    """Return the share of (positive, negative) pairs in the right order, ties counted half: Mann-Whitney U / (n+ n-)."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     ahead = int(positive.sum())

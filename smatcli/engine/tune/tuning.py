@@ -1,4 +1,4 @@
-"""`smat tune`: one pre-trained network, one tuner, one dataset: search on validation images, training, test."""
+"""Tuning of a pre-trained network on a dataset: search on the validation images, training, test."""
 
 import csv
 import io
@@ -16,14 +16,14 @@ from torch import nn
 
 from smatcli.config.tune import TuneRecipe
 from smatcli.config.tuning import MlaeConfig
-from smatcli.device import Precision, choose_device, choose_precision, threads
-from smatcli.engine.loop.speed import deterministic
-from smatcli.engine.tune.fit import RESULT, SEARCH, Fit, changed, make_optimizers, make_tuner
-from smatcli.engine.tune.task import Task, View, open_task, scores
+from smatcli.device import Precision, choose_device, choose_precision
+from smatcli.engine.loop.session import Prepared, Session, Setup, run_session
+from smatcli.engine.tune.fit import TuneLearner, make_optimizers
+from smatcli.engine.tune.task import TuningTask, View, open_task, scores
+from smatcli.engine.tune.weights import RESULT, changed, make_tuner
 from smatcli.errors import UserError
 from smatcli.runs.directory import RunDir
 from smatcli.runs.reporter import Reporter
-from smatcli.runs.signals import StopRequest
 from smatcli.safe.files import atomic_path, atomic_write_text
 from smatcli.safe.text import read_own_json
 from smatcli.tuning import Tuner
@@ -33,54 +33,56 @@ from smatcli.tuning.patterns import experts_of, rates_of
 if TYPE_CHECKING:
     from smatcli.config import Loaded
 
-MERGED = "merged.safetensors"
+MERGED, SEARCH = "merged.safetensors", "search"
 FORMAT = 1
 
 
 @dataclass
-class _Job:
+class _TuneJob:
+    """What the search and the final training of a run share."""
+
     recipe: TuneRecipe
-    run: RunDir
-    reporter: Reporter
-    task: Task
+    session: Session
+    task: TuningTask
     device: torch.device
     precision: Precision
-    stop: StopRequest
+
+    def learner(self, recipe: TuneRecipe, tuner: Tuner | None = None) -> TuneLearner:
+        """Return the learner of `recipe` (this one, or a trial of its search), with a new tuner by default."""
+        tuner = tuner or make_tuner(recipe, self.task.classes)
+        return TuneLearner(recipe, self.task, tuner, self.device, self.precision)
 
 
 def tune(loaded: "Loaded", reporter: Reporter, resume: bool = False) -> RunDir:
-    """Tune as the recipe says; the run directory gets tune.json (test scores), metrics and checkpoints of what was trained.
+    """Tune as the recipe says; the run directory gets tune.json (test scores), metrics and checkpoints of the trained parameters.
 
-    What can be refused is refused before the run directory is made. Each random number is counted by (seed, step), so a resumed run
-    continues exactly. SmatError when too many steps in a row had to be left out, Interrupted on SIGINT, SIGTERM and SIGUSR1.
+    Every random number is derived from (seed, step), so a resumed run continues exactly. Raises UserError for what cannot work, before the
+    run directory is made; SmatError after tune.spike.in_a_row skipped steps in a row; Interrupted on SIGINT, SIGTERM and SIGUSR1.
     """
-    recipe = loaded.recipe
-    if not isinstance(recipe, TuneRecipe):
-        raise UserError(f"{loaded.path}: kind is {recipe.kind!r}; `smat tune` needs a recipe of kind 'tune'")
-    run = RunDir.reserve(loaded, reporter, resume)
-    if run is not None and run.finished:
-        return run
-    with threads(recipe.threads), deterministic(recipe.deterministic):
-        device = choose_device(recipe.device)
-        task = open_task(recipe)
-        tuner = make_tuner(recipe, task.classes)
-        _check(recipe, tuner, _trials(recipe).values())
-        precision = choose_precision(recipe.precision, device, _width(tuner))
-        run = run or RunDir.create(recipe.run, recipe, loaded.origins)
-        with run.active(), StopRequest() as stop:
-            run.note(device=str(device), precision=precision.name, data={task.store.name: task.store.content_hash})
-            reporter.line(str(precision))
-            job = _Job(recipe, run, reporter, task, device, precision, stop)
-            values, score = _search(job)
-            if values:
-                recipe = changed(recipe, values)
-                tuner = make_tuner(recipe, task.classes)
-            _final(job, recipe, tuner, values, score)
-    return run
+    return run_session(loaded, TuneRecipe, reporter, resume, _prepare)
+
+
+def _prepare(recipe: TuneRecipe, setup: Setup) -> Prepared:
+    device = choose_device(recipe.device)
+    task = open_task(recipe)
+    tuner = make_tuner(recipe, task.classes)
+    _check(recipe, tuner, _trials(recipe).values())
+    precision = choose_precision(recipe.precision, device, _width(tuner))
+
+    def work(session: Session) -> None:
+        session.reporter.line(str(precision))
+        job = _TuneJob(recipe, session, task, device, precision)
+        values, score = _search(job)
+        if values:
+            _final(job, job.learner(changed(recipe, values)), values, score)
+        else:
+            _final(job, job.learner(recipe, tuner), values, score)
+
+    return {"device": str(device), "precision": precision.name, "data": {task.store.name: task.store.content_hash}}, work
 
 
 def _check(recipe: TuneRecipe, tuner: Tuner, trials: Iterable[TuneRecipe]) -> None:
-    """UserError for what would only be found at the end: a trial's pattern that does not fit, a tuner that cannot be merged."""
+    """Raise UserError for what would otherwise fail late: a trial's pattern that does not fit, a tuner that cannot be merged."""
     make_optimizers(recipe, tuner, 1)
     for trial in trials:
         if isinstance(trial.tuner, MlaeConfig):
@@ -92,9 +94,9 @@ def _check(recipe: TuneRecipe, tuner: Tuner, trials: Iterable[TuneRecipe]) -> No
 
 
 def _trials(recipe: TuneRecipe) -> dict[str, TuneRecipe]:
-    """Name -> recipe of every combination that is searched."""
+    """Return the recipe of every combination of the search, by name."""
     axes = recipe.tune.search.axes
-    found = {}
+    trials = {}
     for combination in itertools.product(*axes.values()) if axes else ():
         values: dict[str, Any] = dict(zip(axes, combination, strict=True))
         name = ",".join(f"{key.rpartition('.')[2]}={value:g}" for key, value in values.items())
@@ -104,54 +106,52 @@ def _trials(recipe: TuneRecipe) -> dict[str, TuneRecipe]:
             "tune.search": {},
             "tune.epochs": recipe.tune.search.epochs or recipe.tune.epochs,
         }
-        found[name] = changed(recipe, {**values, **fixed})
-    return found
+        trials[name] = changed(recipe, {**values, **fixed})
+    return trials
 
 
-def _search(job: _Job) -> tuple[dict[str, float], float | None]:
-    """The best values on the validation images (the first of equals) and their score; what is done is not repeated."""
+def _search(job: _TuneJob) -> tuple[dict[str, float], float | None]:
+    """Return the values with the best validation score (the first of equals) and that score; finished trials are not repeated."""
     axes, trials = job.recipe.tune.search.axes, _trials(job.recipe)
     if not trials:
         return {}, None
-    file = job.run.path / SEARCH / "search.json"
+    session, metric = job.session, job.recipe.tune.metric
+    file = session.run.path / SEARCH / "search.json"
     done: dict[str, float] = read_own_json(file) if file.exists() else {}
     for number, (name, recipe) in enumerate(trials.items(), 1):
         if name in done:
             continue
-        folder = job.run.path / SEARCH / name
-        fit = Fit(recipe, job.task, make_tuner(recipe, job.task.classes), job.device, job.precision, folder, job.reporter, lambda r: None,
-                  f"trial {number} of {len(trials)} ({name})")  # fmt: skip
-        fit.restore()
-        fit.run(job.stop)
-        done[name] = float(fit.done.score or 0.0)
+        learner = job.learner(recipe)
+        learner.name = f"trial {number} of {len(trials)} ({name})"
+        done[name] = float(session.trial(learner, session.run.path / SEARCH / name).score or 0.0)
         atomic_write_text(file, json.dumps(done, indent=1))
-        job.reporter.line(f"trial {name}: {job.recipe.tune.metric} of the validation images {done[name]:.4f}")
+        session.reporter.line(f"trial {name}: {metric} of the validation images {done[name]:.4f}")
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([["trial", job.recipe.tune.metric], *([n, f"{done[n]:.6f}"] for n in trials)])
-    atomic_write_text(job.run.path / SEARCH / "search.csv", text.getvalue())
+    csv.writer(text, lineterminator="\n").writerows([["trial", metric], *([n, f"{done[n]:.6f}"] for n in trials)])
+    atomic_write_text(session.run.path / SEARCH / "search.csv", text.getvalue())
     best = max(trials, key=lambda name: done[name])
     combination = list(itertools.product(*axes.values()))[list(trials).index(best)]
-    job.reporter.line(f"chosen on the validation images: {best}")
+    session.reporter.line(f"chosen on the validation images: {best}")
     return dict(zip(axes, combination, strict=True)), done[best]
 
 
-def _final(job: _Job, recipe: TuneRecipe, tuner: Tuner, values: dict[str, float], searched: float | None) -> None:
-    run, reporter = job.run, job.reporter
+def _final(job: _TuneJob, learner: TuneLearner, values: dict[str, float], searched: float | None) -> None:
+    """Train with the chosen values, test, and write the results."""
+    run, reporter, recipe, tuner, task = job.session.run, job.session.reporter, learner.recipe, learner.tuner, job.task
     counts = {name: sum(p.numel() for p in params) for name, params in tuner.trainable().items()}
-    fit = Fit(recipe, job.task, tuner, job.device, job.precision, run.checkpoints, reporter, run.log)
-    parts = ", ".join(f"{len(rows)} {part}" for part, rows in job.task.rows.items())
+    parts = ", ".join(f"{len(rows)} {part}" for part, rows in task.rows.items())
     reporter.line(
-        f"{recipe.tuner.name} on {recipe.data.dataset}: {job.task.classes} classes, {parts} images, trained on {len(fit.train)}; "
-        f"{counts['tuner']:,} parameters and a head of {counts['head']:,}; {fit.steps} steps"
+        f"{recipe.tuner.name} on {recipe.data.dataset}: {task.classes} classes, {parts} images, trained on {len(learner.train)}; "
+        f"{counts['tuner']:,} parameters and a head of {counts['head']:,}; {learner.schedule.steps} steps"
     )
-    run.truncate(fit.restore())
-    fit.run(job.stop)
-    fit.chosen()
+    end = job.session.train(learner)
+    if recipe.tune.select == "best":
+        learner.load(*job.session.weights(learner.best_name))
     merged = tuner.merge()
     if merged is not None:
         job.precision.apply(merged)
     began = time.monotonic()
-    found = _test(job, fit, merged)
+    results = _test(job, learner, merged)
     seconds = time.monotonic() - began
     if recipe.tune.merged and merged is not None:
         _write_merged(run.path / MERGED, merged)
@@ -160,40 +160,30 @@ def _final(job: _Job, recipe: TuneRecipe, tuner: Tuner, values: dict[str, float]
         "dataset": recipe.data.dataset,
         "tuner": recipe.tuner.model_dump(mode="json"),
         "metric": recipe.tune.metric,
-        "score": found[recipe.tune.metric],
-        "scores": {k: v if v == v else None for k, v in found.items()},
-        "valid": fit.done.score,
+        "score": results[recipe.tune.metric],
+        "scores": {k: v if v == v else None for k, v in results.items()},
+        "valid": end.score,
         "searched": values,
         "searched_score": searched,
         "parameters": counts,
-        "images": {part: len(rows) for part, rows in job.task.rows.items()},
-        "fitted": len(fit.train),
-        "split": "store" if job.task.store.image_split is not None and recipe.data.split != "counted" else "counted",
-        "classes": job.task.classes,
+        "images": {part: len(rows) for part, rows in task.rows.items()},
+        "fitted": len(learner.train),
+        "split": "store" if task.store.image_split is not None and recipe.data.split != "counted" else "counted",
+        "classes": task.classes,
         "epochs": recipe.tune.epochs,
         "seed": recipe.seed,
-        "content_hash": job.task.store.content_hash,
-        "seconds": {"training": round(fit.done.seconds, 3), "test": round(seconds, 3)},
+        "content_hash": task.store.content_hash,
+        "seconds": {"training": round(learner.seconds, 3), "test": round(seconds, 3)},
         "merged": merged is not None,
     }
     atomic_write_text(run.path / RESULT, json.dumps(result, indent=1))
-    reporter.line(f"test: {', '.join(f'{key} {value:.4f}' for key, value in found.items())} ({len(job.task.rows['test'])} images)")
+    reporter.line(f"test: {', '.join(f'{key} {value:.4f}' for key, value in results.items())} ({len(task.rows['test'])} images)")
 
 
-def _test(job: _Job, fit: Fit, merged: nn.Module | None) -> dict[str, float]:
-    rows = job.task.rows["test"]
-    view = View(job.task, rows, job.device, keep=False)
-
-    def tick(count: int) -> None:
-        job.reporter.update(count)
-        if job.stop:
-            raise job.stop.interrupted(f"test image {count} of {len(rows)}")
-
-    job.reporter.start(len(rows), "testing", unit="images")
-    try:
-        logits = fit.logits(merged if merged is not None else fit.tuner, view, tick=tick)
-    finally:
-        job.reporter.finish()
+def _test(job: _TuneJob, learner: TuneLearner, merged: nn.Module | None) -> dict[str, float]:
+    view = View(job.task, job.task.rows["test"], job.device, keep=False)
+    with job.session.testing(len(view)) as progress:
+        logits = learner.logits(learner.tuner if merged is None else merged, view, progress=progress)
     return scores(logits, view.labels.cpu().numpy())
 
 

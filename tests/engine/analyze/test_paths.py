@@ -10,9 +10,9 @@ import torch
 from smatcli.config.schema import BackboneConfig
 from smatcli.engine.analyze import AnalysisOptions, analyze
 from smatcli.engine.analyze.paths import expert_names
-from smatcli.engine.tune.fit import load_tuned
-from smatcli.engine.tune.task import seen
+from smatcli.engine.tune.task import network_input
 from smatcli.engine.tune.tuning import tune
+from smatcli.engine.tune.weights import load_tuned
 from smatcli.errors import UserError
 from smatcli.report.figures.analyses import RunAnalysis
 from smatcli.report.figures.curves import Curves
@@ -52,7 +52,7 @@ def test_paths_are_means_over_the_test_images(run):
     rows = task.rows["test"]
     sums = np.zeros((2, 2, 2))
     for row in rows:  # one image, one prompt at a time
-        weights = tuner.paths(seen(torch.from_numpy(np.array(task.store.images[int(row)]))[None], recipe))
+        weights = tuner.paths(network_input(torch.from_numpy(np.array(task.store.images[int(row)]))[None], recipe))
         for n in range(2):
             sums += weights[:, 0, :, n].double().numpy() / 2
     np.testing.assert_allclose(found.groups["a"]["weights"], sums / len(rows), atol=1e-6)

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from smatcli.cli import app
 from smatcli.engine.loop import speed
-from smatcli.engine.train.trainer import Trainer, train
+from smatcli.engine.train.trainer import MetaLearner, train
 from smatcli.errors import UserError
 from smatcli.runs.reporter import SilentReporter
 from tests.engine.train.world import load
@@ -33,7 +33,7 @@ def test_the_numbers_stay_the_same(tmp_path: Path, options: list[str]) -> None:
 def test_without_a_compiler_one_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "compiler_missing", lambda device: "there is no C++ compiler")
     reporter = Lines()
-    trainer = Trainer(load(tmp_path, "train.compile=true").recipe, reporter, "none")  # type: ignore[arg-type]
+    trainer = MetaLearner(load(tmp_path, "train.compile=true").recipe, reporter, "none")  # type: ignore[arg-type]
     assert reporter.said[0] == "train.compile: there is no C++ compiler; running uncompiled"
     assert trainer.method.execution.compiled is None
     assert speed.speed_statistics(trainer.method) == {}

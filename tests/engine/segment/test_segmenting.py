@@ -175,9 +175,9 @@ def test_baselines_run_and_move_only_what_they_declare(recipe, name, moving):
     assert list(found["confusion"]) == ["single"]
     if name.startswith("vpt"):
         assert found["trained"]["tuner"] == (2 if name == "vpt-deep" else 1) * 2 * 16
-    from smatcli.engine.segment.segmenting import _net
+    from smatcli.engine.segment.segmenting import make_net
 
-    before = _net(recipe(*overrides).recipe, 0, False)
+    before = make_net(recipe(*overrides).recipe, 0)
     after = load_file(run.checkpoints / "last/model.safetensors")
     trained = {n for n, p in before.named_parameters() if p.requires_grad}
     moved = {n for n, p in before.named_parameters() if not torch.equal(p, after[n])}

@@ -1,28 +1,22 @@
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from smatcli.backbones import create_backbone, save_backbone
 from smatcli.config import Loaded
 from smatcli.config.schema import TrainRecipe
-from smatcli.data.stores.store import write_store
 from smatcli.engine.loop import guard
 from smatcli.engine.loop.optimizers import Optimizers
-from smatcli.engine.train import trainer as module
 from smatcli.engine.train.debug_episode import debug_episode
-from smatcli.engine.train.trainer import load_method, train
+from smatcli.engine.train.trainer import MetaLearner, load_method, train
 from smatcli.errors import SmatError, UserError
 from smatcli.methods.smat import SmatMethod
 from smatcli.runs.directory import RunDir
 from smatcli.runs.reporter import SilentReporter
-from smatcli.runs.signals import Interrupted, StopNow
 from tests.engine.train.world import load
 
 
@@ -53,52 +47,6 @@ def test_a_run_holds_its_recipe_metrics_and_checkpoints(tmp_path: Path, method: 
     loaded, recipe = load_method(run.path, "last")
     assert recipe == recipe_of(load(tmp_path, *extra))
     assert not loaded.training
-
-
-@pytest.mark.parametrize("name", ["smat", "pmf"])
-@pytest.mark.parametrize("step", [1, 4])
-def test_a_stopped_run_continues_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, name: str) -> None:
-    extra = [f"method={{name: {name}}}"] if name == "pmf" else []
-    whole = train(load(tmp_path, f"run={tmp_path}/whole", *extra), SilentReporter())
-    noise = torch.get_rng_state()
-    update = module.Trainer._update
-
-    def stopping(self: module.Trainer, run: RunDir, batch: Any) -> None:
-        if self.step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        update(self, run, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module.Trainer, "_update", stopping)
-        with pytest.raises(Interrupted) as stopped:
-            train(load(tmp_path, *extra), SilentReporter())
-    assert stopped.value.exit_code == 143
-    torch.manual_seed(99)  # another process's
-    resumed = train(load(tmp_path, *extra), SilentReporter(), resume=True)
-    assert torch.equal(noise, torch.get_rng_state())
-    one, two = tensors(whole), tensors(resumed)
-    assert all(torch.equal(one[k], two[k]) for k in one)
-    assert plain(whole) == plain(resumed)
-
-
-def test_a_killed_run_continues_from_its_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is written at the moment of death: the updates after the checkpoint are done again, and their records are not doubled."""
-    whole = train(load(tmp_path, f"run={tmp_path}/whole"), SilentReporter())
-    update = module.Trainer._update
-
-    def dying(self: module.Trainer, run: RunDir, batch: Any) -> None:
-        update(self, run, batch)
-        if self.step == 5:
-            raise RuntimeError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module.Trainer, "_update", dying)
-        with pytest.raises(RuntimeError):
-            train(load(tmp_path), SilentReporter())
-    resumed = train(load(tmp_path), SilentReporter(), resume=True)
-    one, two = tensors(whole), tensors(resumed)
-    assert all(torch.equal(one[k], two[k]) for k in one)
-    assert plain(whole) == plain(resumed)
 
 
 def test_a_resumed_run_needs_its_first_weights_no_more(tmp_path: Path) -> None:
@@ -132,7 +80,7 @@ def test_losses_that_are_not_numbers_end_the_run_name_the_episode_and_keep_the_l
 ) -> None:
     break_losses(monkeypatch, lambda index: index in (7, 9))
     says = (
-        r"loss is nan at step 5, (a|b) episode 9 \(seed 0\) \(update 2 in a row that had to be left out\); the last good checkpoint is kept"
+        r"step 5: the loss is nan \((a|b) episode 9 \(seed 0\)\), update 2 in a row that was skipped; the last good checkpoint is kept"
         r".*--debug-episode (a|b):9"
     )
     with pytest.raises(SmatError, match=says) as error:
@@ -142,25 +90,25 @@ def test_losses_that_are_not_numbers_end_the_run_name_the_episode_and_keep_the_l
     assert json.loads((tmp_path / "run" / "checkpoints" / "failed" / "state.json").read_text())["state"]["step"] == 4
 
 
-def test_no_checkpoint_replaces_the_last_good_one_while_updates_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_checkpoint_replaces_the_last_good_one_while_updates_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     break_losses(monkeypatch, lambda index: index in range(6, 12))
-    with pytest.raises(SmatError, match="at step 6"):
+    with pytest.raises(SmatError, match="step 6"):
         train(load(tmp_path, "train.spike.in_a_row=3", "train.checkpoint_every=1"), SilentReporter())
     assert json.loads((tmp_path / "run" / "checkpoints" / "last" / "state.json").read_text())["state"]["step"] == 3
 
 
-def test_an_update_that_is_left_out_changes_nothing_and_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_skipped_update_changes_nothing_and_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters, optimizer and power iterations are as before; the schedule goes on."""
     seen: dict[int, dict[str, torch.Tensor]] = {}
-    update = module.Trainer._update
+    after_step = MetaLearner.after_step
 
-    def watched(self: module.Trainer, run: RunDir, batch: Any) -> None:
-        update(self, run, batch)
+    def watched(self: MetaLearner, step: int) -> None:
+        after_step(self, step)
         tensors, _ = self.optimizers.state_dict()
-        seen[self.step] = {k: v.clone() for k, v in {**self.method.state_dict(), **tensors}.items()}
-        assert self.optimizers.step_index == self.step
+        seen[step] = {k: v.clone() for k, v in {**self.method.state_dict(), **tensors}.items()}
+        assert self.optimizers.step_index == step
 
-    monkeypatch.setattr(module.Trainer, "_update", watched)
+    monkeypatch.setattr(MetaLearner, "after_step", watched)
     break_losses(monkeypatch, lambda index: index == 7)
     reporter = SilentReporter()
     run = train(load(tmp_path), reporter)
@@ -171,7 +119,7 @@ def test_an_update_that_is_left_out_changes_nothing_and_is_counted(tmp_path: Pat
     assert (skip["step"], skip["reason"], skip["skipped"]) == (4, "the loss is nan", 1)
     assert [(e["index"], e["seed"]) for e in skip["episodes"]] == [(7, 0)]
     assert [r["step"] for r in run.records("train")] == [1, 2, 3, 5, 6]
-    assert any("1 of 6 updates were left out" in line for line in reporter.lines)
+    assert any("1 of 6 updates were skipped" in line for line in reporter.lines)
 
 
 def test_spikes_are_trained_on_unless_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,20 +135,8 @@ def test_spikes_are_trained_on_unless_they_are_asked_for(tmp_path: Path, monkeyp
     assert [plain(free)[i] == plain(careful)[i] for i in range(5)] == [True] * 5
 
 
-def test_what_is_left_out_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "FEWEST", 2)
-    break_losses(monkeypatch, lambda index: index in (5, 9), 1e6)
-    extra = ["train.spike.factor=50", "train.spike.window=2"]
-    whole = train(load(tmp_path, f"run={tmp_path}/whole", *extra), SilentReporter())
-    with pytest.raises(Interrupted):
-        train(load(tmp_path, *extra), Signalling(signal.SIGTERM, at=8))
-    resumed = train(load(tmp_path, *extra), SilentReporter(), resume=True)
-    assert [r["skipped"] for r in whole.records("skip")] == [1, 2]
-    assert plain(whole) == plain(resumed)
-
-
 def dataset_of(loaded: Loaded, index: int) -> str:
-    return module.Trainer(recipe_of(loaded), SilentReporter(), "none").sampler.dataset(index)
+    return MetaLearner(recipe_of(loaded), SilentReporter(), "none").sampler.dataset(index)
 
 
 def test_debug_episode_gives_the_loss_that_the_run_had(tmp_path: Path) -> None:
@@ -220,13 +156,13 @@ def test_debug_episode_starts_from_the_weights_of_the_failure(tmp_path: Path, mo
     loaded = load(tmp_path, "train.spike.in_a_row=1", "train.checkpoint_every=100")
     name = dataset_of(loaded, 9)
     break_losses(monkeypatch, lambda index: index == 9, float("inf"))
-    with pytest.raises(SmatError, match=f"the loss is inf at step 5, {name} episode 9"):
+    with pytest.raises(SmatError, match=f"step 5: the loss is inf .*{name} episode 9"):
         train(loaded, SilentReporter())
     found = debug_episode(loaded, name, 9, SilentReporter())
     assert (found.step, found.checkpoint.name, found.total) == (4, "failed", float("inf"))
     assert any("gradient" in what for what in found.broken)
     other = "b" if name == "a" else "a"
-    with pytest.raises(UserError, match=f"episode 9 of seed 0 is of {name}, not of {other}"):
+    with pytest.raises(UserError, match=rf"episode 9 \(seed 0\) is from {name}, not {other}"):
         debug_episode(loaded, other, 9, SilentReporter())
     with pytest.raises(UserError, match="does not exist"):
         debug_episode(load(tmp_path, f"run={tmp_path}/none"), name, 9, SilentReporter())
@@ -252,24 +188,6 @@ def test_kept_checkpoints_stand_in_for_lost_ones(tmp_path: Path) -> None:
     assert plain(whole) == plain(resumed)
 
 
-def test_a_run_goes_on_only_with_the_stores_that_it_began_with(tmp_path: Path) -> None:
-    train(load(tmp_path, "train.steps=2"), SilentReporter())
-    images = np.zeros((6, 16, 16, 3), np.uint8)
-    splits = [0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
-    write_store(tmp_path / "b.h5", "b", 16, [(f"b{i}", split, images) for i, split in enumerate(splits)], replace=True)
-    with pytest.raises(UserError, match="the stores b changed since run"):
-        train(load(tmp_path, "train.steps=4"), SilentReporter(), resume=True)
-
-
-def test_deterministic_gives_equal_files_twice(tmp_path: Path) -> None:
-    made = [train(load(tmp_path, f"run={tmp_path}/{n}", "deterministic=true"), SilentReporter()) for n in ("one", "two")]
-    assert not torch.are_deterministic_algorithms_enabled()
-    names = sorted(str(p.relative_to(made[0].path)) for p in made[0].path.rglob("*") if p.is_file())
-    assert names == sorted(str(p.relative_to(made[1].path)) for p in made[1].path.rglob("*") if p.is_file())
-    differ = [n for n in names if (made[0].path / n).read_bytes() != (made[1].path / n).read_bytes()]
-    assert set(differ) <= {"run.json", "recipe.yaml"}  # the clock, the process, and the name of the run
-
-
 def test_weights_that_are_not_finite_are_never_kept_as_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = Optimizers.step
 
@@ -280,36 +198,9 @@ def test_weights_that_are_not_finite_are_never_kept_as_last(tmp_path: Path, monk
         return norms
 
     monkeypatch.setattr(Optimizers, "step", overflow)
-    with pytest.raises(SmatError, match=r"parameter 0 of group '\w+' is not finite after step 4; the last good checkpoint is kept"):
+    with pytest.raises(SmatError, match=r"step 4: parameter 0 of group '\w+' is not finite; the last good checkpoint is kept"):
         train(load(tmp_path), SilentReporter())
     assert json.loads((tmp_path / "run" / "checkpoints" / "last" / "state.json").read_text())["state"]["step"] == 2
-
-
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
-def test_a_signal_ends_the_run_in_good_order_and_a_second_one_at_once(tmp_path: Path, signum: signal.Signals, code: int) -> None:
-    with pytest.raises(Interrupted) as stopped:
-        train(load(tmp_path), Signalling(signum))
-    assert stopped.value.exit_code == code
-    run = RunDir.open(tmp_path / "run")
-    assert run.info["status"] == "interrupted"
-    assert run.records("train")[-1]["step"] == 1
-    with pytest.raises(StopNow) as left:
-        train(load(tmp_path), Signalling(signum, times=2, at=4), resume=True)
-    assert left.value.exit_code == code
-    assert RunDir.open(tmp_path / "run").info["status"] == "interrupted"
-    assert train(load(tmp_path), SilentReporter(), resume=True).finished
-
-
-class Signalling(SilentReporter):
-    """Sends the process a signal when `at` episodes are done."""
-
-    def __init__(self, signum: int, times: int = 1, at: int = 2) -> None:
-        super().__init__()
-        self.signum, self.times, self.at = signum, times, at
-
-    def update(self, done: int, **numbers: Any) -> None:
-        for _ in range(self.times if done == self.at else 0):
-            os.kill(os.getpid(), self.signum)
 
 
 def test_best_is_the_best_validation_of_a_state_that_satisfies_the_constraint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from smatcli.config.tune import TuneRecipe
 from smatcli.data.augment import normalise
-from smatcli.engine.tune.task import View, auc, draw_split, in_order, open_task, scores, seen, shuffled
+from smatcli.engine.tune.task import View, auc, draw_split, in_order, network_input, open_task, scores, shuffled
 from smatcli.errors import UserError
 from tests.tuning.world import load
 
@@ -87,15 +87,15 @@ def test_batches_are_counted_and_never_of_one_image():
 def test_what_the_network_sees(tmp_path):
     raw = torch.randint(0, 256, (2, 24, 24, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     plain = recipe_of(tmp_path, "backbone.image_size=24")
-    assert torch.equal(seen(raw, plain), normalise(raw, 24))
+    assert torch.equal(network_input(raw, plain), normalise(raw, 24))
     half = recipe_of(tmp_path, "backbone.image_size=24", "tune.normalise=half")
     want = raw.permute(0, 3, 1, 2).float() / 127.5 - 1
-    torch.testing.assert_close(seen(raw, half), want, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(network_input(raw, half), want, atol=1e-5, rtol=1e-5)
     centre = recipe_of(tmp_path, "backbone.image_size=16", "tune.centre=0.666666")
-    assert torch.equal(seen(raw, centre), normalise(raw[:, 4:20, 4:20], 16))
-    assert torch.equal(seen(raw, centre, torch.Generator()), normalise(raw, 16))  # training: all of it
+    assert torch.equal(network_input(raw, centre), normalise(raw[:, 4:20, 4:20], 16))
+    assert torch.equal(network_input(raw, centre, torch.Generator()), normalise(raw, 16))  # training: all of it
     moved = recipe_of(tmp_path, "backbone.image_size=16", "tune.augment={crop_scale: [0.1, 1.0], flip: 0.5}")
-    one, two = (seen(raw, moved, torch.Generator().manual_seed(s)) for s in (1, 2))
+    one, two = (network_input(raw, moved, torch.Generator().manual_seed(s)) for s in (1, 2))
     assert one.shape == (2, 3, 16, 16)
     assert not torch.equal(one, two)
 

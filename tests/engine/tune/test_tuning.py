@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from smatcli.engine.tune.fit import Fit, load_tuned
+from smatcli.engine.tune.fit import TuneLearner
 from smatcli.engine.tune.tuning import tune
+from smatcli.engine.tune.weights import load_tuned
 from smatcli.errors import SmatError, UserError
 from smatcli.runs.checkpoint import load_checkpoint
 from smatcli.runs.directory import RunDir
@@ -34,14 +35,14 @@ def plain(run):
 
 def _stop_at(monkeypatch, step, signum=signal.SIGTERM):
     """The signal arrives while this step is computed."""
-    update = Fit._update
+    backward = TuneLearner.backward
 
-    def stopping(self, *given):
-        if self.done.step == step:
+    def stopping(self, batch, now):
+        if now == step:
             os.kill(os.getpid(), signum)
-        return update(self, *given)
+        return backward(self, batch, now)
 
-    monkeypatch.setattr(Fit, "_update", stopping)
+    monkeypatch.setattr(TuneLearner, "backward", stopping)
 
 
 def test_it_learns_validates_and_tests(tmp_path):
@@ -58,12 +59,12 @@ def test_it_learns_validates_and_tests(tmp_path):
     assert found["classes"] == 4
     assert RunDir.open(run.path).finished
     recipe, task, tuner, device = load_tuned(run.path)
-    from smatcli.engine.tune.task import View, seen
+    from smatcli.engine.tune.task import View, network_input
 
     view = View(task, task.rows["test"], device, True)
     assert view.kept is not None
     with torch.no_grad():
-        right = (tuner(seen(view.kept, recipe)).argmax(1) == view.labels).float().mean()
+        right = (tuner(network_input(view.kept, recipe)).argmax(1) == view.labels).float().mean()
     assert abs(float(right) - found["score"]) < 1e-6
 
 
@@ -94,7 +95,7 @@ def test_the_cached_prefix_changes_nothing(tmp_path, monkeypatch):
     for name, memory in (("kept", 2), ("made", 0)):
         with monkeypatch.context() as patch:
             if not memory:
-                patch.setattr(Fit, "_prefix", lambda self, view: None)
+                patch.setattr(TuneLearner, "_frozen_features", lambda self, view: None)
             runs.append(tune(load(tmp_path, f"run={tmp_path}/{name}", "tuner={name: vpt-shallow, prompts: 2}"), SilentReporter()))
     one, two = map(weights, runs)
     assert all(torch.allclose(one[k], two[k], atol=1e-5) for k in one)
@@ -126,15 +127,15 @@ def test_search_chooses_on_validation_images_and_goes_on_where_it_was(tmp_path, 
     overrides = ["tune.search={lr: [1.0e-9, 0.02], p: [0.0, 0.5]}", "tune.epochs=12"]
     with monkeypatch.context() as patch:
         fits = []
-        run_one = Fit.run
+        batches = TuneLearner.batches
 
-        def second(self, stop):
+        def second(self, step):
             fits.append(self)
             if len(fits) == 3:
                 os.kill(os.getpid(), signal.SIGINT)
-            run_one(self, stop)
+            return batches(self, step)
 
-        patch.setattr(Fit, "run", second)
+        patch.setattr(TuneLearner, "batches", second)
         with pytest.raises(Interrupted):
             tune(load(tmp_path, *overrides), SilentReporter())
     assert len(json.loads((tmp_path / "run/search/search.json").read_text())) == 2
@@ -165,7 +166,7 @@ def test_other_weights_are_refused_on_resume(tmp_path, monkeypatch):
         with pytest.raises(Interrupted):
             tune(load(tmp_path), SilentReporter())
     monkeypatch.setattr("smatcli.engine.tune.fit.frozen_digest", lambda tuner: "other")
-    with pytest.raises(UserError, match=r"backbone.weights: others than those that the run"):
+    with pytest.raises(UserError, match=r"backbone.weights: changed since run"):
         tune(load(tmp_path), SilentReporter(), resume=True)
 
 

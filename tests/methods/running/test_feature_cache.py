@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smatcli.engine.train.trainer import Trainer, train
+from smatcli.engine.train.trainer import MetaLearner, train
 from smatcli.errors import UserError
 from smatcli.methods.running.feature_cache import FeatureCache
 from smatcli.runs.reporter import SilentReporter
@@ -51,5 +51,5 @@ def test_where_it_would_not_be_read_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cache_frozen is not read with train.augment"):
         load(tmp_path, "train.cache_frozen=true")
     loaded = load(tmp_path, "train.cache_frozen=true", "train.augment={}", "method={name: pmf}")
-    with pytest.raises(UserError, match=r"train.cache_frozen: this method uses no features of the pre-trained model"):
-        Trainer(loaded.recipe, SilentReporter(), "none")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"train.cache_frozen: this method does not use features of the pre-trained model"):
+        MetaLearner(loaded.recipe, SilentReporter(), "none")  # type: ignore[arg-type]
