@@ -112,7 +112,7 @@ def test_files_that_may_not_grow(tmp_path: Path, children: Children, largest: in
     load(tmp_path)
     train = ["train", "recipe.yaml", "--resume", *SMALL]
     children.smat(tmp_path, *train, "run=whole")
-    assert children.smat(tmp_path, *train, "run=broken", die_at=48)["status"] == -9
+    assert children.smat(tmp_path, *train, "run=broken", die_at=36)["status"] == -9
     before = last_step(tmp_path / "broken")
     answer = children.smat(tmp_path, *train, "run=broken", largest=largest)
     assert answer["status"] != 0
