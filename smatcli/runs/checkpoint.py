@@ -1,11 +1,10 @@
-"""Checkpoints: a directory of safetensors and JSON that is always whole, with the one before as a fall-back.
+"""Checkpoints: directories of safetensors and JSON files, written atomically, with the previous one as a fall-back.
 
-    NAME/          model.safetensors  optim.safetensors  state.json  manifest.json (format, versions, SHA-256 and bytes of the others)
-    NAME.new/      a finished one that a killed process had no time to put in place: the newest
-    NAME.old/      the one before, kept with `keep_before`
+    NAME/          model.safetensors  optim.safetensors  state.json  manifest.json (format, version, size and SHA-256 of the others)
+    NAME.new/      a complete, newer one that a killed process did not have the time to rename
+    NAME.old/      the previous one, kept with `keep_before`
 
-A new one is written under a hidden name, flushed, read back and compared; only then does it move the others. Format 1 had no manifest and
-CRC-32 sums in state.json; it is still read.
+A new checkpoint is written under a hidden name, flushed, read back and compared; only then is it renamed.
 """
 
 import errno
@@ -28,12 +27,12 @@ from smatcli.safe.tensors import Refused, safetensors_header
 
 __all__ = ["FORMAT", "Checkpoint", "Damaged", "has_checkpoint", "kept_checkpoints", "load_checkpoint", "save_checkpoint"]
 
-PIECE = 2**24  # bytes that are compared at a time
+PIECE = 2**24  # bytes compared at a time
 
 
 @dataclass
 class Checkpoint:
-    """What was saved: `model` and `optim` tensors by name, `state` plain data, `path` where it was read from."""
+    """A loaded checkpoint: `model` and `optim` tensors by name, `state` plain data, `path` the directory it was read from."""
 
     model: dict[str, Tensor]
     state: dict[str, Any]
@@ -44,10 +43,10 @@ class Checkpoint:
 def save_checkpoint(
     path: Path, model: dict[str, Tensor], state: dict[str, Any], optim: dict[str, Tensor] | None = None, keep_before: bool = False
 ) -> None:
-    """Write a checkpoint directory; older ones go only after the new one was read back and found equal.
+    """Write a checkpoint directory; the previous one is replaced only after the new one was read back and compared.
 
-    With `keep_before` the checkpoint that stood there stays as NAME.old. Raises SmatError when it cannot be written (full disk) or does not
-    read back; what was there before is then untouched.
+    With `keep_before` the previous checkpoint stays as NAME.old. Raises SmatError if the new one cannot be written (full disk) or does not
+    read back; the previous one is then untouched.
     """
     path = Path(path)
     draft = path.parent / f".{path.name}.tmp-{os.getpid()}"
@@ -68,7 +67,7 @@ def save_checkpoint(
     except (OSError, SafetensorError, Damaged) as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
         reason = "no space left on the device; make room and continue with --resume" if full else str(error)
-        raise SmatError(f"checkpoint {path} cannot be written: {reason} (the checkpoint before it is kept)") from None
+        raise SmatError(f"checkpoint {path} cannot be written: {reason} (the previous checkpoint is kept)") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -80,30 +79,30 @@ def load_checkpoint(
     others: Sequence[Path] = (),
     strict: bool = False,
 ) -> Checkpoint:
-    """Read a checkpoint; where it is damaged the one before it, or else the first whole one of `others`, with a line that says so.
+    """Read a checkpoint. If it is damaged, report that and read the previous one, or else the first intact one of `others`.
 
-    With `strict` no older one stands in for a damaged one (a measurement must be of what it is named after). Raises UserError when there is
-    none.
+    With `strict` a damaged checkpoint is never replaced by an older one (an evaluation must measure what it names). Raises UserError if
+    there is no intact checkpoint.
     """
     path = Path(path)
     while True:
         seen = _stamp(path)
-        said: list[str] = []
+        problems: list[str] = []
         for place in (*_places(path)[: 1 if strict else None], *others):
             try:
-                found = _load(place, device)
+                loaded = _load(place, device)
             except Damaged as error:
-                said.append(str(error))
+                problems.append(str(error))
                 continue
-            if said and reporter is not None:
-                reporter.line(f"{'; '.join(said)}; using the one before it ({found.path})")
-            return found
-        if _stamp(path) == seen:  # else another process has just put a new one in place
-            raise UserError("; ".join(said) or f"checkpoint {path} does not exist")
+            if problems and reporter is not None:
+                reporter.line(f"{'; '.join(problems)}; using an older one ({loaded.path})")
+            return loaded
+        if _stamp(path) == seen:  # otherwise another process has just written a new one: try again
+            raise UserError("; ".join(problems) or f"checkpoint {path} does not exist")
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Is there a checkpoint (or the one before it) to load?"""
+    """Whether there is a checkpoint (or a previous one) to load."""
     return bool(_places(Path(path)))
 
 
@@ -122,23 +121,23 @@ def _new(path: Path) -> Path:
 
 
 def _places(path: Path) -> list[Path]:
-    """Where the checkpoint can be, newest first."""
+    """Return the existing directories of a checkpoint, newest first."""
     return [place for place in (_new(path), path, _old(path)) if place.is_dir()]
 
 
 def _stamp(path: Path) -> list[tuple[str, int, int]]:
-    found = []
+    stamps = []
     for place in _places(path):
         try:
             facts = place.stat()
         except OSError:
             continue
-        found.append((place.name, facts.st_ino, facts.st_mtime_ns))
-    return found
+        stamps.append((place.name, facts.st_ino, facts.st_mtime_ns))
+    return stamps
 
 
 def _settle(path: Path) -> None:
-    """Finish what a killed process had begun; a NAME.new that is damaged goes."""
+    """Complete what a killed process left unfinished; remove a damaged NAME.new."""
     if not _new(path).is_dir():
         return
     try:
@@ -152,7 +151,7 @@ def _settle(path: Path) -> None:
 
 
 def _rotate(path: Path) -> None:
-    """NAME.new -> NAME -> NAME.old; whenever it is cut short, NAME.new is there and whole."""
+    """Rename NAME to NAME.old and NAME.new to NAME; if interrupted, NAME.new is still there and complete."""
     if path.is_dir():
         shutil.rmtree(_old(path), ignore_errors=True)
         path.rename(_old(path))
@@ -161,16 +160,16 @@ def _rotate(path: Path) -> None:
 
 
 def _write(file: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors, flush them, and read them back."""
+    """Write tensors to a file, flush it, and read it back."""
     plain, seen = {}, set()
     for name, tensor in tensors.items():
         value = tensor.detach().cpu().contiguous()
         place = value.untyped_storage().data_ptr()
-        plain[name] = value.clone() if place in seen else value  # the format knows no tensors that share memory
+        plain[name] = value.clone() if place in seen else value  # safetensors refuses tensors that share memory
         seen.add(place)
     save_file(plain, file)
     with file.open("rb+") as handle:
-        os.fchmod(handle.fileno(), 0o666 & ~_umask())  # safetensors would keep a group from reading its runs
+        os.fchmod(handle.fileno(), 0o666 & ~_umask())  # safetensors ignores the umask, so a group could not read its runs
         os.fsync(handle.fileno())
     if not _reads_back(file, plain):
         raise Damaged(f"{file.name} does not read back as it was written; the disk may be failing")
@@ -183,7 +182,7 @@ def _umask() -> int:
 
 
 def _reads_back(file: Path, tensors: Mapping[str, Tensor]) -> bool:
-    """Does the file hold the tensors, bit for bit? Read piece by piece: whole, or mapped, it would double the memory of a training run."""
+    """Compare a file with the tensors bit for bit, in pieces: reading or mapping all of it would double the memory in use."""
     try:
         header = safetensors_header(file)
     except Refused:

@@ -1,10 +1,8 @@
-"""What proves a checkpoint directory whole: manifest.json with the format, the versions, and size and SHA-256 of every file."""
+"""Integrity of a checkpoint directory: manifest.json with the format, the version, and size and SHA-256 of every file."""
 
 import hashlib
 import json
 import os
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,11 @@ LARGEST_JSON = 1 << 26  # bytes; a state is some kilobytes
 
 
 class Damaged(SmatError):
-    """A checkpoint that is not whole."""
+    """A checkpoint that is missing, incomplete or altered."""
 
 
 def seal(folder: Path, state: dict[str, Any]) -> None:
-    """Write state.json and, last, manifest.json over the tensor files that are there; everything is flushed to the disk."""
+    """Add state.json and, last, manifest.json to a folder with the tensor files; everything is flushed to disk."""
     _write(folder / STATE, {"format": FORMAT, "state": state})
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": digest(folder / name)} for name in (*PARTS, STATE)}
     _write(folder / MANIFEST, {"format": FORMAT, "smatcli": __version__, "files": files})
@@ -31,48 +29,46 @@ def seal(folder: Path, state: dict[str, Any]) -> None:
 
 
 def check(folder: Path) -> None:
-    """Compare every file with the manifest; Damaged names what differs, UserError a format of the future."""
-    for name, wanted, found in _sums(folder):
+    """Compare every file with the manifest. Damaged names the file that differs; UserError refuses another format."""
+    for name, size, sha256 in _listed(folder):
         try:
-            if found(folder / name) != wanted:
+            if ((folder / name).stat().st_size, digest(folder / name)) != (size, sha256):
                 raise Damaged(f"checkpoint {folder} is damaged: {name} is not what was written")
         except OSError as error:
             raise Damaged(f"checkpoint {folder} is damaged: {name} cannot be read ({error.strerror})") from None
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The plain data of a checkpoint."""
+    """Return the plain data of a checkpoint."""
     state = _read(folder, STATE).get("state")
     if not isinstance(state, dict):
-        raise Damaged(f"checkpoint {folder} is damaged: {STATE} holds no state")
+        raise Damaged(f"checkpoint {folder} is damaged: {STATE} has no state")
     return state
 
 
-def _sums(folder: Path) -> list[tuple[str, Any, Callable[[Path], Any]]]:
-    """Name, recorded sum and the function that makes it, of every file."""
-    old = not (folder / MANIFEST).exists()
-    body = _read(folder, STATE if old else MANIFEST)
-    if body.get("format") != 1 and old:
-        if isinstance(body.get("format"), int) and body["format"] > FORMAT:
-            raise _unknown(folder, body["format"])
+def _listed(folder: Path) -> list[tuple[str, Any, Any]]:
+    """Return name, size and SHA-256 of every file, as the manifest lists them."""
+    if not (folder / MANIFEST).exists():
+        _check_format(folder, _read(folder, STATE))
         raise Damaged(f"checkpoint {folder} is damaged: {MANIFEST} is missing")
-    if not old and body.get("format") != FORMAT:
-        if isinstance(body.get("format"), int):
-            raise _unknown(folder, body["format"])
-        raise Damaged(f"checkpoint {folder} is damaged: {MANIFEST} has no format")
+    body = _read(folder, MANIFEST)
+    _check_format(folder, body)
     try:
         files = {str(name): dict(facts) for name, facts in body["files"].items()}
-        if files.keys() != {*PARTS} | (set() if old else {STATE}):
+        if files.keys() != {*PARTS, STATE}:
             raise ValueError("it lists other files")
-        if old:
-            return [(name, facts["crc32"], crc32) for name, facts in files.items()]
-        return [(name, (facts["bytes"], facts["sha256"]), _size_and_digest) for name, facts in files.items()]
+        return [(name, facts["bytes"], facts["sha256"]) for name, facts in files.items()]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Damaged(f"checkpoint {folder} is damaged: its list of files cannot be read ({error})") from None
 
 
-def _unknown(folder: Path, found: int) -> UserError:
-    return UserError(f"checkpoint {folder} is of format {found}, this version reads 1 to {FORMAT}; update smat")
+def _check_format(folder: Path, body: dict[str, Any]) -> None:
+    number = body.get("format")
+    if not isinstance(number, int):
+        raise Damaged(f"checkpoint {folder} is damaged: it has no format")
+    if number != FORMAT:
+        advice = "update smat" if number > FORMAT else "train again with this version"
+        raise UserError(f"checkpoint {folder} is of format {number}, this version reads format {FORMAT}; {advice}")
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
@@ -85,7 +81,7 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise Damaged(f"checkpoint {folder} is damaged: {name} cannot be read ({reason})") from None
     if not isinstance(body, dict):
-        raise Damaged(f"checkpoint {folder} is damaged: {name} is no object")
+        raise Damaged(f"checkpoint {folder} is damaged: {name} is not a JSON object")
     return body
 
 
@@ -99,27 +95,14 @@ def _write(file: Path, body: dict[str, Any]) -> None:
         raise Damaged(f"{file.name} does not read back as it was written; the disk may be failing")
 
 
-def _size_and_digest(file: Path) -> tuple[int, str]:
-    return file.stat().st_size, digest(file)
-
-
 def digest(file: Path) -> str:
-    """SHA-256 of a file's content."""
+    """Return the SHA-256 of a file's content."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def crc32(file: Path) -> int:
-    """CRC-32 of a file's content (format 1)."""
-    value = 0
-    with file.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            value = zlib.crc32(block, value)
-    return value
-
-
 def sync_folder(path: Path) -> None:
-    """Flush a folder's entries to the disk."""
+    """Flush a folder's entries to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

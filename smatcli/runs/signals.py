@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1: finish the step, keep a checkpoint, leave with 130, 143 or 138 (128 + the signal's number)."""
+"""SIGINT, SIGTERM and SIGUSR1: finish the step, save a checkpoint, exit with 130, 143 or 138 (128 + the signal's number)."""
 
 import signal
 import threading
@@ -7,12 +7,12 @@ from typing import Any
 
 from smatcli.errors import SmatError
 
-# SIGUSR1 is what Slurm sends ahead of the time limit or a pre-emption (--signal=USR1@120).
+# Slurm sends SIGUSR1 ahead of the time limit or a pre-emption (--signal=USR1@120).
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(SmatError):
-    """A run that was asked to stop and did so in good order; `exit_code` is 128 + the signal's number."""
+    """A signal stopped the run, which saved its state; `exit_code` is 128 + the signal's number."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
@@ -21,7 +21,7 @@ class Interrupted(SmatError):
 
 
 class StopNow(KeyboardInterrupt):
-    """A second signal: leave at once, without a checkpoint (the ones on disk stay); `exit_code` is 128 + its number."""
+    """A second signal: exit at once, without a new checkpoint; `exit_code` is 128 + its number."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped at once by a second {signal.Signals(signum).name}; continue with --resume from the last checkpoint")
@@ -30,9 +30,9 @@ class StopNow(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Context in which SIGINT, SIGTERM and SIGUSR1 only set `signum`; a second one stops at once (`StopNow`).
+    """Context in which a first SIGINT, SIGTERM or SIGUSR1 only sets `signum`; a second one raises `StopNow`.
 
-    Outside the main thread, where Python allows no handlers, it does nothing.
+    Outside the main thread, where Python does not allow signal handlers, it has no effect.
     """
 
     def __init__(self) -> None:
@@ -58,12 +58,12 @@ class StopRequest:
         return self.signum is not None
 
     def agreed(self, signum: int) -> bool:
-        """Stop for this signal (0: none) that one of the processes of a run received; True if so."""
+        """Accept a signal that one of the run's processes received (0: none); return whether to stop."""
         self.signum = signum or self.signum
         return self.signum is not None
 
     def interrupted(self, where: str) -> Interrupted:
-        """The error to raise once the checkpoint is written; `where` names the step it is at."""
+        """Return the error to raise after the checkpoint was written; `where` names the step."""
         assert self.signum is not None
         name = signal.Signals(self.signum).name
         return Interrupted(self.signum, f"stopped by {name} at {where}; everything so far is kept, continue with --resume")

@@ -73,7 +73,7 @@ def test_damage_is_found_and_the_one_before_is_used(last, damage):
     reporter = SilentReporter()
     assert load_checkpoint(last, reporter).state == {"step": 0}
     assert "damaged" in reporter.lines[0]
-    assert "using the one before it" in reporter.lines[0]
+    assert "using an older one" in reporter.lines[0]
 
 
 def test_a_crash_between_the_renames_loses_nothing(last):
@@ -99,7 +99,7 @@ def test_a_full_disk_keeps_the_one_before(last, monkeypatch, where):
 
     with monkeypatch.context() as patch:
         patch.setattr(module, where, full)
-        with pytest.raises(SmatError, match=r"no space left .* \(the checkpoint before it is kept\)") as error:
+        with pytest.raises(SmatError, match=r"no space left .* \(the previous checkpoint is kept\)") as error:
             save(last, 2)
     assert error.value.exit_code == 1
     # Flushing the folder is after the new one is complete: it may be the one that is found.
@@ -119,9 +119,7 @@ def test_what_does_not_read_back_is_no_checkpoint(last, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "save_file", lossy)
-        with pytest.raises(
-            SmatError, match=r"model.safetensors does not read back as it was written.*\(the checkpoint before it is kept\)"
-        ):
+        with pytest.raises(SmatError, match=r"model.safetensors does not read back as it was written.*\(the previous checkpoint is kept\)"):
             save(last, 2)
     assert load_checkpoint(last).state == {"step": 1}
 
@@ -183,5 +181,13 @@ def test_missing_and_newer_formats(tmp_path, last):
         load_checkpoint(tmp_path / "none")
     body = json.loads((last / "manifest.json").read_text())
     (last / "manifest.json").write_text(json.dumps({**body, "format": 3}))
-    with pytest.raises(UserError, match="of format 3, this version reads 1 to 2"):
+    with pytest.raises(UserError, match="of format 3, this version reads format 2; update smat"):
+        load_checkpoint(last)
+
+
+def test_format_1_is_refused_in_one_line(last):
+    """It had no manifest; its sums were in state.json."""
+    (last / "manifest.json").unlink()
+    (last / "state.json").write_text(json.dumps({"format": 1, "files": {}, "state": {"step": 1}}))
+    with pytest.raises(UserError, match=r"^checkpoint .*last is of format 1, this version reads format 2; train again with this version$"):
         load_checkpoint(last)

@@ -23,9 +23,9 @@ from smatcli.engine.loop.optimizers import Optimizers, build_optimizers
 from smatcli.engine.loop.session import Prepared, Session, Setup, run_session
 from smatcli.engine.segment.measures import Tested, confusions, draw_pictures
 from smatcli.engine.segment.results import read_fold, write_fold, write_summary
-from smatcli.runs.segmentation import FOLDER, fold_file
 from smatcli.runs.directory import RunDir
 from smatcli.runs.reporter import Reporter
+from smatcli.runs.segmentation import FOLDER, fold_file
 from smatcli.segmentation.augment import augmented
 from smatcli.segmentation.data import SegmentSet, Split, splits
 from smatcli.segmentation.masks import IGNORE

@@ -52,7 +52,8 @@ def assert_same(one: RunDir, two: RunDir) -> None:
     assert {"last", "best"} & set(names), "nothing to compare"
     for name in (n for n in names if n != "last.old"):
         a, b = (load_checkpoint(run.checkpoints / name) for run in (one, two))
-        assert a.model.keys() == b.model.keys() and a.optim.keys() == b.optim.keys()
+        assert a.model.keys() == b.model.keys()
+        assert a.optim.keys() == b.optim.keys()
         assert [k for k in a.model if not torch.equal(a.model[k], b.model[k])] == []
         assert [k for k in a.optim if not torch.equal(a.optim[k], b.optim[k])] == []
         assert state(one, name) == state(two, name)
@@ -170,7 +171,8 @@ def test_too_many_in_a_row_stop_the_run_and_keep_the_last_checkpoint(job: Job) -
             job(SilentReporter(), f"{job.kind.section}.spike.in_a_row=2")
     finally:
         patch.undo()
-    assert error.value.exit_code == 1 and "\n" not in str(error.value)
+    assert error.value.exit_code == 1
+    assert "\n" not in str(error.value)
     run = RunDir.open(job.root / "run")
     assert str(run.checkpoints / "last") in str(error.value)
     assert state(run)["step"] in (3, 4), "the last one before the skipped updates"
@@ -178,7 +180,8 @@ def test_too_many_in_a_row_stop_the_run_and_keep_the_last_checkpoint(job: Job) -
     (failed,) = run.records("failed")
     assert failed["step"] == 5
     resumed = job(SilentReporter(), f"{job.kind.section}.spike.in_a_row=2", resume=True)
-    assert resumed.finished and not (run.checkpoints / "failed").exists()
+    assert resumed.finished
+    assert not (run.checkpoints / "failed").exists()
     assert_same(job(SilentReporter(), f"{job.kind.section}.spike.in_a_row=2", run="whole"), resumed)
 
 
