@@ -11,6 +11,9 @@ def segment(
         list[str] | None, typer.Argument(help="Recipe values, e.g. data.root=Kvasir-SEG segment.folds=5.", metavar="[KEY=VALUE]...")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint, if it exists.")] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Same as deterministic=true: bit-identical results on one device; slower.")
+    ] = False,
 ) -> None:
     """Tune vision transformers for segmentation: pmoe, vpt, linear or full, under a SETR-PUP head.
 
@@ -19,7 +22,8 @@ def segment(
     """
     from smatcli.config import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [], kind="segment")  # before torch is imported
+    given = [*(overrides or []), *(["deterministic=true"] if deterministic else [])]
+    loaded = load_recipe(recipe, given, kind="segment")  # before torch is imported
     from smatcli.engine.segment.segmenting import segment as run
     from smatcli.runs.reporter import auto_reporter
 

@@ -1,7 +1,7 @@
 """Files of earlier versions still load and can be continued: one tiny store, checkpoint and result of every format.
 
-`run-format2` is a training (3 of 4 steps, then SIGTERM) and its meta-test, by the first version that wrote checkpoint format 2. Never rewrite
-these files; add new ones.
+`run-format2` is a training (3 of 4 steps, then SIGTERM) and its meta-test, by the first version that wrote checkpoint format 2. Never
+rewrite these files; add new ones.
 """
 
 import shutil
