@@ -80,7 +80,7 @@ class SegmentSet:
                 total.update("\n".join([pair.name, *digests, ""]).encode())
         return total.hexdigest()
 
-    def _digests(self, pair: Pair) -> list[str]:
+    def _digests(self, pair: ImageMaskPair) -> list[str]:
         files = [] if self.data.layout == "synthetic" else [pair.image, pair.mask]
         return [_decoded(path, lambda raw: hashlib.sha256(raw).hexdigest()) for path in files]
 
