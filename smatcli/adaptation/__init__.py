@@ -1,6 +1,7 @@
-"""Meta-test adaptations by name. A new one: one file, one line in `ADAPTATIONS`, its settings in `AdaptConfig`, one row of the tests.
+"""Meta-test adaptations by name.
 
-Other packages add theirs by an entry point (`smatcli.plugins`).
+To add one: a file, a line in `ADAPTATIONS`, its settings in `AdaptConfig`, and a row in the tests. Other packages add adaptations by entry
+points (`smatcli.plugins`).
 """
 
 from collections.abc import Callable
@@ -27,23 +28,24 @@ ADAPTATIONS: dict[str, Callable[[AdaptConfig], Adaptation]] = {
     "dipa": lambda config: Dipa(config.dipa),
 }
 
-LATER: dict[str, dict[str, Any]] = {"flip": {"copies": 1}}
+# Options added after results had been written: `facts` omits them at these values, so that results stay comparable.
+ADDED_OPTIONS: dict[str, dict[str, Any]] = {"flip": {"copies": 1}}
 NEEDS_EXPERTS = {"flip", "exhaustive", "joint"}
 
 
 def check_adaptation(name: str) -> None:
-    """UserError with the nearest name when no adaptation is called `name`."""
+    """Raise `UserError` with the nearest name if there is no adaptation `name`."""
     if name not in ADAPTATIONS and plugins.find("adaptations", name) is None:
         raise plugins.unknown("adaptations", "adaptation", name, list(ADAPTATIONS))
 
 
 def needs_experts(name: str) -> bool:
-    """Does the adaptation called `name` work on a method with experts only?"""
+    """Whether the adaptation `name` requires a method with experts."""
     return name in NEEDS_EXPERTS if name in ADAPTATIONS else bool(plugins.find("adaptations", name).needs_experts)
 
 
 def settings_of(name: str, config: AdaptConfig) -> Any:
-    """The part of `config` for the adaptation called `name`, None for one without settings."""
+    """Return the settings in `config` for the adaptation `name`, or None if it has no settings."""
     if name in ADAPTATIONS or hasattr(config, name):
         return getattr(config, name, None)
     plugin = plugins.find("adaptations", name)
@@ -51,17 +53,17 @@ def settings_of(name: str, config: AdaptConfig) -> Any:
 
 
 def build_adaptation(name: str, config: AdaptConfig) -> Adaptation:
-    """The adaptation called `name` with its part of `config`; UserError with the nearest name when it is unknown."""
+    """Build the adaptation `name` with its settings in `config`. Raises `UserError` with the nearest name if it is unknown."""
     check_adaptation(name)
     if name in ADAPTATIONS:
         return ADAPTATIONS[name](config)
     settings = settings_of(name, config)
-    made: Adaptation = plugins.make("adaptations", name, *([] if settings is None else [settings]))
-    return made
+    adaptation: Adaptation = plugins.make("adaptations", name, *([] if settings is None else [settings]))
+    return adaptation
 
 
 def variant(name: str, config: AdaptConfig) -> str:
-    """The adaptation with those of its settings that are not the default: "flip", "flip-leave-one-out", "flip-rounds3-rho0.01"."""
+    """Return the adaptation's name and non-default settings, such as "flip", "flip-leave-one-out" or "flip-rounds3-rho0.01"."""
     chosen = settings_of(name, config)
     if chosen is None:
         return name
@@ -84,15 +86,16 @@ def _word(key: str, value: Any) -> str:
 
 
 def has_search(name: str, config: AdaptConfig) -> bool:
-    """Is the rate of the adaptation called `name` chosen by a search?"""
+    """Whether a search chooses the learning rate of the adaptation `name`."""
     chosen = settings_of(name, config)
     return config.search.kind != "none" and getattr(chosen, "lr", 0) is None
 
 
 def facts(name: str, config: AdaptConfig) -> dict[str, Any]:
-    """Settings of an adaptation as results keep them; options that came later are left out at their default, as older results."""
+    """Return the settings of an adaptation as stored with results, without options of `ADDED_OPTIONS` at their defaults."""
     chosen = settings_of(name, config)
-    found = {} if chosen is None else chosen.model_dump(mode="json")
+    settings = {} if chosen is None else chosen.model_dump(mode="json")
     if has_search(name, config):
-        found["search"] = config.search.model_dump(mode="json")
-    return {key: value for key, value in found.items() if key not in LATER.get(name, {}) or value != LATER[name][key]}
+        settings["search"] = config.search.model_dump(mode="json")
+    added = ADDED_OPTIONS.get(name, {})
+    return {key: value for key, value in settings.items() if key not in added or value != added[key]}

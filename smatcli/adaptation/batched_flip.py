@@ -1,8 +1,8 @@
-"""All single flips of a state measured in one batched forward pass, before it is known which of them the walk will ask for.
+"""Evaluate all single flips of a state in one batched forward pass, before the walk requests them.
 
-Algorithm 2 is sequential: a flip that is kept changes what the later ones start from. A state's loss depends on its bits alone, so what
-was measured ahead is looked up, in the order in which the walk asks, and what it never asks for is forgotten. The walk is that of one
-state at a time; features differ by the rounding of a batched product.
+Algorithm 2 is sequential: an accepted flip changes the start of the later ones. But a state's loss depends on its bits only, so that losses
+measured in advance can be looked up in the order of the walk; the others are dropped. The walk is the same as without batching; features
+differ by the rounding of batched products.
 """
 
 import time
@@ -14,49 +14,49 @@ from torch.func import vmap
 
 from smatcli.adaptation.states import Bits, Measure, State
 
-LARGEST = 1024  # images in a batch of all flips: more fill a device one state after the other as well
+LARGEST = 1024  # images in a batch of all flips; more fill a device even one state at a time
 Shape = tuple[int, ...]
 
 
 def can_batch(measure: Measure) -> bool:
-    """Does the task say how its network is called with any parameters, and is the batch small enough to gain?"""
+    """Whether the task's network can be called with any parameters, and the batch is small enough to gain."""
     task = measure.task
-    known = task.module is not None and task.run is not None and task.space is not None
-    return known and len(measure.alpha) * len(measure.images) <= LARGEST
+    callable_network = task.module is not None and task.run is not None and task.space is not None
+    return callable_network and len(measure.alpha) * len(measure.images) <= LARGEST
 
 
 class BatchedVisits:
-    """`visit` for `walk`: measures the unseen neighbours of `here` together when the walk asks for one that is not known."""
+    """`visit` for `walk`: measure all unseen neighbours of `here` together when the walk requests one that is not cached."""
 
     def __init__(self, measure: Measure) -> None:
         self.measure = measure
         self._seen: set[Bits] = set()
         self._base: Bits | None = None
-        self._known: dict[Bits, State] = {}
+        self._cached: dict[Bits, State] = {}
 
     def __call__(self, here: State, bits: Bits) -> State:
-        """The state `bits`, as `Measure.visit` would give it."""
+        """Return the state `bits`, as `Measure.visit` would."""
         if here.bits is None:  # the first state of the walk has no neighbours yet
-            found = self.measure.visit(here, bits)
+            state = self.measure.visit(here, bits)
         else:
-            if bits not in self._known:
-                self._known = self._measured(here, bits)  # what was known started from a state that the walk has left
-            found = self._known.pop(bits)
-            self.measure.trace.append((bits, found.loss))
+            if bits not in self._cached:
+                self._cached = self._measured(here, bits)  # cached states started from a state that the walk has left
+            state = self._cached.pop(bits)
+            self.measure.trace.append((bits, state.loss))
         self._seen.add(bits)
-        return found
+        return state
 
     def _measured(self, here: State, bits: Bits) -> dict[Bits, State]:
         assert here.bits is not None
         first = next(m for m, (a, b) in enumerate(zip(here.bits, bits, strict=True)) if a != b)
         count = len(bits)
-        order = [*range(first, count), *range(first)]  # the rest of this round, then the next one
-        asked = [(*here.bits[:m], 1 - here.bits[m], *here.bits[m + 1 :]) for m in order]
-        return together(self.measure, here, [one for one in asked if one not in self._seen])
+        order = [*range(first, count), *range(first)]  # the rest of this round, then the next round
+        flips = [(*here.bits[:m], 1 - here.bits[m], *here.bits[m + 1 :]) for m in order]
+        return measure_together(self.measure, here, [flip for flip in flips if flip not in self._seen])
 
 
-def together(measure: Measure, here: State, states: list[Bits]) -> dict[Bits, State]:
-    """The states, near `here`, by one forward pass over all their parameters."""
+def measure_together(measure: Measure, here: State, states: list[Bits]) -> dict[Bits, State]:
+    """Measure states near `here` in one forward pass over all their parameters."""
     task = measure.task
     module, run, space = task.module, task.run, task.space
     assert module is not None
@@ -68,34 +68,34 @@ def together(measure: Measure, here: State, states: list[Bits]) -> dict[Bits, St
         return run(module, space.unflatten(theta), measure.images)
 
     features = vmap(embed)(torch.stack([theta for _, theta in pairs]))
-    return {bits: measure.state(bits, *pair, found) for bits, pair, found in zip(states, pairs, features, strict=True)}
+    return {bits: measure.state(bits, *pair, rows) for bits, pair, rows in zip(states, pairs, features, strict=True)}
 
 
 class BatchingChoice:
-    """Which is faster on this device for a number of images: one state at a time, or all flips together; tried once for each."""
+    """Choose the faster way on this device, one state at a time or all flips together, by timing both once per shape."""
 
     def __init__(self, forced: bool | None = None) -> None:
         self.forced = forced
-        self._found: dict[Shape, bool] = {}
+        self._choices: dict[Shape, bool] = {}
 
     def batched(self, measure: Measure, start: State, bits: Bits) -> bool:
-        """On a CPU never: batched products are slower there (a ViT of width 128: half as fast)."""
+        """Whether to batch; never on a CPU, where batched products are slower (half as fast for a ViT of width 128)."""
         if self.forced is not None:
             return self.forced and can_batch(measure)
         images = measure.images
         if images.device.type != "cuda" or not can_batch(measure):
             return False
         key = (len(measure.alpha), *images.shape)
-        if key not in self._found:
+        if key not in self._choices:
             flips = [(*bits[:m], 1 - bits[m], *bits[m + 1 :]) for m in range(len(bits))]
             at = measure.state(bits, *measure.moved(start, bits), measure.task.embed(images, start.theta))
-            one = _seconds(lambda: [measure.task.embed(images, measure.moved(at, flip)[1]) for flip in flips])
-            self._found[key] = _seconds(lambda: together(measure, at, flips)) < one
-        return self._found[key]
+            separate = _seconds(lambda: [measure.task.embed(images, measure.moved(at, flip)[1]) for flip in flips])
+            self._choices[key] = _seconds(lambda: measure_together(measure, at, flips)) < separate
+        return self._choices[key]
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Of the second call: the first one chooses kernels."""
+    """Return the seconds of the second call; the first one selects kernels."""
     work()
     torch.cuda.synchronize()
     begun = time.perf_counter()

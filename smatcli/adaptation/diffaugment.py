@@ -1,4 +1,4 @@
-"""Augmentation of a support set while an adaptation trains on it: DiffAugment (Zhao et al. 2020), batched on the images' device."""
+"""Augmentation of a support set during adaptation: DiffAugment (Zhao et al. 2020), batched on the device of the images."""
 
 import torch
 from torch import Tensor
@@ -7,12 +7,13 @@ from torch import Tensor
 def diff_augment(
     images: Tensor, generator: torch.Generator, probability: float = 0.9, colour: bool = True, translation: float = 0.125
 ) -> Tensor:
-    """Randomly changed images [B, 3, H, W] (normalised float in and out), differentiable.
+    """Augment normalised float images [B, 3, H, W] at random, differentiably.
 
-    With `probability` the whole batch is changed, each image by numbers of its own; else it comes back as it is (as in the release of SMAT
-    and in PMF). `colour`: brightness + U(-0.5, 0.5), then saturation about the pixel's mean by U(0, 2), then contrast about the image's
-    mean by U(0.5, 1.5), all in units of the normalised image. `translation`: the largest shift as a share of the side, in whole pixels;
-    what comes from outside is 0, the mean colour. Every number comes from `generator`: a CPU generator gives the same ones on all devices.
+    With `probability`, the whole batch is augmented, each image with its own random numbers; otherwise `images` itself is returned (as in
+    PMF and the release of SMAT). `colour`: brightness + U(-0.5, 0.5), then saturation about the pixel's mean by U(0, 2), then contrast
+    about the image's mean by U(0.5, 1.5), all in units of the normalised image. `translation`: the largest shift as a share of the side,
+    in whole pixels, padded with 0, the mean colour. All random numbers come from `generator`; a CPU generator gives the same results on
+    all devices.
     """
     if probability <= 0 or not len(images) or float(_uniform(generator, (1,))) >= probability:
         return images
@@ -32,7 +33,7 @@ def _uniform(generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
 
 
 def _shifted(images: Tensor, side: int, share: float, generator: torch.Generator) -> Tensor:
-    """Each image moved along dimension `side` by a whole number of pixels, uniform up to +-round(share * length)."""
+    """Shift each image along dimension `side` by a whole number of pixels, uniform up to +-round(share * length)."""
     length = images.shape[side]
     most = round(share * length)
     noise = _uniform(generator, (len(images), 1))

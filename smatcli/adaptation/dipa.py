@@ -2,19 +2,21 @@
 
 Three parts, each as in the authors' code (github.com/rashindrie/DIPA, commit 4bfd3f1):
 
-1. In the last `blocks` blocks the outputs y of both norms, of qkv and proj, and of fc1 and fc2 become s * y + t, per feature (SSF: Lian et
-   al., NeurIPS 2022). All weights stay as they are; s = 1 and t = 0 at the start. Because every y is affine in its layer's parameters,
-   s * (W x + b) + t = (s W) x + (s b + t), the tuned model is the same network at another theta.
+1. In the last `blocks` blocks, the outputs y of both norms, of qkv and proj, and of fc1 and fc2 become s * y + t, per feature (SSF: Lian et
+   al., NeurIPS 2022). The weights are frozen; s = 1 and t = 0 at the start. Because every y is affine in its layer's parameters,
+   s * (W x + b) + t = (s W) x + (s b + t), the tuned model is the same network with another theta.
 2. The feature is the concatenation of the class tokens of the last `fuse` blocks, each through the final norm, scaled to length 1.
 3. The loss is Proxy-Anchor (Kim et al., CVPR 2020): with anchors p, positives X+ of p's class, negatives X- and cosines c(x, p),
 
        mean_p log(1 + sum_{x in X+} exp(-a (c(x, p) - d))) + mean_p log(1 + sum_{x in X-} exp(a (c(x, p) + d)))
 
-   with margin d = 0.1 and sharpness a = 32. Anchors are learned beside s and t. NAdam, 80 steps over the whole support set, not augmented.
+   with margin d = 0.1 and sharpness a = 32. Anchors are learned together with s and t. NAdam takes 80 steps over the whole support set,
+   without augmentation.
 
-Queries are classified by cosine to the class means of the tuned features; the anchors are then of no more use. The anchors of the authors'
-default begin at random; those here at the class means, which their code offers too (at their rate of 5 a step moves each coordinate by
-about 5, and a class mean's are below 1). Depths: theirs is 7 blocks on training domains, 9 on others, of 12.
+Queries are classified by cosine similarity to the class means of the tuned features; the anchors are then discarded. By default, the
+authors start anchors at random values; here they start at the class means, which their code supports too (at their learning rate of 5, a
+step moves each coordinate by about 5, while the coordinates of a class mean are below 1). Their depth is 7 of 12 blocks on training
+domains, 9 on others.
 """
 
 import copy
@@ -43,30 +45,31 @@ _SITE = re.compile(r"(?:^|\.)blocks\.(\d+)\.(?:norm1|norm2|attn\.(?:qkv|proj)|ml
 
 @dataclass(frozen=True)
 class Sites:
-    """The layers whose outputs are scaled and shifted: module names, and their numbers of features (K in all)."""
+    """Layers whose outputs are scaled and shifted: module names, and their numbers of features (K in total)."""
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
 
     @classmethod
     def of(cls, space: ParameterSpace, blocks: int) -> "Sites":
-        """Those of the last `blocks` blocks (of all, if there are fewer); UserError when there are none."""
-        found = []
+        """Return the layers of the last `blocks` blocks (or of all, if there are fewer). Raises `UserError` if there are none."""
+        layers = []
         for name, shape in zip(space.names, space.shapes, strict=True):
             layer, _, kind = name.rpartition(".")
             site = _SITE.search(layer)
             if site and kind == "weight":
-                found.append((int(site.group(1)), layer, shape[0]))
-        if not found:
+                layers.append((int(site.group(1)), layer, shape[0]))
+        if not layers:
             raise UserError("dipa needs a timm ViT: this backbone has no blocks with norm1, attn.qkv, ... to scale and shift")
-        first = max(depth for depth, _, _ in found) + 1 - blocks
-        kept = [(layer, size) for depth, layer, size in found if depth >= first]
+        first = max(depth for depth, _, _ in layers) + 1 - blocks
+        kept = [(layer, size) for depth, layer, size in layers if depth >= first]
         return cls(tuple(layer for layer, _ in kept), tuple(size for _, size in kept))
 
     def merged(self, tensors: Mapping[str, Tensor], scale: Tensor, shift: Tensor) -> dict[str, Tensor]:
-        """`tensors` with scale [K] and shift [K] merged into the layers. A layer without a bias is scaled alone."""
+        """Return `tensors` with scale [K] and shift [K] merged into the layers. A layer without a bias is only scaled."""
         changed = dict(tensors)
-        for layer, s, t in zip(self.names, scale.split(self.sizes), shift.split(self.sizes), strict=True):
+        sizes = list(self.sizes)
+        for layer, s, t in zip(self.names, torch.split(scale, sizes), torch.split(shift, sizes), strict=True):
             weight = tensors[f"{layer}.weight"]
             changed[f"{layer}.weight"] = weight * s.view(-1, *[1] * (weight.ndim - 1))
             if f"{layer}.bias" in tensors:
@@ -75,19 +78,19 @@ class Sites:
 
 
 def proxy_anchor(features: Tensor, labels: Tensor, anchors: Tensor, margin: float = 0.1, sharpness: float = 32.0) -> Tensor:
-    """Proxy-Anchor loss of features [S, D] with labels [S] and anchors [C, D]; every class must occur."""
+    """Return the Proxy-Anchor loss of features [S, D] with labels [S] and anchors [C, D]; every class must occur."""
     cosines = F.normalize(features, dim=1, eps=EPS) @ F.normalize(anchors, dim=1, eps=EPS).T
     own = F.one_hot(labels, len(anchors)).bool()
-    none, one = cosines.new_tensor(float("-inf")), cosines.new_zeros(1, len(anchors))
-    pull = torch.where(own, -sharpness * (cosines - margin), none)
-    push = torch.where(own, none, sharpness * (cosines + margin))
-    return torch.cat([one, pull]).logsumexp(0).mean() + torch.cat([one, push]).logsumexp(0).mean()
+    excluded, zero = cosines.new_tensor(float("-inf")), cosines.new_zeros(1, len(anchors))
+    pull = torch.where(own, -sharpness * (cosines - margin), excluded)
+    push = torch.where(own, excluded, sharpness * (cosines + margin))
+    return torch.cat([zero, pull]).logsumexp(0).mean() + torch.cat([zero, push]).logsumexp(0).mean()
 
 
 class Fused:
-    """The feature of DIPA: last `fuse` blocks of a task's network side by side, of length 1.
+    """The feature of DIPA: class tokens of the last `fuse` blocks of a task's network, concatenated and scaled to length 1.
 
-    Where a graph is kept, more than `batch` images are embedded in parts, twice each.
+    With a graph, more than `batch` images are embedded in checkpointed parts.
     """
 
     def __init__(self, task: Task, fuse: int, batch: int):
@@ -96,23 +99,23 @@ class Fused:
         self.module, self.run, self.space, self.batch = LastBlocks(task.module, fuse), task.run, task.space, batch
 
     def named(self, images: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Features [B, fuse * D] (fp32) under parameters by name."""
+        """Return features [B, fuse * D] (fp32) under parameters by name."""
         named = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
         if torch.is_grad_enabled() and len(images) > self.batch:
-            parts = images.split(self.batch)
-            return torch.cat([checkpoint(self._embedded, part, named, use_reentrant=False) for part in parts])  # type: ignore[misc]
+            parts = torch.split(images, self.batch)
+            return torch.cat([checkpoint(self._embedded, part, named, use_reentrant=False) for part in parts])
         return self._embedded(images, named)
 
     def _embedded(self, images: Tensor, named: Mapping[str, Tensor]) -> Tensor:
         return F.normalize(torch.cat(list(self.run(self.module, named, images)), 1), dim=1, eps=EPS)
 
     def __call__(self, images: Tensor, theta: Tensor) -> Tensor:
-        """Features [B, fuse * D] under theta [P]."""
+        """Return features [B, fuse * D] under theta [P]."""
         return self.named(images, self.space.unflatten(theta))
 
 
 class Dipa:
-    """Scale and shift on any method's theta_i, by gradient steps on the support set, at the rate `config.lr` or that of `at(rate)`."""
+    """Scale and shift on any method's theta_i, by gradient steps on the support set at learning rate `config.lr`, or that of `at(rate)`."""
 
     name = "dipa"
 
@@ -121,23 +124,23 @@ class Dipa:
         self.rate = self.config.lr
 
     def at(self, rate: float) -> Self:
-        """The same adaptation at another rate of scales and shifts."""
+        """Return the same adaptation with another learning rate of scales and shifts."""
         other = copy.copy(self)
         other.rate = rate
         return other
 
     def adapt(self, task: Task, support: Support, watch: Watch | None = None) -> PrototypeClassifier:
-        """The prototype classifier of the tuned features; its `theta` has scale and shift merged in, its `embed` is the fused feature.
+        """Return the prototype classifier of the tuned features; its `theta` includes scale and shift, its `embed` is the fused feature.
 
-        `info`: `passes` (forward passes, those of `predict` included), `loss_start` and `loss` (support cross-entropy under prototypes:
-        of theta_i, and of the tuned features), `rate`, `steps`, `trace` (proxy-anchor loss before every step), `tuned` (number of scales
-        and shifts), `fused` (blocks). At rate 0, and where a loss or parameter was not finite, `steps` is 0 and the result is that of no
-        adaptation: plain prototypes under theta_i.
-        `watch` is shown the classifier before the first step (no adaptation) and after every one; it cannot tell the adaptation anything.
-        Raises `UserError` for a backbone that is no timm ViT, and without a rate.
+        `info`: `passes` (forward passes, including those of `predict`), `loss_start` and `loss` (support cross-entropy under prototypes of
+        theta_i and of the tuned features), `rate`, `steps`, `trace` (proxy-anchor loss before each step), `tuned` (number of scales and
+        shifts), `fused` (blocks). With rate 0, or if a loss or parameter is not finite, `steps` is 0 and the classifier has plain
+        prototypes under theta_i.
+        `watch` is called with the classifier before the first step and after each step; its result is ignored.
+        Raises `UserError` for a backbone that is not a timm ViT, and without a rate.
         """
         if self.rate is None:
-            raise UserError("dipa needs a learning rate: set adapt.dipa.lr, or let it be chosen by --search valid")
+            raise UserError("dipa needs a learning rate: set adapt.dipa.lr, or use --search valid")
         fused = Fused(task, self.config.fuse, self.config.batch)
         sites = Sites.of(fused.space, self.config.blocks)
         start = Proto().adapt(task, support)
@@ -146,13 +149,13 @@ class Dipa:
         if not self.rate:
             start.info |= {"rate": 0.0, "steps": 0, "trace": []}
             return start
-        with torch.inference_mode(False), torch.enable_grad():
-            # Tensors made in inference mode cannot take part in a graph; their copies can.
-            known = Support(support.images.clone(), support.labels.clone(), support.ways)
-            theta, trace = self._tune(fused, sites, replace(task, embed=fused), known, self.rate, watch)
-        found = Proto().adapt(replace(task, embed=fused, theta=theta), support)
-        finite = isfinite(found.info["loss"]) and bool(torch.isfinite(theta).all() & torch.isfinite(found.centres).all())
-        kept = found if finite else start
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            # Inference-mode tensors cannot take part in a graph; their copies can.
+            copied = Support(support.images.clone(), support.labels.clone(), support.ways)
+            theta, trace = self._tune(fused, sites, replace(task, embed=fused), copied, self.rate, watch)
+        tuned = Proto().adapt(replace(task, embed=fused, theta=theta), support)
+        finite = isfinite(tuned.info["loss"]) and bool(torch.isfinite(theta).all() & torch.isfinite(tuned.centres).all())
+        kept = tuned if finite else start
         steps, loss_start = len(trace) if finite else 0, start.info["loss_start"]
         kept.info |= {"passes": len(trace) + 2, "loss_start": loss_start, "rate": self.rate, "steps": steps, "trace": trace}
         kept.info |= {"tuned": 2 * sum(sites.sizes), "fused": fused.module.last}
@@ -161,7 +164,7 @@ class Dipa:
     def _tune(
         self, fused: Fused, sites: Sites, task: Task, support: Support, rate: float, watch: Watch | None
     ) -> tuple[Tensor, list[float]]:
-        """theta [P] with the tuned scale and shift merged in, and the losses of the steps."""
+        """Return theta [P] with the tuned scale and shift merged in, and the losses of the steps."""
         config, tensors, size = self.config, fused.space.unflatten(task.theta.detach().clone()), sum(sites.sizes)
         scale, shift = task.theta.new_ones(size), task.theta.new_zeros(size)
         leaves = [scale.requires_grad_(), shift.requires_grad_()]
@@ -173,7 +176,7 @@ class Dipa:
                 rates = [{"params": leaves[:2], "lr": rate}, {"params": leaves[2:], "lr": config.anchor_lr}]
                 optimizer = torch.optim.NAdam(rates)
             loss = proxy_anchor(features, support.labels, leaves[2], config.margin, config.sharpness)
-            # only of these leaves: the parameters of a model must not collect gradients
+            # Only gradients of these leaves: the model's parameters must not accumulate any.
             for leaf, grad in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
                 leaf.grad = grad
             optimizer.step()
@@ -182,8 +185,8 @@ class Dipa:
                 with torch.no_grad():
                     theta = fused.space.flatten(sites.merged(tensors, scale, shift))
             if watch is not None:
-                shown = Proto().adapt(replace(task, theta=theta), support)
-                watch(PrototypeClassifier(task, theta, shown.centres, {"passes": 0}))
+                current = Proto().adapt(replace(task, theta=theta), support)
+                watch(PrototypeClassifier(task, theta, current.centres, {"passes": 0}))
         return theta, torch.stack(trace).tolist()
 
     def _anchors(self, features: Tensor, support: Support, seed: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Dropout whose noise belongs to a task: from the global generators alone, and from one state a member where tasks are batched by vmap."""
+"""Dropout with reproducible noise per task: from the global generators, or from one generator state per task under vmap."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def generator_of(device: torch.device) -> torch.Generator:
-    """The global generator of a device."""
+    """Return the global generator of a device."""
     if device.type == "cuda":
         return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
     return torch.default_generator
@@ -18,7 +18,7 @@ def generator_of(device: torch.device) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
-    """The global generator of a device begins at `seed`; afterwards the global generators are as they were."""
+    """Seed the global generator of a device; restore the global generators afterwards."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         generator = generator_of(device)
@@ -27,14 +27,14 @@ def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
 
 
 class Streams:
-    """The generator states of the members that are tuned side by side; none while a task is tuned alone."""
+    """Generator states of the members of a group that is tuned side by side; empty while a task is tuned alone."""
 
     def __init__(self) -> None:
         self.states: list[Tensor] = []
 
     @contextmanager
     def of(self, seeds: Sequence[int], device: torch.device) -> Iterator[None]:
-        """Each member draws what it would alone, after its seed was set."""
+        """Let each member draw the noise that it would draw alone after setting its seed."""
         with seeded(0, device) as generator:
             try:
                 for seed in seeds:
@@ -45,37 +45,37 @@ class Streams:
                 self.states = []
 
     def draw(self, member: int, like: Tensor, p: float) -> Tensor:
-        """Zeros (with chance p) and 1 / (1 - p), shaped as `like`."""
+        """Return zeros (with probability p) and 1 / (1 - p) elsewhere, in the shape of `like`."""
         generator = generator_of(like.device)
         generator.set_state(self.states[member])
-        found = F.dropout(torch.ones_like(like, memory_format=torch.contiguous_format), p, True)
+        noise = F.dropout(torch.ones_like(like, memory_format=torch.contiguous_format), p, training=True)
         self.states[member] = generator.get_state()
-        return found
+        return noise
 
 
 class Dropout(nn.Module):
-    """`nn.Dropout` whose noise within vmap is that of each member."""
+    """`nn.Dropout` with separate noise for each member under vmap."""
 
     def __init__(self, p: float, streams: Streams) -> None:
         super().__init__()
         self.p, self.streams = p, streams
 
     def forward(self, x: Tensor) -> Tensor:
-        """x with noise; while training only."""
+        """Return x with noise, in training only."""
         if not self.training:
             return x
         if not self.streams.states:
-            return F.dropout(x, self.p, True)
-        noise: Tensor = _Noise.apply(x, self.p, self.streams)
+            return F.dropout(x, self.p, training=True)
+        noise: Tensor = _DropoutNoise.apply(x, self.p, self.streams)
         return x * noise
 
 
-class _Noise(torch.autograd.Function):
-    """Noise shaped as x, by a rule for vmap; no gradient."""
+class _DropoutNoise(torch.autograd.Function):
+    """Noise in the shape of x, by a vmap rule; no gradient."""
 
     @staticmethod
     def forward(x: Tensor, p: float, streams: Streams) -> Tensor:
-        raise AssertionError("only members side by side have streams")
+        raise AssertionError("streams are used under vmap only")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -88,4 +88,4 @@ class _Noise(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int, None, None], x: Tensor, p: float, streams: Streams) -> tuple[Tensor, int]:
         with torch.no_grad():
-            return torch.stack([streams.draw(i, one, p) for i, one in enumerate(x.detach().unbind(in_dims[0]))]), 0
+            return torch.stack([streams.draw(i, row, p) for i, row in enumerate(x.detach().unbind(in_dims[0]))]), 0

@@ -1,8 +1,8 @@
-"""Every binary choice of experts: the reference that tells how far Algorithm 2 (flip) is from the best one.
+"""Exhaustive search over binary choices of experts: the reference for the gap between Algorithm 2 (flip) and the optimum.
 
-All 2^M states alpha' in {0, 1}^M, all experts off included, and alpha_i as the router gave it are measured by the support loss. The states
-come in the order of a Gray code, so that two neighbours differ in one expert and theta moves by that expert's non-zeros alone. The walk of
-Algorithm 2 is then replayed on the table of their losses: what it would have found costs no further pass.
+All 2^M states alpha' in {0, 1}^M, including the one with all experts off, and the router's alpha_i are compared by their support loss.
+States are visited in Gray-code order, so that neighbours differ in one expert and theta changes at that expert's non-zeros only. The walk
+of Algorithm 2 is then replayed on the table of losses, which needs no further forward pass.
 """
 
 from collections.abc import Iterator
@@ -21,33 +21,34 @@ MOST_EXPERTS = 8
 
 
 def check_experts(experts: int) -> None:
-    """UserError for more experts than an exhaustive search is meant for."""
+    """Raise `UserError` for too many experts for an exhaustive search."""
     if experts > MOST_EXPERTS:
         raise UserError(
-            f"exhaustive measures all 2^M choices of M experts and takes at most {MOST_EXPERTS}; this run has {experts}: use --adapt flip"
+            f"exhaustive tries all 2^M choices of M experts and supports at most {MOST_EXPERTS}; this run has {experts}: use --adapt flip"
         )
 
 
 def gray(experts: int) -> Iterator[Bits]:
-    """All 2^M states, beginning with all off; each differs from the one before in one expert."""
+    """Yield all 2^M states, starting with all experts off; each differs from its predecessor in one expert."""
     for count in range(2**experts):
         code = count ^ (count >> 1)
         yield tuple((code >> m) & 1 for m in range(experts))
 
 
 class Exhaustive:
-    """The best of all states by the support loss `config.loss`; `config.rounds` and `config.rho` belong to the flip beside it."""
+    """The best of all states by the support loss `config.loss`; `config.rounds` and `config.rho` are those of the replayed flip."""
 
     def __init__(self, config: ExhaustiveConfig | None = None):
         self.config = config or ExhaustiveConfig()
 
     @torch.no_grad()
     def adapt(self, task: Task, support: Support) -> PrototypeClassifier:
-        """The prototype classifier of the best state (ties: alpha_i, then the earlier one).
+        """Return the prototype classifier of the best state (ties: alpha_i, then the earlier state).
 
-        `info`: that of flip without `accepted`, and `loss_binary` (lowest loss of the 2^M binary states), `flip_bits`, `flip_loss` (what
-        flip finds), `flip_gap` = flip_loss - loss (0: flip found the best state, alpha_i counted), `flip_evaluations` (states it measures).
-        Raises `UserError` for a task without experts or with more than 8, `SmatError` when the loss of the router's scores is not finite.
+        `info`: that of flip without `accepted`, and `loss_binary` (lowest loss of the 2^M binary states), `flip_bits` and `flip_loss`
+        (result of flip), `flip_gap` = flip_loss - loss (0: flip found the best state, which may be alpha_i), `flip_evaluations` (states
+        that flip measures).
+        Raises `UserError` for a task without experts or with more than 8, `SmatError` if the loss of the router's scores is not finite.
         """
         check_experts(0 if task.alpha is None else len(task.alpha))
         measure = Measure("exhaustive", self.config, task, support)

@@ -2,13 +2,13 @@
 
 The search starts from the router's scores alpha_i and walks over binary scores alpha' in {0, 1}^M, merged as alpha' / sum(alpha'):
 
-1. The first state is alpha_i itself. The walk begins at the binary state whose normalised scores are nearest to alpha_i.
-2. R rounds: for each expert m in turn, flip alpha'_m and measure the support loss by a forward pass. The flip is kept if the loss
-   falls by more than rho; otherwise it is taken back.
-3. The answer is the best state of all that were measured, alpha_i included (ties: the earlier one), so it is never worse than no search.
+1. The first state is alpha_i itself. The walk starts at the binary state whose normalised scores are nearest to alpha_i.
+2. R rounds: for each expert m in turn, flip alpha'_m and measure the support loss by a forward pass. Accept the flip if the loss decreases
+   by more than rho; otherwise undo it.
+3. The result is the best of all measured states, including alpha_i (ties: the earlier state), so that it is never worse than no search.
 
-All experts off is a state like any other: the pre-trained model. A state is measured once: the loss along the walk only falls, so a state
-seen before cannot be accepted, and a round that keeps no flip ends the search, because all that is left was seen.
+The state with all experts off is the pre-trained model. Each state is measured once: the loss decreases along the walk, so that a state
+seen before cannot be accepted. A round without an accepted flip ends the search, because all remaining states were seen.
 """
 
 from collections.abc import Callable
@@ -27,31 +27,31 @@ from smatcli.seams import Support, Task
 class Flip:
     """Flip search with `config.rounds` R, acceptance `config.rho` and support loss `config.loss`.
 
-    `batched`: measure all single flips of a state in one forward pass, or never (None: where that was measured to be faster).
+    `batched`: measure all single flips of a state in one forward pass (True), never (False), or if that is measured to be faster (None).
     """
 
     def __init__(self, config: FlipConfig | None = None, batched: bool | None = None):
         self.config = config or FlipConfig()
-        self.pace = BatchingChoice(batched)
+        self.batching = BatchingChoice(batched)
 
     @torch.no_grad()
     def adapt(self, task: Task, support: Support) -> PrototypeClassifier:
-        """The prototype classifier of the best state.
+        """Return the prototype classifier of the best state.
 
-        `info`: `bits` (None when the router's own scores were best), `scores` [M], `loss_start`, `loss`, `evaluations` (states measured),
-        `passes` (forward passes, those of `predict` included; with augmented copies each has 1 + copies times the images), `accepted`,
-        `trace` ((bits, loss) in the order of measurement).
-        Raises `UserError` for a task without experts, `SmatError` when the loss of the router's scores is not finite.
+        `info`: `bits` (None if the router's own scores are best), `scores` [M], `loss_start`, `loss`, `evaluations` (measured states),
+        `passes` (forward passes, including those of `predict`; with augmented copies, each has 1 + copies times as many images),
+        `accepted` (flips), `trace` ((bits, loss) in the order of measurement).
+        Raises `UserError` for a task without experts, `SmatError` if the loss of the router's scores is not finite.
         """
         measure = Measure("flip", self.config, task, support)
         start = measure.start()
-        ahead = self.pace.batched(measure, start, nearest_bits(start.scores))
-        best, accepted = walk(start, self.config, BatchedVisits(measure) if ahead else measure.visit)
+        batched = self.batching.batched(measure, start, nearest_bits(start.scores))
+        best, accepted = walk(start, self.config, BatchedVisits(measure) if batched else measure.visit)
         return PrototypeClassifier(task, best.theta, best.centres, {**chosen(start, best, measure), "accepted": accepted})
 
 
 def chosen(start: State, best: State, measure: Measure) -> dict[str, Any]:
-    """What every search over states reports."""
+    """Return the `info` that all searches over states have in common."""
     return {
         "bits": best.bits,
         "scores": best.scores,
@@ -64,7 +64,7 @@ def chosen(start: State, best: State, measure: Measure) -> dict[str, Any]:
 
 
 def walk(start: State, config: FlipConfig, visit: Callable[[State, Bits], State]) -> tuple[State, int]:
-    """The best state that Algorithm 2 meets from alpha_i (`start`), and how many flips it keeps; `visit(here, bits)` measures a state."""
+    """Run Algorithm 2 from alpha_i (`start`) with `visit(here, bits)`; return the best state and the number of accepted flips."""
     at = nearest_bits(start.scores)
     same = torch.equal(normalised(at, start.scores), start.scores)
     here = start if same else visit(start, at)
@@ -87,22 +87,22 @@ def walk(start: State, config: FlipConfig, visit: Callable[[State, Bits], State]
 
 
 def nearest_bits(alpha: Tensor) -> Bits:
-    """The binary state whose normalised scores are nearest to `alpha` [M] in the Euclidean norm.
+    """Return the binary state whose normalised scores are nearest to `alpha` [M] in the Euclidean norm.
 
-    Of k experts the nearest are those with the k largest scores: |alpha - 1_k / k|^2 = |alpha|^2 - 2 top_k / k + 1 / k, where top_k
-    is the sum of these scores.
+    Among states with k experts, the nearest one has the k largest scores: |alpha - 1_k / k|^2 = |alpha|^2 - 2 top_k / k + 1 / k, where
+    top_k is the sum of these scores.
     """
     scores = alpha.detach().cpu().double()
     order = torch.argsort(scores, descending=True, stable=True)
     top = scores[order].cumsum(0)
     k = torch.arange(1, len(scores) + 1, dtype=torch.float64)
     distance = torch.cat([torch.zeros(1, dtype=torch.float64), (1 - 2 * top) / k])
-    # Equal scores belong together: of equally near choices (up to rounding) the larger one is taken.
+    # Equal scores belong together: among equally near choices (up to rounding), take the larger one.
     count = int((distance <= distance.min() + 1e-9).nonzero().max())
     chosen = set(order[:count].tolist())
     return tuple(int(m in chosen) for m in range(len(scores)))
 
 
 def flipped(bits: Bits, expert: int) -> Bits:
-    """`bits` with one expert switched."""
+    """Return `bits` with one expert switched."""
     return (*bits[:expert], 1 - bits[expert], *bits[expert + 1 :])

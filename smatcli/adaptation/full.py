@@ -6,12 +6,12 @@ from smatcli.seams import Task
 
 
 class Full(FineTune[FullConfig]):
-    """theta_i itself is tuned."""
+    """Tune theta_i itself."""
 
     name = "full"
 
     def tunable(self, task: Task, several: bool = False) -> Tunable:
-        """theta [P]."""
+        """Return theta [P] as the tuned values."""
         embed = self.embedding(task, several)
         pure = None if task.module is None else lambda values, fixed, images: embed(images, values)
         return Tunable(task.theta, lambda values: values, embed, lambda values: values, pure)

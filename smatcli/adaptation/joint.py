@@ -1,4 +1,4 @@
-"""Fine-tuning of what theta_i is made of: router, theta_delta and masks of SMAT together (Chen et al., ICML 2024, Table 4, column 4)."""
+"""Fine-tuning of the parts of theta_i: router, theta_delta and masks of SMAT together (Chen et al., ICML 2024, Table 4, column 4)."""
 
 import torch
 from torch import Tensor
@@ -11,13 +11,13 @@ from smatcli.seams import Task
 
 
 class Joint(FineTune[JointConfig]):
-    """All parts of a task's theta at one rate; the masks are those of inference, without noise, and no sparsity is asked for."""
+    """Tune all parts of a task's theta at one learning rate, with inference masks (no noise) and no sparsity constraint."""
 
     name = "joint"
-    groups = False  # what theta is made of is the task's own
+    groups = False  # the parts of theta differ between tasks
 
     def tunable(self, task: Task, several: bool = False) -> Tunable:
-        """The parts in one vector; `UserError` for a method without experts."""
+        """Return the parts as one vector. Raises `UserError` for a method without experts."""
         if task.parts is None:
             raise UserError("joint needs a method with experts: use --adapt full")
         parts = task.parts()

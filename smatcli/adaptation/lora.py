@@ -1,4 +1,4 @@
-"""Fine-tuning of low-rank changes of the q and v projections of every attention layer (LoRA, Hu et al. 2022), by peft on the timm model."""
+"""Fine-tuning of low-rank updates of the q and v projections of all attention layers (LoRA, Hu et al. 2022), by peft on the timm model."""
 
 import copy
 from collections.abc import Sequence
@@ -17,27 +17,28 @@ from smatcli.seams import Task
 
 TUNED = ("q", "v")
 SEPARATE = {"q", "v", "q_proj", "v_proj", "query", "value"}
-SEED = 0  # of the first A, the same for every task; the first B is zero
+SEED = 0  # of the initial A, the same for every task; the initial B is zero
 
 
 class SplitQkv(nn.Module):
-    """A fused projection to [q, k, v] as three layers, so that q and v can change alone. The weights are filled in at every call."""
+    """A fused projection to [q, k, v] as three layers, so that q and v can change separately. Every call supplies the weights."""
 
     def __init__(self, fused: nn.Linear) -> None:
         super().__init__()
         outputs, bias = fused.out_features // 3, fused.bias is not None
         like = {"bias": bias, "device": fused.weight.device, "dtype": fused.weight.dtype}
-        self.q, self.k, self.v = (nn.utils.skip_init(nn.Linear, fused.in_features, outputs, **like) for _ in range(3))
+        layers = [nn.utils.skip_init(nn.Linear, fused.in_features, outputs, **like) for _ in range(3)]  # type: ignore[no-untyped-call]
+        self.q, self.k, self.v = layers
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., 3 D]."""
+        """Map [..., D] to [..., 3 D]."""
         return torch.cat([self.q(x), self.k(x), self.v(x)], -1)
 
 
 class LoraNetwork:
-    """A copy of an architecture with LoRA branches: `module` is called with `tensors(theta, branches)`.
+    """A copy of an architecture with LoRA branches: call `module` with `tensors(theta, branches)`.
 
-    `space` lists the branches' tensors, `initial` [N] are their first values. The copy has no weights of its own.
+    `space` lists the tensors of the branches, `initial` [N] are their initial values. The copy's own weights are empty.
     """
 
     def __init__(self, module: nn.Module, base: ParameterSpace, config: LoraAdaptConfig) -> None:
@@ -45,8 +46,8 @@ class LoraNetwork:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(SEED)
             self.module, self.fused, self.targets = _branched(module, config)
-        found = {name: p for name, p in self.module.named_parameters() if ".lora_" in name}
-        self.space = ParameterSpace(tuple(found), tuple(p.shape for p in found.values()))
+        branches = {name: p for name, p in self.module.named_parameters() if ".lora_" in name}
+        self.space = ParameterSpace(tuple(branches), tuple(p.shape for p in branches.values()))
         self.initial = self.space.flatten(self.module)
         for parameter in self.module.parameters():
             parameter.data = parameter.data.new_empty(0)
@@ -56,22 +57,22 @@ class LoraNetwork:
                 part.default = Dropout(config.dropout, self.streams)
 
     def tensors(self, theta: Tensor, branches: Tensor) -> dict[str, Tensor]:
-        """Parameters of `module` by name, for theta [P] and branches [N]; views."""
-        found = {}
+        """Return the parameters of `module` by name, for theta [P] and branches [N], as views."""
+        named = {}
         for name, tensor in self.base.unflatten(theta).items():
             layer, kind = name.rpartition(".")[::2]
             if layer in self.fused:
                 for part, third in zip("qkv", tensor.chunk(3), strict=True):
-                    found[self._inner(f"{layer}.{part}", kind)] = third
+                    named[self._inner(f"{layer}.{part}", kind)] = third
             else:
-                found[self._inner(layer, kind)] = tensor
-        return {**found, **self.space.unflatten(branches)}
+                named[self._inner(layer, kind)] = tensor
+        return {**named, **self.space.unflatten(branches)}
 
     def _inner(self, layer: str, kind: str) -> str:
         return f"{layer}.base_layer.{kind}" if layer in self.targets else f"{layer}.{kind}".removeprefix(".")
 
     def merged(self, theta: Tensor, branches: Tensor) -> Tensor:
-        """theta [P] with the branches added to the weights that they belong to."""
+        """Return theta [P] with the branches added to their weights."""
         out = theta.clone()
         weights = self.base.unflatten(out)
         parts = self.space.unflatten(branches)
@@ -84,7 +85,7 @@ class LoraNetwork:
 
 
 def _split(net: nn.Module) -> tuple[set[str], list[str]]:
-    """Names of the fused projections, which become `SplitQkv`, and of all layers that get a branch."""
+    """Replace fused projections by `SplitQkv`; return their names, and those of all layers that get a branch."""
     fused, targets = set(), []
     for name, layer in list(net.named_modules()):
         parent, last = name.rpartition(".")[::2]
@@ -93,7 +94,7 @@ def _split(net: nn.Module) -> tuple[set[str], list[str]]:
         if last == "qkv" and layer.out_features % 3 == 0:
             owner = net.get_submodule(parent)
             if getattr(owner, "q_bias", None) is not None:
-                raise UserError(f"lora: {type(owner).__name__} keeps the biases of its fused qkv apart; use --adapt full")
+                raise UserError(f"lora: {type(owner).__name__} keeps the biases of its fused qkv separately; use --adapt full")
             setattr(owner, last, SplitQkv(layer))
             fused.add(name)
             targets += [f"{name}.{part}" for part in TUNED]
@@ -103,7 +104,7 @@ def _split(net: nn.Module) -> tuple[set[str], list[str]]:
 
 
 def _branched(module: nn.Module, config: LoraAdaptConfig) -> tuple[nn.Module, set[str], set[str]]:
-    """A copy with branches by peft, the names of its split projections, and of the layers with a branch."""
+    """Return a copy with branches by peft, the names of its split projections, and those of the layers with a branch."""
     from peft import LoraConfig, inject_adapter_in_model
 
     net = copy.deepcopy(module).eval()
@@ -115,25 +116,25 @@ def _branched(module: nn.Module, config: LoraAdaptConfig) -> tuple[nn.Module, se
 
 
 class LoraAdaptation(FineTune[LoraAdaptConfig]):
-    """Branches of rank r on q and v; the classifier holds theta_i with the branches merged into it."""
+    """Branches of rank r on q and v; the classifier has theta_i with the branches merged into it."""
 
     name = "lora"
 
     def __init__(self, config: LoraAdaptConfig) -> None:
         super().__init__(config)
         self.factor, self.noisy = config.factor, config.dropout > 0
-        self._made: list[tuple[nn.Module, LoraNetwork]] = []
+        self._networks: list[tuple[nn.Module, LoraNetwork]] = []
 
     def network(self, task: Task) -> LoraNetwork:
-        """The network with branches, made once for an architecture."""
+        """Return the network with branches; the one of the last architecture is cached."""
         if task.module is None or task.space is None:
-            raise UserError("lora needs a method whose task names its network; use --adapt full")
-        if not self._made or self._made[0][0] is not task.module:
-            self._made[:] = [(task.module, LoraNetwork(task.module, task.space, self.config))]
-        return self._made[0][1]
+            raise UserError("lora needs a method whose tasks have a network; use --adapt full")
+        if not self._networks or self._networks[0][0] is not task.module:
+            self._networks[:] = [(task.module, LoraNetwork(task.module, task.space, self.config))]
+        return self._networks[0][1]
 
     def tunable(self, task: Task, several: bool = False) -> Tunable:
-        """The branches [N]."""
+        """Return the branches [N] as the tuned values."""
         net, run, theta = self.network(task), task.run, task.theta.clone()
         assert run is not None
         return Tunable(
@@ -146,6 +147,6 @@ class LoraAdaptation(FineTune[LoraAdaptConfig]):
         )
 
     def noise(self, tasks: Sequence[Task]) -> AbstractContextManager[object]:
-        """Dropout draws from the global generators: counted from each task, then put back."""
+        """Seed the global generators, from which dropout draws, per task; restore them afterwards."""
         device, seeds = tasks[0].theta.device, [task.seed for task in tasks]
         return seeded(seeds[0], device) if len(tasks) == 1 else self.network(tasks[0]).streams.of(seeds, device)

@@ -11,7 +11,7 @@ from smatcli.seams import Support, Task
 
 
 class PrototypeClassifier:
-    """Cosine logits to fixed prototypes [C, D] of images embedded under `theta` [P]; every `predict` counts one pass in `info`."""
+    """Cosine logits of images embedded under `theta` [P] to fixed prototypes [C, D]; each `predict` adds one to `info["passes"]`."""
 
     def __init__(self, task: Task, theta: Tensor, centres: Tensor, info: dict[str, Any]):
         self.embed, self.scale = task.embed, task.scale
@@ -19,7 +19,7 @@ class PrototypeClassifier:
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """Logits [Q, C] of normalised images [Q, 3, H, W], by one forward pass."""
+        """Return logits [Q, C] of normalised images [Q, 3, H, W], by one forward pass."""
         self.info["passes"] += 1
         return cosine_logits(self.embed(images, self.theta), self.centres, self.scale)
 
@@ -29,7 +29,7 @@ class Proto:
 
     @torch.no_grad()
     def adapt(self, task: Task, support: Support) -> PrototypeClassifier:
-        """The prototype classifier; `info`: `passes` and the support loss as `loss_start` and `loss`."""
+        """Return the prototype classifier; `info` has `passes`, and the support loss as `loss_start` and `loss`."""
         features = task.embed(support.images, task.theta)
         centres = prototypes(features, support.labels, support.ways)
         loss = float(F.cross_entropy(cosine_logits(features, centres, task.scale), support.labels))

@@ -1,9 +1,9 @@
-"""What the searches over merging scores share: a measured state, the support loss that compares states, how theta follows the scores.
+"""States of a search over merging scores: scores, theta, and the support loss that compares states.
 
-Losses of the support set, each from forward passes alone:
+Losses of the support set, computed from forward passes only:
 - support: cross-entropy under the support set's own prototypes (Algorithm 2 of SMAT).
-- leave-one-out: the same, with prototypes that leave out the image in question.
-- augmented: cross-entropy of augmented copies of the support images (DiffAugment) under the prototypes of the images as they are.
+- leave-one-out: the same, with prototypes computed without the classified image.
+- augmented: cross-entropy of augmented copies of the support images (DiffAugment) under the prototypes of the original images.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ Bits = tuple[int, ...]
 
 @dataclass(frozen=True)
 class State:
-    """A measured state: its scores [M] (`bits` None: alpha_i as the router gave it), parameters, prototypes [C, D] and support loss."""
+    """A measured state: scores [M] (`bits` None: the router's alpha_i), parameters [P], prototypes [C, D] and support loss."""
 
     bits: Bits | None
     scores: Tensor
@@ -34,15 +34,15 @@ class State:
 
 
 def normalised(bits: Bits, like: Tensor) -> Tensor:
-    """alpha' / sum(alpha') [M] in the dtype and on the device of `like`; zeros when every expert is off."""
+    """Return alpha' / sum(alpha') [M] in the dtype and on the device of `like`; zeros if all experts are off."""
     scores = torch.tensor(bits, dtype=like.dtype, device=like.device)
     return scores / max(sum(bits), 1)
 
 
 class Measure:
-    """Measures states of one task by the loss of `config`; `trace` holds (bits, loss) in the order of measurement.
+    """Measure states of one task by the loss of `config`; `trace` lists (bits, loss) in the order of measurement.
 
-    Augmented copies are made once, with the task's own noise: every state is measured on the same images.
+    Augmented copies are drawn once, with the task's noise, so that all states are measured on the same images.
     """
 
     def __init__(self, name: str, config: FlipConfig, task: Task, support: Support):
@@ -57,18 +57,18 @@ class Measure:
         self.trace: list[tuple[Bits | None, float]] = []
 
     def start(self) -> State:
-        """alpha_i as the router gave it; SmatError when its loss is not finite."""
+        """Measure the router's alpha_i. Raises `SmatError` if its loss is not finite."""
         state = self._noted(self.state(None, self.alpha, self.task.theta))
         if not isfinite(state.loss):
             raise SmatError(f"{self.name}: the support loss of the router's scores is not finite")
         return state
 
     def visit(self, here: State, bits: Bits) -> State:
-        """The binary state `bits`; theta moves from that of `here` where the task can, else by a new merge."""
+        """Measure the binary state `bits`; theta is updated from that of `here` if the task supports it, else merged anew."""
         return self._noted(self.state(bits, *self.moved(here, bits)))
 
     def moved(self, here: State, bits: Bits) -> tuple[Tensor, Tensor]:
-        """Scores [M] and theta [P] of the binary state `bits`."""
+        """Return scores [M] and theta [P] of the binary state `bits`."""
         scores, task = normalised(bits, self.alpha), self.task
         if task.delta is None or (here.bits is None and task.merge is not None):
             assert task.merge is not None
@@ -80,11 +80,10 @@ class Measure:
         return state
 
     def state(self, bits: Bits | None, scores: Tensor, theta: Tensor, features: Tensor | None = None) -> State:
-        """The state with its loss, from `features` of the images under `theta` (None: by a forward pass); not noted in `trace`."""
+        """Return the state with its loss, from `features` of the images under `theta` (None: by a forward pass); `trace` is unchanged."""
         if features is None:
             features = self.task.embed(self.images, theta)
-        known = features[: len(self.support.labels)]
-        centres = prototypes(known, self.support.labels, self.support.ways)
+        centres = prototypes(features[: len(self.support.labels)], self.support.labels, self.support.ways)
         loss = float(self._loss(features, centres))
         return State(bits, scores, theta, centres, loss if isfinite(loss) else inf)  # inf: never chosen
 
@@ -92,12 +91,12 @@ class Measure:
         support, scale = self.support, self.task.scale
         if self.kind == "leave-one-out":
             return F.cross_entropy(leave_one_out_logits(features, support.labels, support.ways, scale), support.labels)
-        asked = features[len(support.labels) :] if self.kind == "augmented" else features
-        return F.cross_entropy(cosine_logits(asked, centres, scale), self.labels)
+        queries = features[len(support.labels) :] if self.kind == "augmented" else features
+        return F.cross_entropy(cosine_logits(queries, centres, scale), self.labels)
 
 
 def augmented(task: Task, support: Support, copies: int) -> tuple[Tensor, Tensor]:
-    """Support images followed by `copies` augmented copies of them [(1 + copies) S, 3, H, W], and the labels of the copies."""
+    """Return support images followed by `copies` augmented copies of them [(1 + copies) S, 3, H, W], and the labels of the copies."""
     generator = torch.Generator().manual_seed(task.seed)
-    made = [diff_augment(support.images, generator) for _ in range(copies)]
-    return torch.cat([support.images, *made]), support.labels.repeat(copies)
+    batches = [diff_augment(support.images, generator) for _ in range(copies)]
+    return torch.cat([support.images, *batches]), support.labels.repeat(copies)

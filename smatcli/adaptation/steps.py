@@ -1,7 +1,7 @@
-"""Fine-tuning steps of N flat vectors side by side: for N = 1 the step of one task, for more a batch by `torch.func.vmap`.
+"""Fine-tuning steps of N flat vectors side by side: a plain step for N = 1, else a batch by `torch.func.vmap`.
 
-Every member has its own start, rate, images, labels and noise; nothing that one does is seen by another, so that each ends where it would
-alone, up to the rounding of batched products. All tensors are static: on CUDA a step is captured as a graph once, and replayed.
+Every member has its own start, learning rate, images, labels and noise. Members are independent: each result equals that of a separate
+fine-tuning, up to the rounding of batched products. All tensors are static, so that a step can be captured as a CUDA graph and replayed.
 """
 
 import logging
@@ -19,12 +19,12 @@ from smatcli.methods.prototypes import cosine_logits, prototypes
 from smatcli.seams import Support
 
 log = logging.getLogger(__name__)
-WARM = 3  # steps before a capture: kernels are chosen, the optimizer's state is made
+WARM = 3  # steps before a capture, which select kernels and create the optimizer's state
 Pure = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Member(NamedTuple):
-    """One fine-tuning: from `start` [V] with what stays fixed [F] (may be empty), at the optimizer's `rate`, with the noise of `seed`."""
+    """One fine-tuning: initial values `start` [V], fixed values [F] (may be empty), support, learning rate, and seed of the noise."""
 
     start: Tensor
     fixed: Tensor
@@ -34,7 +34,10 @@ class Member(NamedTuple):
 
 
 class Steps:
-    """Steps of `count` members like `like`: `pure(values [V], fixed [F], images)` -> features; `shared`: all have the same `fixed`."""
+    """Steps of `count` members of the shapes of `like`, with features `pure(values [V], fixed [F], images)`.
+
+    `shared`: all members have the same `fixed`. `noisy`: equal images have different features in training. `capture`: capture CUDA graphs.
+    """
 
     def __init__(
         self, pure: Pure, scale: float, like: Member, count: int, shared: bool, capture: bool = False, noisy: bool = False
@@ -53,25 +56,25 @@ class Steps:
         self.losses = still(count, like.start)
         rows = [row.requires_grad_() for row in self.values.detach().unbind()]
         cuda = self.values.device.type == "cuda"
-        # On CUDA rates are tensors, because a captured step can read no others.
+        # On CUDA, learning rates are tensors, because a captured step cannot read Python numbers.
         self.rates = [torch.zeros((), device=row.device) for row in rows] if cuda else []
         groups = [{"params": [row], **({"lr": self.rates[i]} if cuda else {})} for i, row in enumerate(rows)]
         self.rows, self.optimizer = rows, torch.optim.Adam(groups, fused=cuda or self.values.device.type == "cpu", capturable=cuda)
         self.graphs: dict[bool, torch.cuda.CUDAGraph] = {}
         if capture:
-            self.graphs = {False: self._captured(False)} if noisy else {once: self._captured(once) for once in (False, True)}
+            self.graphs = {once: self._captured(once) for once in ((False,) if noisy else (False, True))}
 
     def begin(self, members: Sequence[Member]) -> None:
-        """The members at their starts, with an optimizer as if it were new."""
+        """Set the members to their starts, and reset the optimizer."""
         with torch.no_grad():
-            for i, one in enumerate(members):
-                self.values[i].copy_(one.start)
-                self.pictures[i, : self.size].copy_(one.support.images)
-                self.labels[i].copy_(one.support.labels)
+            for i, member in enumerate(members):
+                self.values[i].copy_(member.start)
+                self.pictures[i, : self.size].copy_(member.support.images)
+                self.labels[i].copy_(member.support.labels)
                 if self.rates:
-                    self.rates[i].fill_(one.rate)
+                    self.rates[i].fill_(member.rate)
                 else:
-                    self.optimizer.param_groups[i]["lr"] = one.rate
+                    self.optimizer.param_groups[i]["lr"] = member.rate
             for i in range(len(self.fixed)):
                 self.fixed[i].copy_(members[i].fixed)
             for state in self.optimizer.state.values():
@@ -79,7 +82,7 @@ class Steps:
                     moment.zero_()
 
     def __call__(self, once: bool) -> Tensor:
-        """Losses [N] and one step of all members; `once`: no copies are augmented, the support set is embedded once."""
+        """Run one step of all members and return the losses [N]; `once`: without augmented copies, embed the support set once."""
         graph = self.graphs.get(once)
         if graph is None:
             self._step(once)
@@ -103,14 +106,14 @@ class Steps:
 
     def _loss(self, values: Tensor, fixed: Tensor, pictures: Tensor, labels: Tensor) -> Tensor:
         features = self.pure(values, fixed, pictures)
-        known, asked = features[: self.size], features[-self.size :]
-        return F.cross_entropy(cosine_logits(asked, prototypes(known, labels, self.ways), self.scale), labels)
+        plain, copies = features[: self.size], features[-self.size :]
+        return F.cross_entropy(cosine_logits(copies, prototypes(plain, labels, self.ways), self.scale), labels)
 
     def _captured(self, once: bool) -> torch.cuda.CUDAGraph:
-        """A step as a graph. The capture is this thread's own: others may prepare episodes meanwhile."""
+        """Capture a step as a graph, in thread-local mode, because other threads may prepare episodes meanwhile."""
         device = self.values.device
         with torch.cuda.device(device), torch.random.fork_rng([device]):
-            side = torch.cuda.Stream(device)
+            side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(side):
                 for _ in range(WARM):
@@ -123,34 +126,37 @@ class Steps:
 
 
 def captured(pure: Pure, scale: float, like: Member, count: int, shared: bool, noisy: bool) -> Steps | None:
-    """Steps that are replayed as a CUDA graph; None, with one logged line, where the capture fails."""
+    """Return steps that replay a CUDA graph, or log one line and return None if the capture fails."""
     try:
         return Steps(pure, scale, like, count, shared, capture=True, noisy=noisy)
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
-        log.warning("fine-tuning steps are not captured as a CUDA graph but run one by one: %s: %s", type(error).__name__, reason)
+        log.warning("fine-tuning steps run without a CUDA graph, because the capture failed: %s: %s", type(error).__name__, reason)
         return None
 
 
 def take(steps: Steps, members: Sequence[Member], config: FullConfig, after: Callable[[Tensor], None] | None = None) -> list[list[float]]:
-    """All steps of the members, which `steps.values` then hold; the losses of each. `after` is shown the values [N, V] after every step."""
+    """Run all steps of the members and return their losses; the results are in `steps.values`.
+
+    `after` is called with the values [N, V] after each step.
+    """
     steps.begin(members)
-    # Members of the same support set and seed have the same copies: they are drawn once.
+    # Members with the same support set and seed have the same copies, which are drawn once.
     twins: dict[tuple[int, int], list[int]] = {}
-    for i, one in enumerate(members):
-        twins.setdefault((id(one.support), one.seed), []).append(i)
+    for i, member in enumerate(members):
+        twins.setdefault((id(member.support), member.seed), []).append(i)
     sources = [(members[same[0]].support.images, torch.Generator().manual_seed(seed), same) for (_, seed), same in twins.items()]
     losses = []
     for _ in range(config.steps):
         changed = False
         with torch.no_grad():
-            made = [diff_augment(images, noise, config.probability, config.colour, config.translation) for images, noise, _ in sources]
-            changed = any(copies is not images for copies, (images, _, _) in zip(made, sources, strict=True))
+            drawn = [diff_augment(images, noise, config.probability, config.colour, config.translation) for images, noise, _ in sources]
+            changed = any(copies is not images for copies, (images, _, _) in zip(drawn, sources, strict=True))
             if changed or steps.noisy:
-                for copies, (_, _, same) in zip(made, sources, strict=True):
+                for copies, (_, _, same) in zip(drawn, sources, strict=True):
                     for i in same:
                         steps.pictures[i, steps.size :].copy_(copies)
         losses.append(steps(once=not changed and not steps.noisy))
         if after is not None:
             after(steps.values.detach())
-    return torch.stack(losses).T.tolist()  # type: ignore[no-any-return]
+    return [[float(loss) for loss in row] for row in torch.stack(losses).T.tolist()]

@@ -1,4 +1,4 @@
-"""`create_backbone`: a recipe's `backbone` section becomes a timm model that maps images to features."""
+"""Create the timm model of a recipe's `backbone` section, which maps images to features."""
 
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ RESERVED = {
 
 
 def create_backbone(config: BackboneConfig) -> nn.Module:
-    """The timm model of a recipe: images [B, 3, image_size, image_size] to features [B, D] (`num_features` = D).
+    """Return the timm model of a recipe: images [B, 3, image_size, image_size] to features [B, D] (`num_features` = D).
 
-    Position and patch embeddings of the weights are resampled to the recipe's image and patch size, whatever the weights' source; with
-    `position_size` the position embedding is kept at that size and stretched at every call.
-    UserError names an unknown model, a wrong argument, and weights that are missing, damaged, not finite or of another architecture.
+    Position and patch embeddings of the weights are resampled to the image and patch size of the recipe, for any source of weights. With
+    `position_size`, the position embedding keeps that size and is stretched at every call.
+    Raises `UserError` for an unknown model, an invalid argument, and weights that are missing, damaged, not finite or of another
+    architecture.
     """
     if config.position_size not in (None, config.image_size):
         from smatcli.backbones.positions import stretched
@@ -58,38 +59,38 @@ def create_backbone(config: BackboneConfig) -> nn.Module:
 def _create(config: BackboneConfig, pretrained: bool = False) -> nn.Module:
     import timm
 
-    known = config.name in timm.list_models() or timm.is_model(config.name)
-    if not known and plugins.find("backbones", config.name) is None:
+    in_timm = config.name in timm.list_models() or timm.is_model(config.name)
+    if not in_timm and plugins.find("backbones", config.name) is None:
         near = nearest(config.name, [*timm.list_models(), *plugins.names("backbones")])
         raise UserError(f"backbone.name: timm has no model {config.name!r}{near}")
     for key, instead in RESERVED.items():
         if key in config.args:
             raise UserError(f"backbone.args.{key} cannot be set here: {instead}")
-    if not known:
-        return _of_plugin(config, pretrained)
+    if not in_timm:
+        return _from_plugin(config, pretrained)
     arguments: dict[str, Any] = {"num_classes": 0, "img_size": config.image_size, **config.args}
     try:
         model = timm.create_model(config.name, **arguments)
     except (TypeError, AssertionError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"backbone.args: {config.name} cannot be made with {config.args or 'its defaults'}: {_short(error)}") from None
+        raise UserError(f"backbone.args: {config.name} cannot be created with {config.args or 'its defaults'}: {_short(error)}") from None
     _check_size(model, config)
     if pretrained:
         model = _download(config, arguments)
     return model
 
 
-def _of_plugin(config: BackboneConfig, pretrained: bool) -> nn.Module:
-    """The network of another package; UserError where its arguments are wrong or it is no network of features."""
+def _from_plugin(config: BackboneConfig, pretrained: bool) -> nn.Module:
+    """Create the network of another package. Raises `UserError` for invalid arguments and for networks without `num_features`."""
     plugin: plugins.BackbonePlugin = plugins.find("backbones", config.name)
     if pretrained and plugin.pretrained is None:
-        raise UserError(f"backbone.weights: {config.name} has none of its own; use 'none', a .safetensors/.pth file or a pretrain run")
+        raise UserError(f"backbone.weights: {config.name} has no weights; use 'none', a .safetensors/.pth file or a pretrain run")
     maker = plugin.create_pretrained if pretrained else plugin.create
     try:
         model = plugins.guarded("backbones", config.name, lambda: maker(image_size=config.image_size, **config.args))
     except (TypeError, AssertionError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"backbone.args: {config.name} cannot be made with {config.args or 'its defaults'}: {_short(error)}") from None
+        raise UserError(f"backbone.args: {config.name} cannot be created with {config.args or 'its defaults'}: {_short(error)}") from None
     if not isinstance(model, nn.Module) or not isinstance(getattr(model, "num_features", None), int):
-        raise UserError(f"plugin backbones.{config.name}: makes a {type(model).__name__}, which is no torch module with num_features")
+        raise UserError(f"plugin backbones.{config.name}: returns a {type(model).__name__}, not a torch module with num_features")
     _check_size(model, config)
     return model
 
@@ -101,7 +102,7 @@ def _download(config: BackboneConfig, arguments: dict[str, Any]) -> nn.Module:
         raise UserError(f"backbone.weights: timm has no weights for {config.name}; use 'none', a .safetensors/.pth file or a pretrain run")
     try:
         return timm.create_model(config.name, pretrained=True, **arguments)
-    except Exception as error:  # the download passes through several libraries, each with errors of its own
+    except Exception as error:  # the download uses several libraries, each with its own errors
         if "size mismatch" in str(error) or "Missing key" in str(error) or "Unexpected key" in str(error):
             raise UserError(f"backbone.args: timm's weights for {config.name} do not fit {config.args}: {_short(error)}") from None
         raise UserError(
@@ -111,7 +112,7 @@ def _download(config: BackboneConfig, arguments: dict[str, Any]) -> nn.Module:
 
 
 def _check_size(model: nn.Module, config: BackboneConfig) -> None:
-    """timm floors an image size that the patch size does not divide, and the border would be lost silently."""
+    """Raise `UserError` unless the patch size divides the image size: timm would silently drop the border."""
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     if isinstance(patch, tuple) and config.image_size % patch[0]:
         below = config.image_size // patch[0] * patch[0]

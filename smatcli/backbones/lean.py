@@ -1,22 +1,23 @@
-"""A ViT that computes only what its feature depends on: the same parameters, names and features, less work forward and backward.
+"""Last block: compute only the CLS token.
 
-The feature is the class token of the last block, where the other tokens matter as keys and values alone: the rest of their way through that
-block is left out. Equal to the plain module up to the rounding of sums.
+The feature of a ViT is the CLS token after the last block. There, the other tokens are needed as keys and values only; their queries,
+projections and MLP are skipped. Parameters and names are those of the plain module, features are equal up to the rounding of sums.
 """
 
 import copy
 from functools import partial
 
+import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed
-from timm.models.vision_transformer import Attention, Block, VisionTransformer
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.vision_transformer import Attention, Block, VisionTransformer  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 
 def lean(module: nn.Module, several: bool = False) -> nn.Module | None:
-    """A copy of a timm ViT's architecture (its own weights are empty) that does so; None for a network of which it is not known.
+    """Return a CLS-only copy of a timm ViT, or None if the architecture is not supported. The copy's own weights are empty.
 
-    `several`: for networks side by side: images are cut into patches and multiplied, where vmap would make a grouped convolution.
+    `several`: for networks side by side, embed patches by a matrix product, because vmap would create a grouped convolution.
     """
     if type(module) is not VisionTransformer or module.global_pool != "token" or module.attn_pool is not None or not len(module.blocks):
         return None
@@ -24,17 +25,17 @@ def lean(module: nn.Module, several: bool = False) -> nn.Module | None:
     if module.cls_token is None or type(last) is not Block or type(last.attn) is not Attention or last.attn.gate is not None:
         return None
     if any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in module.modules()):
-        return None  # somebody watches, whom a copy would not tell
-    empty = {id(p): nn.Parameter(p.detach().new_empty(0), p.requires_grad) for p in module.parameters()}  # not even for a moment a copy
-    made = copy.deepcopy(module, empty).eval()
-    made.blocks[-1].forward = partial(_class_token, made.blocks[-1])
-    if several and _plain(made.patch_embed):
-        made.patch_embed.forward = partial(_patches, made.patch_embed)
-    return made
+        return None  # hooks would not be called as on the original
+    empty = {id(p): nn.Parameter(p.detach().new_empty(0), p.requires_grad) for p in module.parameters()}  # do not copy weights
+    short = copy.deepcopy(module, empty).eval()
+    short.blocks[-1].forward = partial(_class_token, short.blocks[-1])
+    if several and _plain(short.patch_embed):
+        short.patch_embed.forward = partial(_patches, short.patch_embed)
+    return short
 
 
 def _class_token(block: Block, x: Tensor) -> Tensor:
-    """Tokens [B, N, D] to the class token [B, 1, D]."""
+    """Map tokens [B, N, D] to the CLS token [B, 1, D] after the block."""
     attn = block.attn
     assert isinstance(attn, Attention)
     first = x[:, :1] + block.ls1(_attend(attn, block.norm1(x)))
@@ -42,20 +43,20 @@ def _class_token(block: Block, x: Tensor) -> Tensor:
 
 
 def _attend(attn: Attention, x: Tensor) -> Tensor:
-    """Attention of the first of the tokens [B, N, D] to all, [B, 1, D]."""
+    """Return the attention of the first of the tokens [B, N, D] to all of them, [B, 1, D]."""
     count, tokens, _ = x.shape
     heads, cuts = (attn.num_heads, attn.head_dim), [attn.attn_dim, 2 * attn.attn_dim]
-    own, rest = attn.qkv.weight.split(cuts)
-    bias = (None, None) if attn.qkv.bias is None else attn.qkv.bias.split(cuts)
+    own, rest = torch.split(attn.qkv.weight, cuts)
+    bias = (None, None) if attn.qkv.bias is None else torch.split(attn.qkv.bias, cuts)
     q = F.linear(x[:, :1], own, bias[0]).reshape(count, 1, *heads).transpose(1, 2)
     k, v = F.linear(x, rest, bias[1]).reshape(count, tokens, 2, *heads).permute(2, 0, 3, 1, 4).unbind(0)
     q, k = attn.q_norm(q), attn.k_norm(k)
-    found = F.scaled_dot_product_attention(q, k, v) if attn.fused_attn else (q * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1) @ v
-    return attn.proj(attn.norm(found.transpose(1, 2).reshape(count, 1, attn.attn_dim)))  # type: ignore[no-any-return]
+    mixed = F.scaled_dot_product_attention(q, k, v) if attn.fused_attn else (q * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+    return attn.proj(attn.norm(mixed.transpose(1, 2).reshape(count, 1, attn.attn_dim)))  # type: ignore[no-any-return]
 
 
 def _plain(embed: nn.Module) -> bool:
-    """Does the patch embedding cut an image of fixed size into patches that neither overlap nor leave gaps?"""
+    """Whether the patch embedding splits an image of fixed size into patches without overlap or gaps."""
     conv = getattr(embed, "proj", None)
     if type(embed) is not PatchEmbed or type(conv) is not nn.Conv2d or not embed.flatten or embed.dynamic_img_pad:
         return False
@@ -63,7 +64,7 @@ def _plain(embed: nn.Module) -> bool:
 
 
 def _patches(embed: PatchEmbed, images: Tensor) -> Tensor:
-    """[B, 3, H, W] to [B, N, D]."""
+    """Map images [B, 3, H, W] to patch tokens [B, N, D]."""
     conv = embed.proj
     (high, wide), (count, channels, height, width) = conv.kernel_size, images.shape
     cut = images.reshape(count, channels, height // high, high, width // wide, wide).permute(0, 2, 4, 1, 3, 5)

@@ -1,7 +1,7 @@
-"""Position embeddings that stay as they were pre-trained and are stretched to the image at every call, as DINO, PMF and SMAT's release do.
+"""Position embeddings that keep their pre-trained size and are stretched to the image at every call, as in DINO, PMF and SMAT's release.
 
-A SMAT expert masks every entry of the position embedding, so the embedding cannot be resized before the experts are merged: the mask of
-a resized entry does not exist. theta_i keeps the size of the checkpoint, and the forward pass resizes it.
+A SMAT expert masks each entry of the position embedding, so that the embedding cannot be resized before the experts are merged: resized
+entries have no mask. theta_i keeps the size of the checkpoint, and the forward pass resizes it.
 """
 
 from math import isqrt
@@ -18,9 +18,9 @@ MARGIN = 0.1
 
 
 def stretch(embedding: Tensor, grid: tuple[int, int]) -> Tensor:
-    """[1, 1 + n^2, D] -> [1, 1 + h w, D]: bicubic without antialiasing, at scale (h + 0.1) / n; the class token's row is kept.
+    """Map [1, 1 + n^2, D] to [1, 1 + h w, D]: bicubic without antialiasing, at scale (h + 0.1) / n; the CLS row is kept.
 
-    The margin, once there against rounding, is part of what the published models were tuned with (timm resamples otherwise).
+    The margin of 0.1 originally avoided rounding errors. The published models were tuned with it; timm resamples without it.
     """
     side = isqrt(embedding.shape[1] - 1)
     if grid == (side, side):
@@ -33,7 +33,7 @@ def stretch(embedding: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 class StretchedViT(VisionTransformer):
-    """A ViT whose `pos_embed` belongs to another image size than its input."""
+    """A ViT whose `pos_embed` has the size of another image size."""
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         assert self.cls_token is not None
@@ -44,18 +44,18 @@ class StretchedViT(VisionTransformer):
 
 
 def stretched(model: nn.Module, config: BackboneConfig) -> nn.Module:
-    """`model`, made for `config.position_size`, as one that takes images of `config.image_size`; UserError where that cannot be done."""
+    """Let `model`, created for `config.position_size`, take images of `config.image_size`. Raises `UserError` if that is impossible."""
     plain = type(model) is VisionTransformer and model.cls_token is not None and model.pos_embed is not None
     if not plain or model.num_prefix_tokens != 1 or model.no_embed_class or model.dynamic_img_size:
-        raise UserError(f"backbone.position_size: {config.name} is no plain ViT with a class token; leave position_size at null")
-    # Another class on the same object: every name, hook and attention setting of the timm model stays as it is.
+        raise UserError(f"backbone.position_size: {config.name} is not a plain ViT with a class token; leave position_size at null")
+    # Only the class of the object changes: names, hooks and attention settings of the timm model are kept.
     model.__class__ = StretchedViT
     model.patch_embed.set_input_size((config.image_size, config.image_size))  # type: ignore[union-attr, operator]
     return model
 
 
 def settled(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Tensors of `model` by name as a plain timm model at the same image size takes them: `pos_embed` stretched once."""
+    """Return tensors of `model` by name for a plain timm model of the same image size, with `pos_embed` stretched."""
     if not isinstance(model, StretchedViT):
         return tensors
     return {**tensors, "pos_embed": stretch(tensors["pos_embed"], model.patch_embed.grid_size)}

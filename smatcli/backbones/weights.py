@@ -1,4 +1,4 @@
-"""Weights from files and runs: read without pickle's code execution, unwrapped, resampled, and checked key by key."""
+"""Weights from files and runs: read without executing pickled code, unwrapped, resampled, and checked key by key."""
 
 import argparse
 import inspect
@@ -24,7 +24,7 @@ WRAPPERS = ("state_dict", "model", "model_state_dict", "teacher", "module", "bac
 MAX_WRAPPERS = 20
 PREFIXES = ("module.", "backbone.", "model.", "_orig_mod.")
 HEADS = ("head.", "head_dist.", "heads.", "classifier.", "fc.", "projection_head.", "last_layer.")
-# Arguments that leave the parameters' shapes and the network's function at inference alone, or that resampling takes care of.
+# Arguments that affect neither parameter shapes nor inference, or that resampling handles.
 HARMLESS = {
     "drop_rate",
     "drop_path_rate",
@@ -40,7 +40,7 @@ BUNDLE, FACTS = "backbone.safetensors", "backbone.json"
 
 
 def is_weights_file(path: Path) -> bool:
-    """Does the name end like a weights file's?"""
+    """Whether the name has the suffix of a weights file."""
     return path.suffix in SUFFIXES
 
 
@@ -54,7 +54,7 @@ def save_backbone(folder: Path, model: nn.Module, config: BackboneConfig, metric
 
 
 def load_run_weights(model: nn.Module, config: BackboneConfig, run: Path) -> None:
-    """Load the backbone of a pre-training run; UserError naming the first architecture key that differs from the recipe."""
+    """Load the backbone of a pre-training run. Raises `UserError` that names the first architecture key that differs from the recipe."""
     if not (run / FACTS).is_file() or not (run / BUNDLE).is_file():
         raise UserError(f"backbone.weights: {run} has no finished backbone ({FACTS} and {BUNDLE}); run `smat pretrain` first")
     try:
@@ -72,7 +72,7 @@ def load_run_weights(model: nn.Module, config: BackboneConfig, run: Path) -> Non
 
 
 def load_file_weights(model: nn.Module, config: BackboneConfig, path: Path) -> None:
-    """Load a weights file into `model`: unwrapped, heads dropped, embeddings resampled; UserError on anything that does not fit."""
+    """Load a weights file into `model`: unwrap it, drop heads, resample embeddings. Raises `UserError` if anything does not fit."""
     own = model.state_dict()
     tensors = _strip(_read(path), own)
     tensors = {k: v for k, v in tensors.items() if k in own or not k.startswith(HEADS)}
@@ -82,14 +82,14 @@ def load_file_weights(model: nn.Module, config: BackboneConfig, path: Path) -> N
     _check_prefix(model, tensors, path)
     try:
         tensors = _resample(model, config, tensors)
-    except Exception as error:  # timm's filters index by names that a foreign file need not have
+    except Exception as error:  # timm's filters index by names that a foreign file may lack
         raise UserError(f"backbone.weights: {path} does not fit {config.name}: {error!r}") from None
     _check_keys(own, tensors, path, config)
     model.load_state_dict(tensors)
 
 
 def load_tree(path: Path, where: str = "backbone.weights") -> Any:
-    """What a weights file holds, read without running any code in it; UserError that begins with `where` for one that cannot be read."""
+    """Read a weights file without executing code in it. Raises `UserError`, with the prefix `where`, if it cannot be read."""
     refuse_special(path)
     with path.open("rb") as file:
         start = file.read(1000)
@@ -102,19 +102,19 @@ def load_tree(path: Path, where: str = "backbone.weights") -> Any:
             safetensors_header(path)
         else:
             check_archive(path)
-        # Published checkpoints often carry their argparse settings, which are as harmless as a dictionary.
+        # Published checkpoints often contain their argparse settings, which are as harmless as a dictionary.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, Refused) as error:
         raise UserError(f"{where}: {path} {_unreadable(path, error)}") from None
-    except Exception as error:  # unpickling raises whatever the bytes lead to
+    except Exception as error:  # unpickling damaged bytes can raise anything
         foreign = "unsupported global" in str(error).lower() or "unsupported class" in str(error).lower()
-        reason = "it holds objects other than tensors; save its state_dict alone" if foreign else "truncated or not a PyTorch file"
+        reason = "it holds objects other than tensors; save only its state_dict" if foreign else "truncated or not a PyTorch file"
         raise UserError(f"{where}: {path} cannot be read: {reason}") from None
 
 
 def check_plain_tensors(path: Path, tensors: Mapping[str, Tensor], where: str) -> None:
-    """UserError, beginning with `where`, for tensors that are no plain blocks of numbers, or that claim more than they hold."""
+    """Raise `UserError`, with the prefix `where`, for tensors that are not plain dense arrays, or whose size exceeds their storage."""
     try:
         check_tensors(path, tensors.items())
     except Refused as error:
@@ -126,26 +126,26 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    found = _unwrap(load_tree(path), set())
-    if not found:
+    tensors = _unwrap(load_tree(path), set())
+    if not tensors:
         raise UserError(f"backbone.weights: {path} holds no tensors by name")
-    check_plain_tensors(path, found, "backbone.weights")
-    return found
+    check_plain_tensors(path, tensors, "backbone.weights")
+    return tensors
 
 
 def _unwrap(tree: Any, seen: set[int]) -> dict[str, Tensor]:
-    """The named tensors of a checkpoint: its own, or those of the first wrapper that has some; a dictionary may contain itself."""
+    """Return the named tensors of a checkpoint, or of the first wrapper that has some. Handles dictionaries that contain themselves."""
     if not isinstance(tree, dict) or id(tree) in seen or len(seen) > MAX_WRAPPERS:
         return {}
     seen.add(id(tree))
     for key in WRAPPERS:
-        if isinstance(tree.get(key), dict) and (found := _unwrap(tree[key], seen)):
-            return found
+        if isinstance(tree.get(key), dict) and (inner := _unwrap(tree[key], seen)):
+            return inner
     return {k: v for k, v in tree.items() if isinstance(k, str) and isinstance(v, Tensor)}
 
 
 def _strip(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without the prefixes that wrappers leave, as long as they do not name a parameter as they are."""
+    """Remove prefixes that wrappers add from names that are not parameter names."""
     for _ in range(len(PREFIXES)):
         for prefix in PREFIXES:
             if any(k.startswith(prefix) and k not in own for k in tensors):
@@ -154,7 +154,7 @@ def _strip(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, T
 
 
 def _check_prefix(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """A class token on one side only would be taken for a patch when the position embedding is resampled."""
+    """Raise `UserError` if either side lacks a class token that the other has: resampling the position embedding would treat it as a patch."""
     for key in ("cls_token", "reg_token", "dist_token"):
         has = getattr(model, key, None) is not None
         if has != (key in tensors) and "pos_embed" in tensors:
@@ -163,16 +163,16 @@ def _check_prefix(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
 
 
 def _resample(model: nn.Module, config: BackboneConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Position and patch embeddings at the model's grid and patch size, by the filter of the model's timm family."""
+    """Resample position and patch embeddings to the model's grid and patch size, by the filter of the model's timm family."""
     family = sys.modules[type(model).__module__]
     own = getattr(family, "checkpoint_filter_fn", None)
     if own is None:
         return tensors
     options: dict[str, Any] = {}
-    known = inspect.signature(own).parameters
-    if "adapt_layer_scale" in known:
+    parameters = inspect.signature(own).parameters
+    if "adapt_layer_scale" in parameters:
         options["adapt_layer_scale"] = config.name.startswith("deit")
-    if "interpolation" in known and "flexi" in config.name:
+    if "interpolation" in parameters and "flexi" in config.name:
         options.update(interpolation="bilinear", antialias=False)
     return dict(own(tensors, model, **options))
 
@@ -195,5 +195,5 @@ def _check_keys(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: 
 
 
 def some(keys: list[str]) -> str:
-    """The first three names, and how many more there are."""
+    """Return the first three names, and the number of further ones."""
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

@@ -84,7 +84,7 @@ def test_states_that_are_left_are_forgotten() -> None:
         there = ahead(here, (0, 0, 0, 0))
         assert len(measure.trace) == 3
         assert ahead(there, (0, 1, 0, 0)).bits == (0, 1, 0, 0)
-    assert set(ahead._known) == {(0, 0, 1, 0), (0, 0, 0, 1)}  # of (1, 0, 0, 0)'s neighbours none, and the seen ones are not made again
+    assert set(ahead._cached) == {(0, 0, 1, 0), (0, 0, 0, 1)}  # of (1, 0, 0, 0)'s neighbours none, and the seen ones are not made again
     assert [bits for bits, _ in measure.trace[1:]] == [(1, 0, 0, 0), (0, 0, 0, 0), (0, 1, 0, 0)]
 
 
