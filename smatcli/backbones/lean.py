@@ -10,7 +10,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from timm.layers.patch_embed import PatchEmbed
-from timm.models.vision_transformer import Attention, Block, VisionTransformer  # type: ignore[attr-defined]
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
 
