@@ -27,7 +27,7 @@ class SplitQkv(nn.Module):
         super().__init__()
         outputs, bias = fused.out_features // 3, fused.bias is not None
         like = {"bias": bias, "device": fused.weight.device, "dtype": fused.weight.dtype}
-        layers = [nn.utils.skip_init(nn.Linear, fused.in_features, outputs, **like) for _ in range(3)]  # type: ignore[no-untyped-call]
+        layers = [nn.utils.skip_init(nn.Linear, fused.in_features, outputs, **like) for _ in range(3)]
         self.q, self.k, self.v = layers
 
     def forward(self, x: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ class Steps:
         """Capture a step as a graph, in thread-local mode, because other threads may prepare episodes meanwhile."""
         device = self.values.device
         with torch.cuda.device(device), torch.random.fork_rng([device]):
-            side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            side = torch.cuda.Stream(device)
             side.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(side):
                 for _ in range(WARM):

@@ -154,7 +154,7 @@ def _strip(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, T
 
 
 def _check_prefix(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise `UserError` if only the model or only the file has a class token: resampling the position embedding would treat it as a patch."""
+    """Raise `UserError` if only model or file has a class token: resampling the position embedding would treat it as a patch."""
     for key in ("cls_token", "reg_token", "dist_token"):
         has = getattr(model, key, None) is not None
         if has != (key in tensors) and "pos_embed" in tensors:

@@ -26,7 +26,7 @@ class GraphCut:
             self.grads[index] = leaf.grad if before is None or leaf.grad is None else before + leaf.grad
             leaf.grad = None
 
-        leaf.register_post_accumulate_grad_hook(take)  # type: ignore[no-untyped-call]
+        leaf.register_post_accumulate_grad_hook(take)
         return leaf
 
     def close(self) -> None:

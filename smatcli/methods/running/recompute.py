@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from timm.layers.mlp import Mlp
-from timm.models.vision_transformer import Attention, Block  # type: ignore[attr-defined]
+from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
