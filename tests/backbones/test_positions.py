@@ -54,7 +54,7 @@ def test_a_constant_stays_and_an_equal_grid_is_untouched():
 
 @pytest.mark.parametrize("args", [{"reg_tokens": 2}, {"class_token": False, "global_pool": "avg"}, {"no_embed_class": True}])
 def test_other_models_are_refused(args):
-    with pytest.raises(UserError, match=r"backbone\.position_size: .* no plain ViT"):
+    with pytest.raises(UserError, match=r"backbone\.position_size: .* not a plain ViT"):
         create_backbone(config(args=args))
 
 
