@@ -1,4 +1,4 @@
-"""Tuners by name. A new one: one file, one line in `TUNERS`, one settings model, one row in tests/tuning/test_battery.py."""
+"""Tuners by name. To add one: a file, a line in `TUNERS`, a settings model, and a row in tests/tuning/test_battery.py."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ __all__ = ["TUNERS", "Tuner", "build_tuner"]
 
 
 class TunerEntry(NamedTuple):
-    """Settings model of a tuner, and what makes it: build(config, backbones, classes)."""
+    """Settings model of a tuner, and its factory: build(config, backbones, classes)."""
 
     settings: type[BaseModel]
     build: Callable[[Any, Sequence[nn.Module], int], Tuner]
@@ -39,5 +39,5 @@ TUNERS: dict[str, TunerEntry] = {
 
 
 def build_tuner(config: TunerConfig, backbones: Sequence[nn.Module], classes: int) -> Tuner:
-    """The tuner that `config.name` says over its backbones (one; pmoe: several); UserError where they do not fit it."""
+    """Build the tuner `config.name` over its backbones (one; several for pmoe). Raises `UserError` if they do not fit."""
     return TUNERS[config.name].build(config, backbones, classes)

@@ -1,4 +1,4 @@
-"""`adapter` (`adaptformer`): a bottleneck beside every MLP."""
+"""`adapter` (`adaptformer`): a bottleneck parallel to every MLP."""
 
 import math
 from collections.abc import Sequence
@@ -53,15 +53,15 @@ class Adapter(Wrapped):
             block = backbone.blocks[i]  # type: ignore[index]
             if type(block) is not Block:
                 raise UserError(
-                    f"tuner: {type(block).__name__} is no plain transformer block, {config.name} has no place in it; choose a timm ViT"
+                    f"tuner: {type(block).__name__} is not a plain transformer block, which {config.name} needs; choose a timm ViT"
                 )
             backbone.blocks[i] = AdaptedBlock(block, Bottleneck(width, config))  # type: ignore[operator, assignment]
 
     def merge(self) -> None:
-        """Not linear, so not mergeable."""
+        """Return None: the bottleneck is not linear and cannot be merged."""
         return None
 
 
 def build(config: AdapterConfig, backbones: Sequence[nn.Module], classes: int) -> Adapter:
-    """A bottleneck in every block."""
+    """Build a tuner with a bottleneck in every block."""
     return Adapter(config, only(backbones), classes)

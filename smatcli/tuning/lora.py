@@ -1,4 +1,4 @@
-"""`lora`: low-rank changes of linear layers, by peft."""
+"""`lora`: low-rank updates of linear layers, by peft."""
 
 from collections.abc import Sequence
 
@@ -29,16 +29,16 @@ class LoraTuner(Wrapped):
         self.backbone = inject_adapter_in_model(peft, backbone)
 
     def experts(self) -> dict[str, list[tuple[Tensor, Tensor]]]:
-        """Rank-one parts (b [out, 1], a [1, in]) of every layer, for comparison with `mlae`."""
-        found = {}
+        """Return rank-one parts (b [out, 1], a [1, in]) per layer, for comparison with `mlae`."""
+        parts = {}
         for name in self.layers:
             layer = self.backbone.get_submodule(name)
             a, b = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight  # type: ignore[union-attr, index]
-            found[name] = [(b[:, i : i + 1].detach(), a[i : i + 1].detach()) for i in range(len(a))]
-        return found
+            parts[name] = [(b[:, i : i + 1].detach(), a[i : i + 1].detach()) for i in range(len(a))]
+        return parts
 
     def settle(self, backbone: nn.Module) -> None:
-        """peft's layers become linear layers with the change in their weights."""
+        """Replace peft's layers by linear layers with merged weights."""
         for name in self.layers:
             layer = backbone.get_submodule(name)
             layer.merge(safe_merge=True)  # type: ignore[operator]
@@ -46,5 +46,5 @@ class LoraTuner(Wrapped):
 
 
 def build(config: LoraTuneConfig, backbones: Sequence[nn.Module], classes: int) -> LoraTuner:
-    """LoRA on the layers of the recipe."""
+    """Build LoRA on the layers of the recipe."""
     return LoraTuner(config, only(backbones), classes)

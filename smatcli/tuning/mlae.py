@@ -1,4 +1,4 @@
-"""`mlae`: masked LoRA experts; rank-one (or small) experts with adaptive coefficients, some of them left out in training."""
+"""`mlae`: masked LoRA experts, that is rank-one (or small) experts with learned coefficients, some of them dropped in training."""
 
 import math
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from smatcli.tuning.patterns import experts_of, rates_of
 class MaskedExperts(nn.Module):
     """A frozen linear layer with n experts: W x + sum_i m_i lambda_i b_i a_i x, b_i [out, cell], a_i [cell, in] (Wang et al. 2024).
 
-    In training m_i is 0 with probability p, else 1 / (1 - p); at inference all are 1. The sum is one low-rank product: the coefficients
-    scale the rows of `a`, which are few, and never a token.
+    In training, m_i is 0 with probability p, else 1 / (1 - p); at inference all are 1. The sum is one low-rank product, with coefficients
+    that scale the few rows of `a` instead of tokens.
     """
 
     def __init__(self, base: nn.Linear, experts: int, cell: int, init: float, p: float) -> None:
@@ -27,16 +27,16 @@ class MaskedExperts(nn.Module):
         self.b = nn.Parameter(base.weight.new_zeros(base.out_features, experts * cell))
         self.coefficients = nn.Parameter(base.weight.new_full((experts,), init))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
-        self.only: int | None = None  # analyses: the one expert that acts, -1: none
+        self.only: int | None = None  # for analyses: the only active expert; -1: none
 
     def weights(self) -> Tensor:
-        """m_i lambda_i [n]: drawn anew in training."""
+        """Return m_i lambda_i [n]; each call in training draws new m_i."""
         if self.only is not None:
             return self.coefficients * (torch.arange(len(self.coefficients), device=self.a.device) == self.only)
         return F.dropout(self.coefficients, self.p, self.training) if self.p else self.coefficients
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
+        """Map [..., in] to [..., out]."""
         weights = self.weights()
         if self.cell > 1:
             weights = weights.repeat_interleave(self.cell)
@@ -44,7 +44,7 @@ class MaskedExperts(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """The layer with all experts in its weight."""
+        """Merge all experts into the weight of the base layer, and return it."""
         weights = self.coefficients.double().repeat_interleave(self.cell)
         change = self.b.double() @ (self.a.double() * weights.unsqueeze(1))
         self.base.weight.copy_(self.base.weight.double() + change)
@@ -52,7 +52,7 @@ class MaskedExperts(nn.Module):
 
 
 class Mlae(Wrapped):
-    """Masked LoRA experts on the layers of the settings; the masks follow `patterns`."""
+    """Masked LoRA experts on the configured layers; masks follow `smatcli.tuning.patterns`."""
 
     def __init__(self, config: MlaeConfig, backbone: nn.Module, classes: int) -> None:
         super().__init__(backbone, classes)
@@ -69,24 +69,24 @@ class Mlae(Wrapped):
                 self.layers.append(name)
 
     def parts(self) -> dict[str, MaskedExperts]:
-        """The layers with experts by name."""
+        """Return the layers with experts by name."""
         return {name: self.backbone.get_submodule(name) for name in self.layers}  # type: ignore[misc]
 
     def experts(self) -> dict[str, list[tuple[Tensor, Tensor]]]:
-        """Every expert (lambda b [out, cell], a [cell, in]) by layer."""
-        found = {}
+        """Return all experts (lambda b [out, cell], a [cell, in]) by layer."""
+        experts = {}
         for name, part in self.parts().items():
             bs, rows = part.b.detach().split(part.cell, 1), part.a.detach().split(part.cell, 0)
             values = part.coefficients.detach()
-            found[name] = [(value * b, a) for value, b, a in zip(values, bs, rows, strict=True)]
-        return found
+            experts[name] = [(value * b, a) for value, b, a in zip(values, bs, rows, strict=True)]
+        return experts
 
     def settle(self, backbone: nn.Module) -> None:
-        """All experts go into the weights."""
+        """Merge all experts into the weights."""
         for name in self.layers:
             backbone.set_submodule(name, backbone.get_submodule(name).merged())  # type: ignore[operator]
 
 
 def build(config: MlaeConfig, backbones: Sequence[nn.Module], classes: int) -> Mlae:
-    """MLAE as the settings say."""
+    """Build MLAE from its settings."""
     return Mlae(config, only(backbones), classes)

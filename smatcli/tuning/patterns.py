@@ -1,4 +1,4 @@
-"""MLAE's patterns: how many experts each block has, or keeps on average."""
+"""MLAE's patterns: the number of experts per block, or the mean number kept by dropout."""
 
 from smatcli.config.tuning import MlaeConfig
 from smatcli.errors import UserError
@@ -7,11 +7,11 @@ LEVELS = 4  # quarters of the depth: a quarter, three, five and seven quarters o
 
 
 def counts(pattern: str, mean: int, depth: int, seed: int = 0) -> list[int]:
-    """Experts of each of `depth` blocks, `mean` * `depth` in all.
+    """Return the number of experts in each of `depth` blocks, `mean` * `depth` in total.
 
     incremental: [2, 2, 2, 6, 6, 6, 10, 10, 10, 14, 14, 14] for a mean of 8 in 12 blocks (MLAE); decremental: reversed; hourglass: many at
-    both ends, few in the middle; protruding: the reverse; random: uniform in [1, 2 mean - 1], drawn until the sum is right. Other depths
-    rise evenly from a quarter of the mean to seven quarters.
+    both ends, few in the middle; protruding: few at both ends, many in the middle; random: uniform in [1, 2 mean - 1], redrawn until the
+    sum is right. If the depth is not a multiple of 4, numbers rise evenly from a quarter of the mean to seven quarters.
     """
     if pattern == "uniform":
         return [mean] * depth
@@ -23,7 +23,7 @@ def counts(pattern: str, mean: int, depth: int, seed: int = 0) -> list[int]:
     if pattern == "decremental":
         return rising[::-1]
     middle = rising if pattern == "protruding" else rising[::-1]
-    return middle[::2] + middle[1::2][::-1]  # ends first: every second one from the left, the others back from the right
+    return middle[::2] + middle[1::2][::-1]  # every second value from the left, the others in reverse from the right
 
 
 def _rising(mean: int, depth: int) -> list[int]:
@@ -32,11 +32,11 @@ def _rising(mean: int, depth: int) -> list[int]:
     else:
         shares = [0.25 + 1.5 * i / max(1, depth - 1) if depth > 1 else 1.0 for i in range(depth)]
     exact = [share * mean for share in shares]
-    found = [int(value) for value in exact]
-    left = mean * depth - sum(found)
-    for i in sorted(range(depth), key=lambda i: (found[i] - exact[i], -i))[:left]:  # largest remainder, deeper blocks first
-        found[i] += 1
-    return sorted(found)
+    numbers = [int(value) for value in exact]
+    left = mean * depth - sum(numbers)
+    for i in sorted(range(depth), key=lambda i: (numbers[i] - exact[i], -i))[:left]:  # largest remainder, deeper blocks first
+        numbers[i] += 1
+    return sorted(numbers)
 
 
 def _random(mean: int, depth: int, seed: int) -> list[int]:
@@ -44,13 +44,13 @@ def _random(mean: int, depth: int, seed: int) -> list[int]:
 
     rng = counted_rng("mlae-pattern", seed, mean, depth)
     while True:
-        found = rng.integers(1, 2 * mean, depth)
-        if int(found.sum()) == mean * depth:
-            return [int(n) for n in found]
+        numbers = rng.integers(1, 2 * mean, depth)
+        if int(numbers.sum()) == mean * depth:
+            return [int(n) for n in numbers]
 
 
 def experts_of(config: MlaeConfig, depth: int) -> list[int]:
-    """Experts of each block; UserError for a pattern that does not fit the depth."""
+    """Return the number of experts per block. Raises `UserError` for a pattern that does not fit the depth."""
     mean = config.rank // config.cell
     if config.mask not in ("fixed", "mixed"):
         return [mean] * depth
@@ -58,9 +58,9 @@ def experts_of(config: MlaeConfig, depth: int) -> list[int]:
 
 
 def rates_of(config: MlaeConfig, depth: int) -> list[float]:
-    """Probability of leaving out an expert, by block; for `stochastic` with a pattern the experts kept on average follow it.
+    """Return the probability of dropping an expert, per block; for `stochastic` with a pattern, the mean numbers kept follow the pattern.
 
-    p_l = 1 - (1 - p) n_l / mean(n). UserError where that is no probability.
+    p_l = 1 - (1 - p) n_l / mean(n). Raises `UserError` if that is not a probability.
     """
     if config.mask in ("none", "fixed"):
         return [0.0] * depth

@@ -1,4 +1,4 @@
-"""pMoE's dispatcher: how much of every expert's n-th prompt goes into the n-th prompt of an expert, in one layer."""
+"""pMoE's dispatcher: the weights of all experts' n-th prompts in the n-th prompt of each expert, in one layer."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ INPUTS = ("prompts", "outputs", "patches")
 
 
 class DispatchMlp(nn.Module):
-    """[..., width] -> [..., experts]: linear, activation, linear; the last layer starts at zero, so dispatch starts as the average."""
+    """[..., width] -> [..., experts]: linear, activation, linear. The last layer starts at zero, so that dispatch starts as the average."""
 
     def __init__(self, width: int, hidden: int, experts: int, activation: str) -> None:
         super().__init__()
@@ -19,16 +19,16 @@ class DispatchMlp(nn.Module):
         nn.init.zeros_(self.second.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Scores [..., experts] of tokens [..., width]."""
+        """Return scores [..., experts] of tokens [..., width]."""
         return self.second(self.act(self.first(tokens)))
 
     def mean(self, tokens: Tensor) -> Tensor:
-        """Mean over the last but one axis of `forward`: the second layer is linear, so it is applied once to the mean."""
+        """Return the mean of `forward` over the second-last axis; the second layer is linear and is applied once to the mean."""
         return self.second(self.act(self.first(tokens)).mean(-2))
 
 
 class RoutedMlp(nn.Module):
-    """MoE-MLP dispatcher: E dispatching MLPs, and a linear router whose softmax weighs their scores, token by token."""
+    """MoE-MLP dispatcher: E dispatching MLPs, and a linear router whose softmax weights their scores per token."""
 
     def __init__(self, width: int, hidden: int, experts: int, activation: str, count: int) -> None:
         super().__init__()
@@ -36,12 +36,12 @@ class RoutedMlp(nn.Module):
         self.mlps = nn.ModuleList(DispatchMlp(width, hidden, experts, activation) for _ in range(count))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Scores [..., experts] of tokens [..., width]."""
+        """Return scores [..., experts] of tokens [..., width]."""
         shares = self.router(tokens).softmax(-1)
         return (torch.stack([mlp(tokens) for mlp in self.mlps], -1) * shares.unsqueeze(-2)).sum(-1)
 
     def mean(self, tokens: Tensor) -> Tensor:
-        """Mean over the last but one axis of `forward`."""
+        """Return the mean of `forward` over the second-last axis."""
         return self.forward(tokens).mean(-2)
 
 
@@ -64,8 +64,10 @@ class Dispatcher(nn.Module):
         self.mlps = nn.ModuleList(made() for _ in range(count))
 
     def forward(self, prompts: Tensor, outputs: Tensor | None, patches: Tensor) -> Tensor:
-        """Weights [B, K, N_p, K] of prompts [K, N_p, D], prompt outputs of the block before [B, K, N_p, D] (None: the first) and patches
-        [B, K, N, D]; each sums to 1 over its last axis."""
+        """Return weights [B, K, N_p, K], which sum to 1 over the last axis.
+
+        Inputs: prompts [K, N_p, D], prompt outputs of the previous block [B, K, N_p, D] (None for the first), patches [B, K, N, D].
+        """
         of = [self.mlps[i % len(self.mlps)] for i in range(len(INPUTS))]
         scores = of[0](prompts) + of[2].mean(patches).unsqueeze(2)  # type: ignore[operator]
         if outputs is not None:
@@ -75,5 +77,5 @@ class Dispatcher(nn.Module):
 
 
 def mix(weights: Tensor, prompts: Tensor) -> Tensor:
-    """Integrated prompts [B, K, N_p, D]: the n-th of expert k is the weighted sum of all experts' n-th prompts [K, N_p, D]."""
+    """Return integrated prompts [B, K, N_p, D]: the n-th of expert k is the weighted sum of all experts' n-th prompts [K, N_p, D]."""
     return torch.einsum("bknj,jnd->bknd", weights, prompts)

@@ -1,4 +1,4 @@
-"""The experts of pMoE side by side: one image batch through K frozen ViTs, with mixed prompts before the patch tokens of each block."""
+"""The experts of pMoE: one image batch through K frozen ViTs, with mixed prompts before the patch tokens in each block."""
 
 import math
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from smatcli.tuning.pmoe_vit import check_alike, check_vit, embed, finish
 class PromptedExperts(nn.Module):
     """K frozen ViTs with `prompts` prompt tokens each in their first `layers` blocks (None: all; 1: shallow), mixed by dispatchers.
 
-    With K = 1 it is VPT: mixing one expert's prompts changes nothing. Prompts have the width D of the first ViT; a ViT of another width
-    reads tokens by one linear map (to D) and is written prompts by another (from D), the same in all layers.
-    UserError for ViTs of different depth, image size or patch grid, and for more prompt layers than blocks.
+    K = 1 is VPT. Prompts have the width D of the first ViT. For a ViT of another width, one linear map projects tokens to D and another
+    projects prompts from D; all layers share both.
+    Raises `UserError` for ViTs of different depth, image size or patch grid, and for more prompt layers than blocks.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class PromptedExperts(nn.Module):
         self.writes = nn.ModuleDict({k: _projection(self.width, width) for k, width in others.items()})
 
     def train(self, mode: bool = True) -> "PromptedExperts":
-        """Training mode for what is trained; frozen ViTs stay in inference mode (no dropout, no drop-path)."""
+        """Set the training mode of trained modules; frozen ViTs stay in inference mode (no dropout, no drop-path)."""
         super().train(mode)
         self.vits.eval()
         return self
@@ -62,21 +62,21 @@ class PromptedExperts(nn.Module):
         return cast(list[VisionTransformer], list(self.vits))
 
     def own(self) -> list[nn.Parameter]:
-        """What is trained: prompts, gates, dispatchers and projections."""
+        """Return the trained parameters: prompts, gates, dispatchers and projections."""
         return [p for n, p in self.named_parameters() if not n.startswith("vits.")]
 
     def read(self, k: int, tokens: Tensor) -> Tensor:
-        """Tokens [..., D_k] of expert k in the common width D."""
+        """Project tokens [..., D_k] of expert k to the common width D."""
         return self.reads[str(k)](tokens) if str(k) in self.reads else tokens
 
     def embed(self, images: Tensor) -> list[Tensor]:
-        """Tokens [B, prefix_k + N, D_k] that enter the first block of each expert: nothing before it is trained."""
+        """Return the tokens [B, prefix_k + N, D_k] that enter the first block of each expert; nothing before it is trained."""
         return [embed(vit, images) for vit in self.models]
 
     def blocks(self, tokens: list[Tensor], paths: list[Tensor] | None = None) -> list[Tensor]:
-        """Final tokens [B, prefix_k + N, D_k] of each expert (its norm applied, prompts left out) of the embedded ones.
+        """Return the final tokens [B, prefix_k + N, D_k] of each expert, after its norm and without prompts, from embedded tokens.
 
-        `paths`, if given, gets the weights [B, K, N_p, K] of every prompt layer: row k is what expert k takes from each.
+        The weights [B, K, N_p, K] of every prompt layer are appended to `paths`, if given: row k are the shares of each expert in expert k.
         """
         tokens = list(tokens)
         passed: list[tuple[Tensor, Tensor]] = []
@@ -92,18 +92,18 @@ class PromptedExperts(nn.Module):
         return [vit.norm(t) for vit, t in zip(self.models, tokens, strict=True)]
 
     def _entering(self, layer: int, tokens: list[Tensor], passed: list[tuple[Tensor, Tensor]], paths: list[Tensor] | None) -> list[Tensor]:
-        """Prompts [B, N_p, D_k] that enter a block; `passed` are those of the block before, at its entry and its exit."""
+        """Return the prompts [B, N_p, D_k] that enter a block; `passed` are those of the previous block, at its entry and its exit."""
         if layer >= self.layers:
             return [self._gated(layer, k, after, first) for k, (first, after) in enumerate(passed)]
         mixed = self._mixed(layer, tokens, [after for _, after in passed], paths)
         written = [self.writes[str(k)](mixed[:, k]) if str(k) in self.writes else mixed[:, k] for k in range(self.count)]
-        return [self._gated(layer, k, one, passed[k][1]) for k, one in enumerate(written)] if layer else written
+        return [self._gated(layer, k, new, passed[k][1]) for k, new in enumerate(written)] if layer else written
 
     def _gated(self, layer: int, k: int, new: Tensor, old: Tensor) -> Tensor:
         return new if self.gates is None else torch.lerp(old, new.to(old.dtype), self.gates[layer - 1, k].sigmoid().to(old.dtype))
 
     def _mixed(self, layer: int, tokens: list[Tensor], outputs: list[Tensor], paths: list[Tensor] | None) -> Tensor:
-        """Integrated prompts [B, K, N_p, D] of a prompt layer."""
+        """Return integrated prompts [B, K, N_p, D] of a prompt layer."""
         prompts, batch, count = self.prompts[layer], len(tokens[0]), self.count
         if self.kind == "none":
             weights = torch.eye(count, device=prompts.device).view(1, count, 1, count)
@@ -121,17 +121,17 @@ class PromptedExperts(nn.Module):
         return mixed
 
     def pooled(self, final: list[Tensor]) -> Tensor:
-        """The representation [B, D]: the mean of the experts' own poolings of their final tokens."""
+        """Return the representation [B, D]: the mean over experts of their pooled final tokens."""
         return torch.stack([self.read(k, finish(vit, t)) for k, (vit, t) in enumerate(zip(self.models, final, strict=True))]).mean(0)
 
     def patches(self, final: list[Tensor]) -> Tensor:
-        """Patch tokens [B, N, D]: the mean of the experts' ones."""
+        """Return patch tokens [B, N, D], averaged over experts."""
         kept = [self.read(k, t[:, vit.num_prefix_tokens :]) for k, (vit, t) in enumerate(zip(self.models, final, strict=True))]
         return torch.stack(kept).mean(0)
 
     @torch.no_grad()
     def paths(self, images: Tensor) -> Tensor:
-        """Dispatch weights [layers, B, K, N_p, K]: what expert k's n-th prompt takes from each expert."""
+        """Return dispatch weights [layers, B, K, N_p, K]: the shares of each expert in expert k's n-th prompt."""
         found: list[Tensor] = []
         self.blocks(self.embed(images), found)
         return torch.stack(found)

@@ -1,4 +1,4 @@
-"""The steps of a timm ViT, one by one, so that prompts can go in between: embed, blocks, finish."""
+"""The stages of a timm ViT as functions, so that prompts can be inserted between them: embed, blocks, finish."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ from smatcli.errors import UserError
 
 
 def check_vit(backbone: nn.Module, what: str) -> VisionTransformer:
-    """`backbone` as a plain timm ViT; UserError (which begins with `what`) for another architecture."""
+    """Return `backbone` as a plain timm ViT. Raises `UserError`, with the prefix `what`, for another architecture."""
     if not isinstance(backbone, VisionTransformer) or getattr(backbone, "patch_embed", None) is None:
-        raise UserError(f"{what}: {type(backbone).__name__} is no plain timm ViT, prompts cannot be put into it; choose a vit_* model")
+        raise UserError(f"{what}: {type(backbone).__name__} is not a plain timm ViT, which prompts need; choose a vit_* model")
     return backbone
 
 
 def check_alike(vits: Sequence[VisionTransformer]) -> None:
-    """UserError unless the experts of pMoE see the same image in the same patches and have as many blocks."""
+    """Raise `UserError` unless all experts of pMoE have the same image size, patch grid and number of blocks."""
     first = vits[0]
     for k, vit in enumerate(vits[1:]):
         where = f"tuner.experts[{k}]"
@@ -33,7 +33,7 @@ def check_alike(vits: Sequence[VisionTransformer]) -> None:
 
 
 def embed(vit: VisionTransformer, images: Tensor) -> Tensor:
-    """Tokens [B, prefix + N, D] that enter the first block; images of another size than the ViT's get a resampled position embedding."""
+    """Return the tokens [B, prefix + N, D] that enter the first block, with a resampled position embedding for other image sizes."""
     patch_embed = vit.patch_embed
     if tuple(images.shape[-2:]) == tuple(patch_embed.img_size):
         return vit.norm_pre(vit.patch_drop(vit._pos_embed(patch_embed(images))))
@@ -51,5 +51,5 @@ def embed(vit: VisionTransformer, images: Tensor) -> Tensor:
 
 
 def finish(vit: VisionTransformer, tokens: Tensor) -> Tensor:
-    """Features [B, D] of a ViT's final tokens [B, prefix + N, D] (after its norm): its own pooling."""
+    """Pool a ViT's final tokens [B, prefix + N, D] (after its norm) to features [B, D]."""
     return vit.forward_head(tokens, pre_logits=True)

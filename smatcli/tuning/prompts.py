@@ -15,10 +15,10 @@ PromptConfig = VptShallowConfig | VptDeepConfig | GaptConfig
 
 
 class Prompted(Tuner):
-    """A ViT with `prompts` [L, P, D]: in each of its first L blocks P new tokens take the place of those of the block before.
+    """A ViT with `prompts` [L, P, D]: in each of the first L blocks, P new tokens replace the prompts of the previous block.
 
-    Blocks after the first L pass on what they are given; with `gates` [depth - 1] block l + 1 gets g_l of what block l made of its
-    prompts and 1 - g_l of what it was given (Yoo et al. 2023). UserError for more prompt layers than blocks.
+    Later blocks receive the prompt outputs of their predecessor. With `gates` [depth - 1], block l + 1 receives g_l times the prompt
+    outputs of block l plus 1 - g_l times its prompt inputs (Yoo et al. 2023). Raises `UserError` for more prompt layers than blocks.
     """
 
     def __init__(self, config: PromptConfig, backbone: nn.Module, classes: int) -> None:
@@ -37,20 +37,20 @@ class Prompted(Tuner):
         self.head = linear_head(backbone, classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """Features [B, D]."""
+        """Return features [B, D]."""
         return self._features(embed(self.vit, images))
 
     def trainable(self) -> dict[str, list[nn.Parameter]]:
-        """Prompts and gates, and the head."""
+        """Return prompts and gates, and the head."""
         own = [self.prompts] if self.gates is None else [self.prompts, self.gates]
         return {"tuner": own, "head": list(self.head.parameters())}
 
     def frozen_prefix(self, images: Tensor) -> Tensor:
-        """Tokens [B, N, D] that enter the first block: the prompts change everything after."""
+        """Return the tokens [B, N, D] that enter the first block; prompts affect everything after it."""
         return embed(self.vit, images)
 
     def from_prefix(self, prefix: Tensor) -> Tensor:
-        """Logits [B, C]."""
+        """Return logits [B, C]."""
         return self.head(self._features(prefix))
 
     def _features(self, tokens: Tensor) -> Tensor:
@@ -71,5 +71,5 @@ class Prompted(Tuner):
 
 
 def build(config: PromptConfig, backbones: Sequence[nn.Module], classes: int) -> Prompted:
-    """Prompts as the settings say."""
+    """Build prompts from their settings."""
     return Prompted(config, only(backbones), classes)

@@ -1,4 +1,4 @@
-"""`linear`, `full` and `bias`: nothing, everything, or the biases of the backbone are trained beside the head."""
+"""`linear`, `full` and `bias`: train the head and nothing, everything, or the biases of the backbone."""
 
 from collections.abc import Sequence
 
@@ -13,39 +13,39 @@ class Linear(Wrapped):
     """A linear classifier; the features of an image are computed once."""
 
     def train(self, mode: bool = True) -> "Linear":
-        """The frozen backbone stays in inference mode."""
+        """Set the training mode; the frozen backbone stays in inference mode."""
         super().train(mode)
         self.backbone.eval()
         return self
 
     def features(self, images: Tensor) -> Tensor:
-        """Frozen features [B, D]."""
+        """Return frozen features [B, D]."""
         with torch.no_grad():
             return self.backbone(images)
 
     def frozen_prefix(self, images: Tensor) -> Tensor:
-        """The features [B, D]."""
+        """Return the features [B, D]."""
         return self.features(images)
 
     def from_prefix(self, prefix: Tensor) -> Tensor:
-        """Logits [B, C]."""
+        """Return logits [B, C]."""
         return self.head(prefix)
 
 
 def build_linear(config: LinearConfig, backbones: Sequence[nn.Module], classes: int) -> Linear:
-    """A linear probe."""
+    """Build a linear probe."""
     return Linear(only(backbones), classes)
 
 
 def build_full(config: FullTuneConfig, backbones: Sequence[nn.Module], classes: int) -> Wrapped:
-    """Fine-tuning of all parameters."""
+    """Build a tuner of all parameters."""
     tuner = Wrapped(only(backbones), classes)
     tuner.backbone.requires_grad_(True)
     return tuner
 
 
 def build_bias(config: BiasConfig, backbones: Sequence[nn.Module], classes: int) -> Wrapped:
-    """Fine-tuning of all biases of the backbone (norms and patch embedding included)."""
+    """Build a tuner of all biases of the backbone (including norms and patch embedding)."""
     tuner = Wrapped(only(backbones), classes)
     for name, parameter in tuner.backbone.named_parameters():
         parameter.requires_grad_(name.rpartition(".")[2] == "bias")

@@ -1,4 +1,4 @@
-"""`ssf`: a scale and a shift of each feature after every linear layer, norm and convolution."""
+"""`ssf`: a scale and a shift per feature after every linear layer, norm and convolution."""
 
 from collections.abc import Sequence
 
@@ -22,14 +22,14 @@ class Scaled(nn.Module):
         self.shift = nn.Parameter(std * torch.randn(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the layer gives, scaled and shifted."""
+        """Return the scaled and shifted output of the layer."""
         y = self.inner(x)
         shape = (-1, 1, 1) if isinstance(self.inner, nn.Conv2d) else (-1,)
         return y * self.scale.view(shape).to(y.dtype) + self.shift.view(shape).to(y.dtype)
 
     @torch.no_grad()
     def merged(self) -> nn.Module:
-        """The layer with scale and shift in its weight and bias."""
+        """Merge scale and shift into weight and bias of the layer, and return it."""
         inner, scale, shift = self.inner, self.scale.double(), self.shift.double()
         weight: Tensor = inner.weight  # type: ignore[assignment]
         old: Tensor | None = inner.bias  # type: ignore[assignment]
@@ -49,12 +49,12 @@ class Ssf(Wrapped):
             backbone.set_submodule(name, Scaled(backbone.get_submodule(name), config.init_std))
 
     def settle(self, backbone: nn.Module) -> None:
-        """Scales and shifts go into weights and biases."""
+        """Merge scales and shifts into weights and biases."""
         for name, module in list(backbone.named_modules()):
             if isinstance(module, Scaled):
                 backbone.set_submodule(name, module.merged())
 
 
 def build(config: SsfConfig, backbones: Sequence[nn.Module], classes: int) -> Ssf:
-    """Scales and shifts throughout the backbone."""
+    """Build scales and shifts throughout the backbone."""
     return Ssf(config, only(backbones), classes)

@@ -131,7 +131,7 @@ def test_frozen_experts_stay_in_inference_mode_and_get_no_gradient():
     ([vit(1, depth=2)], {}, "tuner.experts[0]: has 2 blocks"),
     ([vit(1), vit(2, patch=2)], {}, "tuner.experts[1]: has a patch grid of 4x4"),
     ([vit(1, size=16, patch=8)], {}, "tuner.experts[0]: takes images of 16 px"),
-    ([torch.nn.Linear(2, 2)], {}, "tuner.experts[0]: Linear is no plain timm ViT"),
+    ([torch.nn.Linear(2, 2)], {}, "tuner.experts[0]: Linear is not a plain timm ViT"),
     ([], {"layers": 4}, "tuner.layers: 4 prompt layers, but the backbones have 3 blocks"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(others, options, said):

@@ -80,5 +80,5 @@ def test_other_architectures_are_refused():
     from smatcli.tuning import build_tuner
     from tests.tuning.world import config
 
-    with pytest.raises(UserError, match="is no plain timm ViT"):
+    with pytest.raises(UserError, match="is not a plain timm ViT"):
         build_tuner(config(name="vpt-shallow"), [torch.nn.Linear(2, 2)], 3)
