@@ -75,7 +75,7 @@ class Wrapped(Tuner):
 
     def __init__(self, backbone: nn.Module, classes: int) -> None:
         super().__init__()
-        self.backbone = backbone.requires_grad_(False)
+        self.backbone = backbone.requires_grad_(requires_grad=False)
         self.head = linear_head(backbone, classes)
 
     def features(self, images: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class Wrapped(Tuner):
         """Return a copy of the backbone with the head; tuners that add modules merge them into its weights (`settle`)."""
         plain = copy.deepcopy(self.backbone)
         self.settle(plain)
-        return with_head(plain, copy.deepcopy(self.head)).requires_grad_(False).eval()
+        return with_head(plain, copy.deepcopy(self.head)).requires_grad_(requires_grad=False).eval()
 
     def settle(self, backbone: nn.Module) -> None:
         """Replace the tuner's modules in a copy of the backbone by equivalent plain ones."""

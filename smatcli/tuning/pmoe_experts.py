@@ -30,7 +30,7 @@ class PromptedExperts(nn.Module):
         names = ["backbone", *(f"tuner.experts[{k}]" for k in range(len(backbones) - 1))]
         vits = [check_vit(b, name) for b, name in zip(backbones, names, strict=True)]
         check_alike(vits)
-        self.vits = nn.ModuleList(vits).requires_grad_(False).eval()
+        self.vits = nn.ModuleList(vits).requires_grad_(requires_grad=False).eval()
         first, count = vits[0], len(vits)
         self.depth, self.width, self.count = len(first.blocks), int(first.embed_dim), count
         self.layers = self.depth if layers is None else layers

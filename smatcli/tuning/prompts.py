@@ -23,7 +23,7 @@ class Prompted(Tuner):
 
     def __init__(self, config: PromptConfig, backbone: nn.Module, classes: int) -> None:
         super().__init__()
-        self.vit = check_vit(backbone, "backbone").requires_grad_(False)
+        self.vit = check_vit(backbone, "backbone").requires_grad_(requires_grad=False)
         depth = len(self.vit.blocks)
         layers = (config.layers or depth) if isinstance(config, VptDeepConfig) else 1
         if layers > depth:

@@ -40,7 +40,7 @@ def build_linear(config: LinearConfig, backbones: Sequence[nn.Module], classes: 
 def build_full(config: FullTuneConfig, backbones: Sequence[nn.Module], classes: int) -> Wrapped:
     """Build a tuner of all parameters."""
     tuner = Wrapped(only(backbones), classes)
-    tuner.backbone.requires_grad_(True)
+    tuner.backbone.requires_grad_(requires_grad=True)
     return tuner
 
 
