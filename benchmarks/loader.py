@@ -31,7 +31,7 @@ from smatcli.config.schema import EpisodeConfig
 from smatcli.data.episodes.loader import EpisodeLoader
 from smatcli.data.episodes.sampler import EpisodeSampler
 from smatcli.data.stores.store import Store, write_store
-from smatcli.engine.prepare.preparation import prepare_folder
+from smatcli.engine.prepare.preparation import folder_jobs, prepare
 
 CLASSES, EACH = 20, 30
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -121,7 +121,7 @@ def throughput(folder: Path, sizes: list[int], workers: list[int], seconds: floa
         ]
         for encoding in ("raw", "jpeg"):
             out = folder / f"{encoding}{size}"
-            store = Store.open(prepare_folder([folder / "images"], out, size=size, encoding=encoding)[0].path)
+            store = Store.open(prepare(folder_jobs([folder / "images"]), out, size=size, encoding=encoding)[0].path)
             held = store.path.stat().st_size
             rows.append((f"{encoding}, uint8", uint8_rows(store), held))
             rows += [(f"{encoding}, {n} worker{'s' * (n > 1)}", from_store(store, n), held) for n in workers]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from smatcli.config.schema import BackboneConfig
 from smatcli.errors import UserError
 from smatcli.safe.files import atomic_path, atomic_write_text, pointer_kind
-from smatcli.safe.tensors import Refused, check_archive, check_tensors, safetensors_header
+from smatcli.safe.tensors import UnsafeWeights, check_archive, check_tensors, safetensors_header
 from smatcli.safe.text import read_json, refuse_special
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -105,7 +105,7 @@ def load_tree(path: Path, where: str = "backbone.weights") -> Any:
         # Published checkpoints often contain their argparse settings, which are as harmless as a dictionary.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, Refused) as error:
+    except (SafetensorError, UnsafeWeights) as error:
         raise UserError(f"{where}: {path} {_unreadable(path, error)}") from None
     except Exception as error:  # unpickling damaged bytes can raise anything
         foreign = "unsupported global" in str(error).lower() or "unsupported class" in str(error).lower()
@@ -117,7 +117,7 @@ def check_plain_tensors(path: Path, tensors: Mapping[str, Tensor], where: str) -
     """Raise `UserError`, with the prefix `where`, for tensors that are not plain dense arrays, or whose size exceeds their storage."""
     try:
         check_tensors(path, tensors.items())
-    except Refused as error:
+    except UnsafeWeights as error:
         raise UserError(f"{where}: {path} cannot be used: {error}") from None
 
 

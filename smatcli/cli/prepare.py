@@ -12,7 +12,7 @@ from smatcli.cli.prepare_kind import Dir, Dirs, jobs_of
 from smatcli.cli.prepare_kind import kind as register_kind
 
 if TYPE_CHECKING:
-    from smatcli.engine.prepare.preparation import Job
+    from smatcli.engine.prepare.preparation import PrepareJob
 
 
 class Kinds(TyperGroup):
@@ -37,7 +37,7 @@ kind = partial(register_kind, into=app)
 def folder(
     sources: Annotated[list[str], typer.Argument(metavar="SRC", help="Directories or ZIPs of class folders; one store each.")],
     depth: Annotated[int, typer.Option("--depth", min=1, help="Folder levels of a class name: 2 for group/class/image.")] = 1,
-) -> "list[Job]":
+) -> "list[PrepareJob]":
     """Create a store from each directory or ZIP of class folders (<class name>/<image>).
 
     Images may have any mode, size and format that Pillow reads; the first frame is used, upright, on white. Unreadable images are counted
@@ -52,7 +52,7 @@ def folder(
 
 
 @kind("meta-dataset")
-def meta_dataset(dirs: Dirs) -> "list[Job]":
+def meta_dataset(dirs: Dirs) -> "list[PrepareJob]":
     """Create stores from the output of Meta-Dataset's conversion: dataset_spec.json beside a <class id>.tfrecords per class.
 
     A folder without dataset_spec.json stands for all of its subfolders that have one. Classes, order, splits and the ontology of Omniglot
@@ -62,7 +62,7 @@ def meta_dataset(dirs: Dirs) -> "list[Job]":
 
 
 @kind("pmf-h5")
-def pmf_h5(dirs: Dirs) -> "list[Job]":
+def pmf_h5(dirs: Dirs) -> "list[PrepareJob]":
     """Create stores from PMF's layout of Meta-Dataset: dataset_spec.json beside a <class id>.h5 per class."""
     return jobs_of("pmf-h5", _each(dirs, "dataset_spec.json"))
 
@@ -70,7 +70,7 @@ def pmf_h5(dirs: Dirs) -> "list[Job]":
 @kind("pmf-episodes")
 def pmf_episodes(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="PMF's fixed validation episodes; one store each.")],
-) -> "list[Job]":
+) -> "list[PrepareJob]":
     """Create stores from PMF's fixed validation episodes (val_ep120_img128.h5). Each class of each episode is a class of the valid split.
 
     Give the size of the images as --size to keep them unchanged.
@@ -83,13 +83,13 @@ def torchvision(
     names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names in torchvision: CIFAR10, DTD, Omniglot, ...")],
     root: Annotated[Path | None, typer.Option("--root", help="Folder of torchvision's files.", show_default=False)] = None,
     download: Annotated[bool, typer.Option("--download", help="Download missing files.")] = False,
-) -> "list[Job]":
+) -> "list[PrepareJob]":
     """Create stores from datasets of torchvision, with all their parts together."""
     return [job for name in names for job in jobs_of("torchvision", [name], root=root, download=download)]
 
 
 @kind("vtab")
-def vtab(dirs: Dirs) -> "list[Job]":
+def vtab(dirs: Dirs) -> "list[PrepareJob]":
     """Create stores from VTAB-1k tasks (images beside train800.txt, val200.txt, test.txt), split by image, for tuning.
 
     DIR is a task, or a folder of tasks.
@@ -98,7 +98,7 @@ def vtab(dirs: Dirs) -> "list[Job]":
 
 
 @kind("fgvc")
-def fgvc(dirs: Dirs) -> "list[Job]":
+def fgvc(dirs: Dirs) -> "list[PrepareJob]":
     """Create stores from the FGVC tasks with VPT's lists (train.json, val.json, test.json), split by image, for tuning.
 
     DIR is a task, or a folder of tasks.
@@ -110,7 +110,7 @@ def fgvc(dirs: Dirs) -> "list[Job]":
 def domainnet(
     path: Dir,
     domain: Annotated[list[str] | None, typer.Option("--domain", help="clipart, sketch, ...; repeatable. Default: all in DIR.")] = None,
-) -> "list[Job]":
+) -> "list[PrepareJob]":
     """Create a store per DomainNet domain: <domain>/<class>/<image> with <domain>_train.txt and <domain>_test.txt."""
     from smatcli.errors import UserError
 
@@ -128,26 +128,26 @@ def coco(
     enlarge: Annotated[float, typer.Option("--enlarge", min=1, help="Size of the crop relative to the box.")] = 1.2,
     min_boxes: Annotated[int | None, typer.Option("--min-boxes", min=2, help="Drop classes with fewer boxes.", show_default=False)] = None,
     crowd: Annotated[bool, typer.Option("--crowd/--no-crowd", help="Keep the boxes of crowds, like Meta-Dataset.")] = True,
-) -> "list[Job]":
+) -> "list[PrepareJob]":
     """Create a store of MSCOCO's objects: an image per box, cropped 1.2 times as large, like Meta-Dataset."""
     few = {} if min_boxes is None else {"min_boxes": min_boxes}
     return jobs_of("coco", [images], annotations=annotations, enlarge=enlarge, crowd=crowd, **few)
 
 
 @kind("cub")
-def cub(path: Dir) -> "list[Job]":
+def cub(path: Dir) -> "list[PrepareJob]":
     """Create a store from the unpacked folder CUB_200_2011."""
     return jobs_of("cub", [path])
 
 
 @kind("fungi")
-def fungi(path: Dir) -> "list[Job]":
+def fungi(path: Dir) -> "list[PrepareJob]":
     """Create a store from FGVCx Fungi: images/ beside train.json and val.json."""
     return jobs_of("fungi", [path])
 
 
 @kind("quickdraw")
-def quickdraw(path: Dir) -> "list[Job]":
+def quickdraw(path: Dir) -> "list[PrepareJob]":
     """Create a store from Quick, Draw!: a <class>.npy of bitmaps or a <class>.ndjson of drawings per class."""
     return jobs_of("quickdraw", [path])
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from smatcli.engine.prepare.preparation import Job, Prepared
+    from smatcli.engine.prepare.preparation import Prepared, PrepareJob
 
 
 SPLIT_HELP = "Random split of the classes into train/valid/test, percent. Default: that of the source, else 65/15/20."
@@ -51,7 +51,7 @@ _SHARED: dict[str, tuple[Any, Any]] = {
 }  # fmt: skip
 
 
-Kind = Callable[..., "list[Job]"]
+Kind = Callable[..., "list[PrepareJob]"]
 
 
 Dirs = Annotated[list[Path], typer.Argument(metavar="DIR", help="Folders of the dataset; one store each.")]
@@ -85,16 +85,16 @@ def kind(name: str, size: int = 128, fit: str = "squash", *, into: typer.Typer) 
     return register
 
 
-def jobs_of(kind: str, paths: Iterable[str | Path], **options: Any) -> "list[Job]":
+def jobs_of(kind: str, paths: Iterable[str | Path], **options: Any) -> "list[PrepareJob]":
     from functools import partial
 
     from smatcli.data.sources import open_source
-    from smatcli.engine.prepare.preparation import Job
+    from smatcli.engine.prepare.preparation import PrepareJob
 
-    return [Job(None, None, partial(open_source, kind, path, **options), f"{kind} {path}") for path in paths]
+    return [PrepareJob(None, None, partial(open_source, kind, path, **options), f"{kind} {path}") for path in paths]
 
 
-def _run(jobs: "Callable[[], list[Job]]", options: dict[str, Any]) -> None:
+def _run(jobs: "Callable[[], list[PrepareJob]]", options: dict[str, Any]) -> None:
     from smatcli.engine.prepare.preparation import PrepareError, prepare
     from smatcli.runs.reporter import auto_reporter
 

@@ -14,7 +14,7 @@ from smatcli.data.sources import SOURCES
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from smatcli.engine.prepare.preparation import Job
+    from smatcli.engine.prepare.preparation import PrepareJob
 
 Paths = Annotated[list[Path], typer.Argument(metavar="PATH", help="Paths of the source data; one store each.")]
 FITTING = (str, int, float, bool)
@@ -27,7 +27,7 @@ def command(name: str) -> Any:
         return None
     options = _options(plugin.settings) if plugin.settings else []
 
-    def jobs(sources: Paths, **given: Any) -> "list[Job]":
+    def jobs(sources: Paths, **given: Any) -> "list[PrepareJob]":
         return [job for path in sources for job in jobs_of(name, [path], **_checked(plugin.settings, given))]
 
     parameters = [inspect.Parameter("sources", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Paths), *options]

@@ -58,17 +58,12 @@ def normalise(images: Tensor, size: int | None = None) -> Tensor:
     mean, std = 255 * _column(MEAN, pixels), 255 * _column(STD, pixels)
     # On a CPU a few images at a time, so that all three steps find them in the cache (twice as fast at 128 px).
     step = max(1, _CACHED_PIXELS // max(1, pixels[0].numel())) if images.device.type == "cpu" and len(images) else max(1, len(images))
-    for part, source in zip(pixels.split(step), images.split(step), strict=True):
+    for part, source in zip(torch.split(pixels, step), torch.split(images, step), strict=True):
         part.copy_(source).sub_(mean).div_(std)
     return pixels
 
 
-def denormalise(images: Tensor) -> Tensor:
-    """Normalised float [B, 3, H, W] -> uint8 [B, 3, H, W], for pictures of what a model saw."""
-    return ((images * _column(STD, images) + _column(MEAN, images)) * 255).round().clamp(0, 255).to(torch.uint8)
-
-
-class _Noise:
+class _UniformNoise:
     """Uniform numbers of a generator, drawn where the generator lives and moved: a CPU generator gives equal numbers on every device."""
 
     def __init__(self, generator: torch.Generator, count: int, device: torch.device) -> None:
@@ -99,7 +94,7 @@ def interpolation(start: Tensor, length: Tensor, flipped: Tensor, source: int, t
     return weight / weight.sum(-1, keepdim=True)
 
 
-def _crop_and_flip(pixels: Tensor, config: AugmentConfig, noise: _Noise, size: int) -> Tensor:
+def _crop_and_flip(pixels: Tensor, config: AugmentConfig, noise: _UniformNoise, size: int) -> Tensor:
     """Random resized crop (area, then aspect ratio; too long a side is cut) and flip: [B, 3, H, W] -> [B, 3, size, size]."""
     height, width = pixels.shape[-2:]
     area = noise(*config.crop_scale)
@@ -115,7 +110,7 @@ def _crop_and_flip(pixels: Tensor, config: AugmentConfig, noise: _Noise, size: i
     return torch.matmul(by_row.unsqueeze(1), squeezed)
 
 
-def _rotate(pixels: Tensor, degrees: float, noise: _Noise) -> Tensor:
+def _rotate(pixels: Tensor, degrees: float, noise: _UniformNoise) -> Tensor:
     """Rotation by up to +-degrees about the centre; what comes from outside is mirrored."""
     angle = noise(-degrees, degrees) * (math.pi / 180)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
@@ -124,7 +119,7 @@ def _rotate(pixels: Tensor, degrees: float, noise: _Noise) -> Tensor:
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-def _recolour(pixels: Tensor, config: AugmentConfig, noise: _Noise) -> Tensor:
+def _recolour(pixels: Tensor, config: AugmentConfig, noise: _UniformNoise) -> Tensor:
     """Brightness, contrast (about the image's mean grey), saturation by factors in [1 - jitter, 1 + jitter], then grayscale, in this order.
 
     Values in [0, 1], clamped once at the end (torchvision clamps after each step and shuffles the steps).
@@ -143,7 +138,7 @@ def _recolour(pixels: Tensor, config: AugmentConfig, noise: _Noise) -> Tensor:
     return flat.view(pixels.shape).clamp_(0, 1)
 
 
-def _erase(pixels: Tensor, probability: float, noise: _Noise) -> Tensor:
+def _erase(pixels: Tensor, probability: float, noise: _UniformNoise) -> Tensor:
     """With the given probability a rectangle of 2-33 % of the area becomes 0, the mean colour (Zhong et al. 2020)."""
     height, width = pixels.shape[-2:]
     hit = noise.chance(probability)
@@ -167,7 +162,7 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator, s
     """
     first = _channels_first(images)
     size = first.shape[-1] if size is None else size
-    noise = _Noise(generator, len(first), images.device)
+    noise = _UniformNoise(generator, len(first), images.device)
     pixels = _floats(images).div_(255)
     if config.crop_scale != (1.0, 1.0):
         pixels = _crop_and_flip(pixels, config, noise, size)

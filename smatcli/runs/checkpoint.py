@@ -23,7 +23,7 @@ from torch import Tensor
 from smatcli.errors import SmatError, UserError
 from smatcli.runs.manifest import FORMAT, PARTS, Damaged, check, read_state, seal, sync_folder
 from smatcli.runs.reporter import Reporter
-from smatcli.safe.tensors import Refused, safetensors_header
+from smatcli.safe.tensors import UnsafeWeights, safetensors_header
 
 __all__ = ["FORMAT", "Checkpoint", "Damaged", "has_checkpoint", "kept_checkpoints", "load_checkpoint", "save_checkpoint"]
 
@@ -185,7 +185,7 @@ def _reads_back(file: Path, tensors: Mapping[str, Tensor]) -> bool:
     """Compare a file with the tensors bit for bit, in pieces: reading or mapping all of it would double the memory in use."""
     try:
         header = safetensors_header(file)
-    except Refused:
+    except UnsafeWeights:
         return False
     piece = bytearray(PIECE)
     with file.open("rb") as handle:

@@ -1,4 +1,4 @@
-"""Bounded readers of files from strangers, and atomic writers."""
+"""Bounded readers of untrusted files, and atomic writers."""
 
 from smatcli.moved import attribute_error
 

@@ -1,7 +1,7 @@
-"""A child process that reads HDF5 files first: the HDF5 library can loop for ever, or crash, on a damaged structure.
+"""Trial reader of HDF5 files in a child process: on a damaged structure the HDF5 library can loop forever or crash.
 
-`survives(path)` asks the child, which is started with the first question and serves the whole process. Files with an unbroken seal
-(`smatcli.safe.seal`) need not be asked about.
+`survives(path)` sends a path to the child, which is started on the first call and serves the whole process. Files with an intact seal
+(`smatcli.safe.seal`), such as the stores and results that smat writes, are opened without the child.
 """
 
 import atexit
@@ -13,27 +13,27 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-SECONDS = 20.0  # for one file; a results file takes milliseconds
+SECONDS = 20.0  # per file; a results file takes milliseconds
 SMALL = 2**28  # bytes of the arrays that are read
 MEMORY = 4 * 2**30  # address space of the child, bytes
 _ROOT = str(Path(__file__).resolve().parent.parent)
 _CODE = f"import sys; sys.path.insert(0, {_ROOT!r}); from smatcli.safe.probe import serve; serve()"
 
 _lock = Lock()
-_child: tuple[int, "subprocess.Popen[bytes]"] | None = None  # with the process that started it: a fork must not share the pipes
-_known: dict[tuple[str, int, int], bool] = {}
+_child: tuple[int, "subprocess.Popen[bytes]"] | None = None  # with the id of the process that started it: a fork must not share the pipes
+_results: dict[tuple[str, int, int], bool] = {}
 
 
 def survives(path: Path, seconds: float | None = None) -> bool:
-    """Whether a child process comes back from reading all of an HDF5 file, whatever it finds in it."""
+    """Return whether a child process survives reading all of an HDF5 file, in bounded time and memory."""
     if os.name != "posix":
         return True
     facts = path.stat()
     key = (str(path.resolve()), facts.st_size, facts.st_mtime_ns)
     with _lock:
-        if key not in _known:
-            _known[key] = _ask(key[0], SECONDS if seconds is None else seconds)
-        return _known[key]
+        if key not in _results:
+            _results[key] = _ask(key[0], SECONDS if seconds is None else seconds)
+        return _results[key]
 
 
 def _ask(path: str, seconds: float) -> bool:
@@ -66,14 +66,20 @@ def _answer(descriptor: int, seconds: float) -> bool:
 
 
 def _start() -> "subprocess.Popen[bytes] | None":
-    """The child once it is ready; None where no process can be started, which is no fault of any file."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    try:  # a session of its own: Ctrl-C is for the parent, which takes the child with it
-        process = subprocess.Popen([sys.executable, "-P", "-c", _CODE], start_new_session=True, **pipes)  # type: ignore[call-overload]
+    """Start the child and wait until it is ready; None if no process can be started, which is not the fault of a file."""
+    try:  # in a new session: Ctrl-C goes to the parent, which ends the child
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _CODE],
+            start_new_session=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
     except OSError:
         return None
     atexit.register(_stop, os.getpid(), process)
-    if _answer(process.stdout.fileno(), 600.0):  # type: ignore[union-attr]
+    assert process.stdout is not None
+    if _answer(process.stdout.fileno(), 600.0):
         return process
     _stop(os.getpid(), process)
     return None
@@ -86,7 +92,7 @@ def _stop(owner: int, process: "subprocess.Popen[bytes]") -> None:
 
 
 def serve() -> None:
-    """The child: a path in hexadecimal a line on stdin, a dot on stdout for each file that was read to its end."""
+    """Run the child: read a path in hexadecimal per line of stdin, write a dot to stdout per file that was read to its end."""
     import resource
 
     from smatcli.safe.hdf5_checks import WRONG
@@ -96,7 +102,7 @@ def serve() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.write(1, b".")
     for line in sys.stdin:
-        with suppress(*WRONG):  # the parent meets it again, and says so
+        with suppress(*WRONG):  # the parent gets the same error and reports it
             _read(Path(bytes.fromhex(line.strip()).decode("utf-8", "surrogateescape")))
         os.write(1, b".")
 
@@ -109,7 +115,7 @@ def _read(path: Path) -> None:
 
 
 def _walk(group: Any, depth: int) -> None:
-    """Everything that a reader may ask for: attributes, members, arrays of a bounded size."""
+    """Read everything that a reader of smat may need: attributes, members, arrays of bounded size."""
     import h5py
 
     from smatcli.safe.hdf5_checks import WRONG, array, attributes, member
@@ -122,12 +128,12 @@ def _walk(group: Any, depth: int) -> None:
         return
     for name in names:
         try:
-            found = member(group, name)
-            if isinstance(found, h5py.Group) and depth < 2:
-                _walk(found, depth + 1)
-            elif isinstance(found, h5py.Dataset):
-                attributes(found)
-                if found.id.get_offset() is None or found.dtype.kind == "O":  # a plain block cannot lead astray
+            child = member(group, name)
+            if isinstance(child, h5py.Group) and depth < 2:
+                _walk(child, depth + 1)
+            elif isinstance(child, h5py.Dataset):
+                attributes(child)
+                if child.id.get_offset() is None or child.dtype.kind == "O":  # a plain block is safe
                     array(group, name, SMALL)
         except WRONG:
             continue

@@ -1,7 +1,9 @@
-"""A seal behind the end of an HDF5 file, where HDF5 ignores it: whether the file's structure is what was written.
+"""A seal after the end of an HDF5 file, where HDF5 ignores it: a checksum of the file's structure.
 
-The HDF5 library can loop for ever on a damaged structure, so the seal is checked before the library sees the file. It tells damage, not
-malice. Layout: magic, first and last byte of what it leaves out (images have a hash of their own), SHA-256 of all other bytes.
+The HDF5 library can loop forever on a damaged structure, so the seal is checked before the library opens the file. The seal detects
+damage, not malice: anyone can compute it, and a forged file that hangs the reader costs an interrupt. A secret or a list of the stores
+that this machine has prepared would also distrust stores that were copied from a colleague, for no other gain.
+Layout: magic, first and last byte of the excluded range (images have a separate hash), SHA-256 of all other bytes.
 """
 
 import hashlib
@@ -14,7 +16,7 @@ _MAGIC = b"SMATSEAL"
 
 
 def seal(path: Path, start: int = 0, stop: int = 0) -> None:
-    """Append the seal of everything in the file but the bytes `start` to `stop`."""
+    """Append the seal of the file without the bytes `start` to `stop`."""
     with path.open("r+b") as file:
         digest = _structure(file, start, stop, file.seek(0, 2))
         file.seek(0, 2)
@@ -22,23 +24,23 @@ def seal(path: Path, start: int = 0, stop: int = 0) -> None:
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether the file ends with a seal, broken or not."""
+    """Return whether the file ends with a seal, broken or intact."""
     with path.open("rb") as file:
         return _read(file) is not None
 
 
 def seal_is_broken(path: Path) -> bool:
-    """Whether the file has a seal that does not fit; a file without one (another program's) passes."""
+    """Return whether the file has a seal that does not match its structure; False without a seal (files of other programs)."""
     with path.open("rb") as file:
-        found = _read(file)
-        if found is None:
+        fields = _read(file)
+        if fields is None:
             return False
-        start, stop, end, digest = found
+        start, stop, end, digest = fields
         return not (start <= stop <= end and _structure(file, start, stop, end) == digest)
 
 
 def _read(file: IO[bytes]) -> tuple[int, int, int, bytes] | None:
-    """First and last byte that is left out, the end of what is sealed, and the digest."""
+    """Return first and last byte of the excluded range, the end of the sealed bytes, and the digest."""
     end = file.seek(0, 2) - _SEAL.size
     if end < 0:
         return None

@@ -41,18 +41,18 @@ def laughs(rows: int = 12, width: int = 10, link: str = "[{}]") -> str:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (laughs(), "more than 100,000 values once its aliases"),
-        (laughs(link="{{<<: [{}]}}").replace("[x]", "{x: 1}"), "more than 100,000 values once its aliases"),
+        (laughs(), "more than 100,000 values with its aliases"),
+        (laughs(link="{{<<: [{}]}}").replace("[x]", "{x: 1}"), "more than 100,000 values with its aliases"),
         ("a: " + "[" * 100_000, "nested"),
         ("- " * 100_000, "nested"),
         ("? " * 20_000, "nested"),
         ("a: " + "{a: " * 5_000, "nested"),
         ("a: &a [*a]", "an alias .* contains itself"),
         ("a: &a {b: *a}", "an alias .* contains itself"),
-        ("kind: !!binary YWJj", "the tag .*binary' has no meaning here"),
-        ("kind: !!set {a, b}", "has no meaning here"),
-        ("kind: !!timestamp 2020-01-01", "has no meaning here"),
-        ("kind: !!python/object/apply:os.system [id]", "has no meaning here"),
+        ("kind: !!binary YWJj", "the tag .*binary' is not allowed here"),
+        ("kind: !!set {a, b}", "is not allowed here"),
+        ("kind: !!timestamp 2020-01-01", "is not allowed here"),
+        ("kind: !!python/object/apply:os.system [id]", "is not allowed here"),
         ("kind: train\nrun: " + "9" * 5000, "not valid YAML"),
     ],
 )  # fmt: skip
@@ -131,7 +131,7 @@ def test_half_a_gigabyte_of_nothing(tmp_path):
         claims(file, "chunked", (2**24,), chunks=(2**10,))
     with safe_hdf5.opened(path) as file:
         for name, said in (("late", "the file has 0 of it"), ("chunked", "the file has 0 of them")):
-            with pytest.raises(safe_hdf5.Refused, match=said):
+            with pytest.raises(safe_hdf5.UnsafeHDF5, match=said):
                 safe_hdf5.array(file, name)
 
 
@@ -143,7 +143,7 @@ def test_a_chunk_that_unpacks_a_thousandfold(tmp_path):
         data = file.create_dataset("a", (2**21,), "u1", chunks=(2**21,), compression="gzip")
         data.id.write_direct_chunk((0,), bomb)
     assert len(bomb) < 2**20
-    with safe_hdf5.opened(path) as file, pytest.raises(safe_hdf5.Refused, match="decompression bomb"):
+    with safe_hdf5.opened(path) as file, pytest.raises(safe_hdf5.UnsafeHDF5, match="decompression bomb"):
         safe_hdf5.array(file, "a")
 
 
@@ -156,7 +156,7 @@ def test_ten_thousand_names_of_one_long_text(tmp_path):
     first = raw[start : start + 16]
     raw[start : start + 16 * 10_001] = first * 10_001
     path.write_bytes(raw)
-    with safe_hdf5.opened(path) as file, pytest.raises(safe_hdf5.Refused, match="claims texts of 500,050,000 bytes"):
+    with safe_hdf5.opened(path) as file, pytest.raises(safe_hdf5.UnsafeHDF5, match="claims strings of 500,050,000 bytes"):
         safe_hdf5.array(file, "names")
 
 
@@ -179,9 +179,9 @@ def test_links_objects_and_other_files(tmp_path):
     with safe_hdf5.opened(path) as file:
         np.testing.assert_array_equal(safe_hdf5.array(file, "a"), np.arange(4))
         for name in ("soft", "outside", "raw", "virtual", "refs", "lists", "records"):
-            with pytest.raises(safe_hdf5.Refused):
+            with pytest.raises(safe_hdf5.UnsafeHDF5):
                 safe_hdf5.array(file, name)
-        with pytest.raises(safe_hdf5.Refused, match="the attribute 'ref'"):
+        with pytest.raises(safe_hdf5.UnsafeHDF5, match="the attribute 'ref'"):
             safe_hdf5.attributes(file)
 
 
@@ -195,7 +195,7 @@ def test_a_structure_that_leads_in_circles(tmp_path, monkeypatch):
     assert safe_probe.survives(path)
     looping = Path(__file__).with_name("loop.h5")
     assert not safe_probe.survives(looping)
-    with pytest.raises(safe_hdf5.Refused, match="does not come back"), safe_hdf5.opened(looping):
+    with pytest.raises(safe_hdf5.UnsafeHDF5, match="hangs or crashes"), safe_hdf5.opened(looping):
         pass
     assert safe_probe.survives(path)  # by a new child
 
@@ -214,7 +214,7 @@ def test_seals_tell_damage_before_hdf5_sees_it(tmp_path):
     raw = bytearray(path.read_bytes())
     raw[100] ^= 1
     path.write_bytes(raw)
-    with pytest.raises(safe_hdf5.Refused, match="structure was changed"), safe_hdf5.opened(path):
+    with pytest.raises(safe_hdf5.UnsafeHDF5, match="structure was changed"), safe_hdf5.opened(path):
         pass
 
 
@@ -243,8 +243,8 @@ def header(path: Path, head: bytes, body: bytes = b"") -> Path:
         (lambda p: p.write_bytes(struct.pack("<Q", 2**63) + b"{}"), "a header of 9,223,372,036,854,775,808 bytes in a file of 10"),
         (lambda p: header(p, b" " * (2**24 + 1)), "a header of 16,777,217 bytes, more than"),
         (lambda p: header(p, b"[" * 100_000), "nested too deeply"),
-        (lambda p: header(p, json.dumps({"a": {"dtype": "F32", "shape": [TERA], "data_offsets": [0, 4 * TERA]}}).encode()), "not lie in"),
-        (lambda p: header(p, b"[]"), "no object"),
+        (lambda p: header(p, json.dumps({"a": {"dtype": "F32", "shape": [TERA], "data_offsets": [0, 4 * TERA]}}).encode()), "exceeds the file"),
+        (lambda p: header(p, b"[]"), "not an object"),
         (lambda p: header(p, json.dumps({str(i): {} for i in range(100_001)}).encode()), "100,001 tensors"),
     ],
 )  # fmt: skip
@@ -276,9 +276,9 @@ def test_tensors_that_claim_more_than_they_hold(tmp_path):
 
     for name, tensor, said in (
         ("expanded", torch.zeros(1).expand(10**6, 10**6), "claims 4,000,000,000,000 bytes and holds 4"),
-        ("sparse", torch.zeros(3, 3).to_sparse(), "no plain tensor"),
-        ("complex", torch.zeros(3, dtype=torch.complex64), "no plain tensor"),
-        ("quantized", torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8), "no plain tensor"),
+        ("sparse", torch.zeros(3, 3).to_sparse(), "is not a plain tensor"),
+        ("complex", torch.zeros(3, dtype=torch.complex64), "is not a plain tensor"),
+        ("quantized", torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8), "is not a plain tensor"),
     ):
         path = tmp_path / f"{name}.pt"
         torch.save({"a": tensor}, path)

@@ -81,7 +81,7 @@ class EpisodeList:
     @cached_property
     def _row_ends(self) -> np.ndarray:
         per_class = np.concatenate([[0], np.cumsum(self.shots + self.queries)])
-        return per_class[self._class_ends]
+        return np.asarray(per_class[self._class_ends])
 
     @cached_property
     def hash(self) -> str:

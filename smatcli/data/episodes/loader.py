@@ -1,9 +1,9 @@
-"""Episodes and pre-training batches: background threads copy uint8 rows out of the stores, the device normalises and augments them."""
+"""Loaders of episodes and pre-training batches: threads copy uint8 rows from the stores, the device normalises and augments them."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -21,20 +21,20 @@ from smatcli.seams import Episode, Support
 
 
 def gather(images: np.ndarray | EncodedImages, rows: np.ndarray, out: np.ndarray, places: np.ndarray | None = None) -> None:
-    """out[places[i]] = images[rows[i]] (uint8 [N, H, W, 3]; places None: i), read in the order of the file."""
+    """Copy out[places[i]] = images[rows[i]] (uint8 [N, H, W, 3]; places None: i), reading in the order of the file."""
     order = np.argsort(rows, kind="stable")
     where = order if places is None else places[order]
     if isinstance(images, EncodedImages) or (isinstance(images, MappedImages) and images.rows is not None):
         images.read(rows[order], out, where)
     else:
-        out[where] = images.view(np.ndarray)[rows[order]]  # indexing a memmap makes memmaps, which is slow
+        out[where] = images.view(np.ndarray)[rows[order]]  # indexing a memmap returns a memmap, which is slow
 
 
 def _buffer(count: int, images: np.ndarray | EncodedImages, pinned: bool) -> Tensor:
     return torch.empty((count, *images.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
 
 
-class _Loaded(NamedTuple):
+class _RawEpisode(NamedTuple):
     plan: EpisodePlan
     images: Tensor  # uint8 [S + Q, H, W, 3]
     support_labels: Tensor
@@ -42,11 +42,11 @@ class _Loaded(NamedTuple):
 
 
 class EpisodeLoader:
-    """Iterates `Episode`s of `sampler` for `indices` (may be endless), in order and equal for any `workers` and `prefetch`.
+    """Iterate over the episodes `indices` of `sampler` (may be endless), in order; `workers` and `prefetch` do not change the result.
 
-    On a GPU the next `ahead` episodes are copied and augmented on a stream of their own while the present one is computed with.
-    Images arrive normalised on `device`, float32 [.., 3, image_size, image_size] (None: the store's size), augmented when `augment` is
-    given, with noise that depends on (seed, split, dataset, index) alone. Errors name the episode.
+    On a GPU the next episode is copied and augmented on a separate stream during the computation on the current one.
+    Images are normalised float32 [.., 3, image_size, image_size] on `device` (image_size None: the store's size). With `augment` they
+    are augmented, with noise that depends only on (seed, split, dataset, index). Errors name the episode.
     """
 
     def __init__(
@@ -58,7 +58,6 @@ class EpisodeLoader:
         image_size: int | None = None,
         prefetch: int = 4,
         workers: int = 1,
-        ahead: int = 1,
     ) -> None:
         if augment is not None and augment.mixup > 0:
             raise UserError("train.augment.mixup: episodes have hard labels, so mixup is for pretraining only; set it to 0")
@@ -66,7 +65,6 @@ class EpisodeLoader:
         self.device = torch.device(device)
         self.augment = None if augment == AugmentConfig() else augment
         self.image_size, self.prefetch, self.workers = image_size, prefetch, workers
-        self.ahead = ahead
         self._pinned = self.device.type == "cuda"
 
     def __len__(self) -> int:
@@ -74,19 +72,19 @@ class EpisodeLoader:
 
     def __iter__(self) -> Iterator[Episode]:
         loaded = prefetched(self._load, self.indices, self.workers, self.prefetch)
-        made = on_stream(loaded, self._episode, self.device, self.ahead) if self._pinned else map(self._episode, loaded)
+        episodes = on_stream(loaded, self._episode, self.device) if self._pinned else map(self._episode, loaded)
         try:
             while True:
                 with phase("data"):
-                    episode = next(made, None)
+                    episode = next(episodes, None)
                 if episode is None:
                     return
                 yield episode
         finally:
             loaded.close()  # type: ignore[attr-defined]
 
-    def _load(self, index: int) -> _Loaded:
-        """Runs in a background thread: the plan and its raw images."""
+    def _load(self, index: int) -> _RawEpisode:
+        """Read the plan and its raw images; runs in a background thread."""
         where = f"episode {index} (seed {self.sampler.seed})"
         try:
             plan = self.sampler.plan(index)
@@ -99,10 +97,10 @@ class EpisodeLoader:
             raise UserError(f"{where}: {error}") from error
         except Exception as error:
             raise SmatError(f"{where}: cannot read its images: {type(error).__name__}: {error}") from error
-        return _Loaded(plan, raw, *labels)
+        return _RawEpisode(plan, raw, *labels)
 
-    def _episode(self, loaded: _Loaded) -> Episode:
-        """Runs in the caller's thread: to the device, then support and query in one batch."""
+    def _episode(self, loaded: _RawEpisode) -> Episode:
+        """Move to the device and normalise or augment support and query as one batch; runs in the caller's thread."""
         plan = loaded.plan
         raw = loaded.images.to(self.device, non_blocking=self._pinned)
         if self.augment is None:
@@ -123,34 +121,44 @@ class EpisodeLoader:
         )
 
 
-def on_stream(items: Iterator[_Loaded], make: Callable[[_Loaded], Episode], device: torch.device, ahead: int) -> Iterator[Episode]:
-    """`make(item)` for each item on a CUDA stream of its own, `ahead` items early; the caller's stream waits for what it is handed."""
-    stream = torch.cuda.Stream(device)
+def on_stream(
+    items: Iterator[_RawEpisode], make: Callable[[_RawEpisode], Episode], device: torch.device, ahead: int = 1
+) -> Iterator[Episode]:
+    """Yield `make(item)` per item, computed on a separate CUDA stream `ahead` items early; the caller's stream waits for each result."""
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     waiting: deque[tuple[Episode, torch.cuda.Event]] = deque()
 
-    def hand_over() -> Episode:
+    def pop() -> Episode:
         episode, ready = waiting.popleft()
         current = torch.cuda.current_stream(device)
         current.wait_event(ready)
         for tensor in (episode.support.images, episode.support.labels, episode.query_images, episode.query_labels):
-            tensor.record_stream(current)  # or its memory would be given away while the caller's stream still reads it
+            tensor.record_stream(current)  # otherwise its memory could be reused while the caller's stream still reads it
         return episode
 
     for item in items:
         with torch.cuda.stream(stream):
             waiting.append((make(item), stream.record_event()))
         if len(waiting) > ahead:
-            yield hand_over()
+            yield pop()
     while waiting:
-        yield hand_over()
+        yield pop()
+
+
+class LoadingOptions(TypedDict, total=False):
+    """Where batches are loaded to, and how."""
+
+    device: torch.device | str  # default cpu
+    prefetch: int  # batches, default 4
+    workers: int  # threads, default 1
 
 
 class BatchLoader:
-    """Batches of single images for pre-training: `.epoch(k)` iterates (images uint8 [B, H, W, 3], labels int64 [B]), shuffled by (seed, k).
+    """Batches of images for pre-training: `.epoch(k)` yields (images uint8 [B, H, W, 3], labels int64 [B]), shuffled by (seed, k).
 
-    `images[i]` is a store's array [N_i, H, W, 3] (or the store), `rows[i]` the rows of it that are used, `labels[i]` their labels.
-    Stores of different sizes need `image_size`; those that differ from it are resized (antialiased). With `shuffle` the last incomplete
-    batch is dropped (unless it is the only one); without it everything comes once, in the given order.
+    `images[i]` is the array of a store [N_i, H, W, 3] (or the store), `rows[i]` the rows to use, `labels[i]` their labels.
+    Stores of different sizes need `image_size`; other sizes are resized to it (antialiased). With `shuffle`, an incomplete last batch
+    is dropped (unless it is the only one); without it, every image is used once, in the given order.
     """
 
     def __init__(
@@ -162,16 +170,14 @@ class BatchLoader:
         seed: int = 0,
         shuffle: bool = True,
         image_size: int | None = None,
-        device: torch.device | str = "cpu",
-        prefetch: int = 4,
-        workers: int = 1,
+        **loading: Unpack[LoadingOptions],
     ) -> None:
-        self.images = [getattr(one, "images", one) for one in images]
+        self.images = [getattr(array, "images", array) for array in images]
         if not len(self.images) == len(rows) == len(labels) or any(len(r) != len(y) for r, y in zip(rows, labels, strict=False)):
-            raise ValueError("images, rows and labels must have one entry a store, rows and labels of equal length")
-        sizes = sorted({one.shape[1] for one in self.images})
+            raise ValueError("images, rows and labels must have one entry per store, rows and labels of equal length")
+        sizes = sorted({array.shape[1] for array in self.images})
         if image_size is None and len(sizes) > 1:
-            raise UserError(f"the stores hold images of different sizes ({', '.join(map(str, sizes))} px); choose one image size")
+            raise UserError(f"the stores have images of different sizes ({', '.join(map(str, sizes))} px); choose one image size")
         self.image_size = image_size if image_size is not None else sizes[0]
         self.source = np.concatenate([np.full(len(r), i, np.int64) for i, r in enumerate(rows)])
         self.rows = np.concatenate([np.asarray(r, np.int64) for r in rows])
@@ -179,22 +185,22 @@ class BatchLoader:
         if not len(self.rows):
             raise UserError("no images to load: the chosen datasets and classes are empty")
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
-        self.device = torch.device(device)
-        self.prefetch, self.workers = prefetch, workers
+        self.device = torch.device(loading.get("device", "cpu"))
+        self.prefetch, self.workers = loading.get("prefetch", 4), loading.get("workers", 1)
 
     @property
     def samples(self) -> int:
-        """Images in all."""
+        """Total number of images."""
         return len(self.rows)
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Return the number of batches per epoch."""
         if self.shuffle:
             return max(1, self.samples // self.batch_size)
         return -(-self.samples // self.batch_size)
 
     def epoch(self, k: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches `start`, `start` + 1, ... of epoch `k`, on the device."""
+        """Yield batches `start`, `start` + 1, ... of epoch `k`, on the device."""
         order = counted_rng("batches", self.seed, k).permutation(self.samples) if self.shuffle else np.arange(self.samples)
         chunks = (order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(start, len(self)))
         loaded = prefetched(self._load, chunks, self.workers, self.prefetch)
@@ -216,7 +222,7 @@ class BatchLoader:
             if images.shape[1] == size:
                 gather(images, rows, batch.numpy(), mine)
                 continue
-            raw = _buffer(len(mine), images, False)
+            raw = _buffer(len(mine), images, pinned=False)
             gather(images, rows, raw.numpy())
             batch[torch.from_numpy(mine)] = resize(raw.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
         return batch, labels.pin_memory() if pinned else labels
@@ -227,10 +233,10 @@ Result = TypeVar("Result")
 
 
 def prefetched(work: Callable[[Item], Result], items: Iterable[Item], workers: int = 1, ahead: int = 4) -> Iterator[Result]:
-    """`work(item)` for each item in order, at most `ahead` items early; `items` may be endless.
+    """Yield `work(item)` for each item in order, computed up to `ahead` items early; `items` may be endless.
 
-    An exception of `work` is raised at its item's turn. Leaving the loop early, for whatever reason, waits for the items in hand and ends
-    the threads. `ahead` 0 does the work in the caller's thread.
+    An exception of `work` is raised when its item is due. If the loop is left early, running items are awaited and the threads end.
+    With `ahead` 0, `work` runs in the caller's thread.
     """
     if ahead < 1:
         yield from map(work, items)

@@ -12,7 +12,7 @@ from smatcli.errors import UserError
 
 
 @dataclass(frozen=True)
-class Group:
+class ClassGroup:
     """Classes of a superclass or a graph's node: `members` are positions in the pool [n], dag: in the order of wn_id."""
 
     name: str
@@ -32,7 +32,7 @@ class Pool:
     queries: int
     notes: tuple[str, ...] = ()
     kind: str = "flat"
-    groups: tuple[Group, ...] = ()
+    groups: tuple[ClassGroup, ...] = ()
 
 
 def bounds(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -118,12 +118,12 @@ def _with_groups(pool: Pool, store: Any, config: EpisodeConfig) -> Pool:
     return replace(pool, kind=ontology.kind, groups=choose(groups, pool, config))
 
 
-def _group(node: Node, position: np.ndarray) -> Group:
+def _group(node: Node, position: np.ndarray) -> ClassGroup:
     members = position[np.asarray(node.leaves, np.int64)]
-    return Group(node.name, node.words, members[members >= 0])
+    return ClassGroup(node.name, node.words, members[members >= 0])
 
 
-def _superclasses(groups: list[Group], pool: Pool, config: EpisodeConfig) -> tuple[Group, ...]:
+def _superclasses(groups: list[ClassGroup], pool: Pool, config: EpisodeConfig) -> tuple[ClassGroup, ...]:
     """All superclasses; UserError when one has too few classes, or when small classes are to be left out."""
     where = f"{pool.dataset}, split {pool.split!r}"
     if config.min_images:
@@ -135,7 +135,7 @@ def _superclasses(groups: list[Group], pool: Pool, config: EpisodeConfig) -> tup
     return tuple(groups)
 
 
-def _eligible(groups: list[Group], pool: Pool, config: EpisodeConfig) -> tuple[Group, ...]:
+def _eligible(groups: list[ClassGroup], pool: Pool, config: EpisodeConfig) -> tuple[ClassGroup, ...]:
     """Nodes that span enough classes and not too many; two nodes with the same classes are two."""
     found = tuple(g for g in groups if config.min_ways <= len(g.members) <= MAX_SPAN)
     if not found:

@@ -41,13 +41,4 @@ def support_per_class(images_per_class: np.ndarray, remaining_per_class: np.ndar
     weights = counts * np.exp(np.asarray(log_weights, np.float64))
     share = weights / weights.sum()
     wanted = np.floor(share * (size - len(counts))).astype(np.int64) + 1
-    return np.minimum(np.asarray(remaining_per_class, np.int64), wanted)
-
-
-def chunk_sizes(ways: int, shots: int | None, queries: int = MAX_QUERIES, max_support: int = 500) -> tuple[int, int, int]:
-    """(flush, support, query): sizes to which the reference pads an episode's image streams.
-
-    `ways` and `queries` are upper bounds, `shots` the images a class (the highest), None for an uneven support set.
-    """
-    support = max_support if shots is None else ways * shots
-    return support + ways * queries, support, ways * queries
+    return np.asarray(np.minimum(np.asarray(remaining_per_class, np.int64), wanted))

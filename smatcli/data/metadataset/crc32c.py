@@ -70,7 +70,7 @@ def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
     def moved(register: np.ndarray) -> np.ndarray:
         """By one zero byte."""
-        return plain[register & 0xFF] ^ (register >> 8)
+        return np.asarray(plain[register & 0xFF] ^ (register >> 8))
 
     by_lane = np.empty((_LANES, 4, 256), np.uint32)
     by_lane[-1] = np.arange(256, dtype=np.uint32) << np.array([[0], [8], [16], [24]], np.uint32)

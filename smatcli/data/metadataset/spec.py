@@ -60,7 +60,7 @@ def read_spec(path: str | Path) -> Spec:
 
 def parse_spec(raw: Any, where: str) -> Spec:
     """The specification in decoded JSON; `where` (the file) begins every UserError."""
-    reader = _Reader(where)
+    reader = _SpecReader(where)
     raw = reader.mapping(raw, "the specification")
     kind = _KINDS.get(found := str(raw.get("__class__")))
     if kind is None:
@@ -77,14 +77,14 @@ def parse_spec(raw: Any, where: str) -> Spec:
 _Parts = tuple[list[str], list[int], Ontology | None]  # split and images of each class
 
 
-def _flat(reader: "_Reader", raw: Mapping[str, Any], names: list[str]) -> _Parts:
+def _flat(reader: "_SpecReader", raw: Mapping[str, Any], names: list[str]) -> _Parts:
     sizes = reader.per_split(raw, "classes_per_split")
     splits = [split for split in SPLITS for _ in range(sizes[split])]
     reader.agree("classes_per_split", len(splits), "class_names", len(names), "classes")
     return splits, reader.by_id(raw, "images_per_class", len(names)), None
 
 
-def _bilevel(reader: "_Reader", raw: Mapping[str, Any], names: list[str]) -> _Parts:
+def _bilevel(reader: "_SpecReader", raw: Mapping[str, Any], names: list[str]) -> _Parts:
     sizes = reader.per_split(raw, "superclasses_per_split")
     groups = [split for split in SPLITS for _ in range(sizes[split])]
     titles = reader.names(raw, "superclass_names")
@@ -103,7 +103,7 @@ def _bilevel(reader: "_Reader", raw: Mapping[str, Any], names: list[str]) -> _Pa
     return splits, reader.by_id(raw, "images_per_class", len(names)), ontology
 
 
-def _dag(reader: "_Reader", raw: Mapping[str, Any], names: list[str]) -> _Parts:
+def _dag(reader: "_SpecReader", raw: Mapping[str, Any], names: list[str]) -> _Parts:
     graphs = split_graphs(reader.keyed_by_split(raw, "split_subgraphs"), reader.fail)
     images = reader.keyed_by_split(raw, "images_per_class")
     ids = {name: i for i, name in enumerate(names)}
@@ -134,7 +134,7 @@ def _dag(reader: "_Reader", raw: Mapping[str, Any], names: list[str]) -> _Parts:
     return splits, counts, Ontology("dag", nodes)
 
 
-class _Reader:
+class _SpecReader:
     """Typed access to the parts of a specification; what is wrong is said with the file and the key."""
 
     def __init__(self, where: str):

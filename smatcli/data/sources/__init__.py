@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from smatcli import plugins
-from smatcli.data.sources.base import Source, SourceClass
+from smatcli.data.sources.base import ImageSource, SourceClass
 from smatcli.data.sources.folder import FolderSource
 
 # kind -> module and class; imported when it is used
@@ -27,9 +27,9 @@ SOURCES = {
 }
 
 
-def open_source(kind: str, *args: Any, **options: Any) -> Source:
+def open_source(kind: str, *args: Any, **options: Any) -> ImageSource:
     """The source of a kind; its constructor takes the rest. Raises UserError for data that is missing, damaged or of another kind."""
-    source: Source
+    source: ImageSource
     if kind not in SOURCES:
         if plugins.find("sources", kind) is None:
             raise plugins.unknown("sources", "kind of source", kind, list(SOURCES))
@@ -40,4 +40,4 @@ def open_source(kind: str, *args: Any, **options: Any) -> Source:
     return source
 
 
-__all__ = ["SOURCES", "FolderSource", "Source", "SourceClass", "open_source"]
+__all__ = ["SOURCES", "FolderSource", "ImageSource", "SourceClass", "open_source"]

@@ -1,4 +1,4 @@
-"""The seam between kinds of source data and `smat data prepare`."""
+"""Interface between the kinds of source data and `smat data prepare`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceClass:
-    """One class. `images` are the keys for `Source.read` in their order; the sequence may be lazy (a range): it is never listed as a whole.
+    """One class. `images` are the keys for `ImageSource.read`, in order; the sequence may be lazy (a range) and is never copied to a list.
 
-    `split` is the class's split (train, valid, test) where the source itself says one; `image_splits` instead gives one of these for
-    every image (VTAB, FGVC), aligned with `images`.
+    `split` is the class's split (train, valid, test) if the source defines one. Sources that split by image (VTAB, FGVC) give one of
+    these per image in `image_splits` instead, aligned with `images`.
     """
 
     name: str
@@ -24,14 +24,14 @@ class SourceClass:
     image_splits: Sequence[str] | None = None
 
 
-class Source(Protocol):
-    """Where images come from.
+class ImageSource(Protocol):
+    """A source of images.
 
-    `kind` is the word of `smat data prepare KIND`, `name` the proposed dataset name; `remarks` are sentences about what was left out or is
-    odd; `fingerprint` changes whenever the content may have (names, sizes and times of the files are enough). Class ids of `ontology` are
-    positions in `classes()`. A source may also have `describe(image) -> str`, which names an image for messages (file and byte offset);
-    without it a key that is a string names itself; `strict`, whether an unreadable image is an error unless the user says otherwise; and
-    `dropped`, the names of classes that it left out, which a splits file may still list.
+    `kind` is the KIND of `smat data prepare KIND`, `name` the proposed dataset name; `remarks` are sentences about skipped or unusual
+    data; `fingerprint` changes whenever the content may have changed (names, sizes and times of the files are enough). Class ids of
+    `ontology` are positions in `classes()`. Optional attributes: `describe(image) -> str` names an image in messages (file and byte
+    offset), by default a key that is a string is its own name; `strict`, whether an unreadable image is an error by default; and
+    `dropped`, the names of classes that the source skips but a splits file may list.
     """
 
     kind: str
@@ -41,17 +41,17 @@ class Source(Protocol):
     ontology: "Ontology | None"
 
     def classes(self) -> Sequence[SourceClass]:
-        """The classes in their order in the store."""
+        """Return the classes in their order in the store."""
         ...
 
     def read(self, image: Any) -> bytes | np.ndarray:
-        """An image by its key: encoded (any format that Pillow reads) or uint8 [H, W, 3]. Called from many threads at once.
+        """Return an image by its key: encoded (any format that Pillow reads) or uint8 [H, W, 3]. Must be thread-safe.
 
-        Raises `images.Unreadable` for one bad image, which is counted, named and left out, and UserError for what makes the whole source
-        worthless (a wrong CRC, a truncated record, a label outside the spec).
+        Raises `images.Unreadable` for one bad image, which is counted, named and skipped, and UserError for damage that makes the whole
+        source unusable (a wrong CRC, a truncated record, a label outside the spec).
         """
         ...
 
     def close(self) -> None:
-        """Give back open files."""
+        """Close open files."""
         ...

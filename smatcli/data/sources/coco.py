@@ -179,10 +179,10 @@ class _Keys(Sequence[str]):
         return f"{self._boxes.files[self._boxes.images[row]]}#{row}"
 
 
-def _positions(ids: array, known: array, path: Path, what: str) -> np.ndarray:
-    """Where each of `ids` stands in `known`, int32. Raises UserError for ids that are given twice or unknown."""
-    order = np.argsort(np.asarray(known), kind="stable")
-    ascending = np.asarray(known)[order]
+def _positions(ids: "array[int]", available: "array[int]", path: Path, what: str) -> np.ndarray:
+    """Return the position of each of `ids` in `available`, int32. Raises UserError for duplicate or unknown ids."""
+    order = np.argsort(np.asarray(available), kind="stable")
+    ascending = np.asarray(available)[order]
     if (twice := ascending[1:][np.diff(ascending) == 0]).size:
         raise UserError(f"{path}: the {what} id {twice[0]} is given twice")
     wanted = np.asarray(ids)

@@ -4,7 +4,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import NamedTuple, overload
 
 from smatcli.data.metadataset.spec import SPEC_FILE
 from smatcli.data.metadataset.tfrecord import TFRecordFile
@@ -34,7 +34,7 @@ class MetaDatasetSource:
         self.name, self.fingerprint = self._folder.name, self._folder.fingerprint
         self.ontology = self._folder.spec.ontology
         self.remarks: list[str] = []
-        self._files = OpenFiles(lambda class_id: _ClassFile(self._folder, class_id))
+        self._files = OpenFiles(lambda class_id: _RecordFile(self._folder, class_id))
 
     def classes(self) -> Sequence[SourceClass]:
         return [SourceClass(c.name, _Records(self._files, i, c.images), c.split) for i, c in enumerate(self._folder.spec.classes)]
@@ -50,7 +50,7 @@ class MetaDatasetSource:
         self._files.close()
 
 
-class _ClassFile:
+class _RecordFile:
     """The file of a class, with the offsets of as many of its records as were asked for."""
 
     def __init__(self, folder: SpecFolder, class_id: int):
@@ -103,14 +103,15 @@ class _ClassFile:
             known = 0 <= int(label[0]) < self.ids
             why = "the file was renamed, or is of another dataset" if known else f"{SPEC_FILE} has classes 0 to {self.ids - 1}"
             raise self.file.error(offset, f"label {label[0]!r} in the file of class {self.class_id}; {why}")
-        data: Any = image[0]
+        data = image[0]
+        assert isinstance(data, bytes)
         return data
 
 
 class _Records(Sequence[Record]):
     """The keys of a class's images; offsets are found when they are asked for and kept for the classes in use only."""
 
-    def __init__(self, files: OpenFiles[_ClassFile], class_id: int, count: int):
+    def __init__(self, files: OpenFiles[_RecordFile], class_id: int, count: int):
         self._files, self._class_id, self._count = files, class_id, count
 
     def __len__(self) -> int:

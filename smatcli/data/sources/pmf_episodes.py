@@ -78,7 +78,7 @@ class PmfEpisodesSource:
                 f"{self.path}, group {image.episode}: {image.part!r}, row {image.row} is not within 0 to 255 once ImageNet's "
                 "normalisation is undone; episodes with another one cannot be read"
             )
-        return levels.astype(np.uint8)
+        return np.asarray(levels.astype(np.uint8))
 
     def describe(self, image: Place) -> str:
         """File, group and row of an image."""

@@ -19,7 +19,7 @@ from smatcli.data.sources.md_files import OpenFiles, SpecFolder
 from smatcli.errors import UserError
 
 
-class Group(NamedTuple):
+class ImageGroup(NamedTuple):
     """Key of an image: the id of its class and the number of its group in the class's file."""
 
     class_id: int
@@ -41,15 +41,15 @@ class PmfH5Source:
         self.name, self.fingerprint = self._folder.name, self._folder.fingerprint
         self.ontology = self._folder.spec.ontology
         self.remarks: list[str] = []
-        self._files = OpenFiles(lambda class_id: _ClassFile(self._folder, class_id))
+        self._files = OpenFiles(lambda class_id: _GroupedFile(self._folder, class_id))
 
     def classes(self) -> Sequence[SourceClass]:
-        return [SourceClass(c.name, _Groups(self._files, i, c.images), c.split) for i, c in enumerate(self._folder.spec.classes)]
+        return [SourceClass(c.name, _GroupKeys(self._files, i, c.images), c.split) for i, c in enumerate(self._folder.spec.classes)]
 
-    def read(self, image: Group) -> np.ndarray:
+    def read(self, image: ImageGroup) -> np.ndarray:
         return self._files.get(image.class_id).image(image.group)
 
-    def describe(self, image: Group) -> str:
+    def describe(self, image: ImageGroup) -> str:
         """File and group of an image."""
         return f"{self._folder.files[image.class_id]}, group {image.group}"
 
@@ -57,7 +57,7 @@ class PmfH5Source:
         self._files.close()
 
 
-class _ClassFile:
+class _GroupedFile:
     """The file of a class."""
 
     def __init__(self, folder: SpecFolder, class_id: int):
@@ -73,7 +73,7 @@ class _ClassFile:
 
     @property
     def order(self) -> np.ndarray:
-        """Group numbers in the order of the images, int64."""
+        """ImageGroup numbers in the order of the images, int64."""
         with self._lock:
             if self._order is None:
                 ids = [self._file.number(group, "id") for group in range(self.count)]
@@ -103,26 +103,26 @@ class _ClassFile:
             return np.asarray(self._file.honest(data)[()])
 
 
-class _Groups(Sequence[Group]):
+class _GroupKeys(Sequence[ImageGroup]):
     """The keys of a class's images; their order is found when it is asked for and kept for the classes in use only."""
 
-    def __init__(self, files: OpenFiles[_ClassFile], class_id: int, count: int):
+    def __init__(self, files: OpenFiles[_GroupedFile], class_id: int, count: int):
         self._files, self._class_id, self._count = files, class_id, count
 
     def __len__(self) -> int:
         return self._count
 
-    def __iter__(self) -> Iterator[Group]:
+    def __iter__(self) -> Iterator[ImageGroup]:
         if self._count:
             for group in self._files.get(self._class_id).order.tolist():
-                yield Group(self._class_id, group)
+                yield ImageGroup(self._class_id, group)
 
     @overload
-    def __getitem__(self, position: int) -> Group: ...
+    def __getitem__(self, position: int) -> ImageGroup: ...
     @overload
-    def __getitem__(self, position: slice) -> list[Group]: ...
-    def __getitem__(self, position: int | slice) -> Group | list[Group]:
+    def __getitem__(self, position: slice) -> list[ImageGroup]: ...
+    def __getitem__(self, position: int | slice) -> ImageGroup | list[ImageGroup]:
         if isinstance(position, slice):
             return [self[i] for i in range(self._count)[position]]
         position = range(self._count)[position]
-        return Group(self._class_id, int(self._files.get(self._class_id).order[position]))
+        return ImageGroup(self._class_id, int(self._files.get(self._class_id).order[position]))

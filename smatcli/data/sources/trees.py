@@ -109,7 +109,7 @@ def open_tree(path: Path) -> DirectoryTree | ZipTree:
         return DirectoryTree(path)
     if not path.exists():
         star = " (the pattern matches nothing)" if any(c in path.name for c in "*?[") else ""
-        raise UserError(f"{path}: there is no such folder or ZIP{star}")
+        raise UserError(f"{path}: does not exist; give a folder or a ZIP{star}")
     return ZipTree(path)
 
 

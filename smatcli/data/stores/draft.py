@@ -1,4 +1,4 @@
-"""The images of a store in the making: they stream into the final file, and a mark says how far they are for whoever continues."""
+"""Images of an unfinished store: they stream into the final file, and a mark records the progress for a continuation."""
 
 import hashlib
 import os
@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 START = 4096  # byte offset of the images: one memory page, so that the map is aligned
-_RECORD = struct.Struct("<IB")  # of each image: bytes, split code
+_RECORD = struct.Struct("<IB")  # per image: bytes, split code
 RECORD = np.dtype([("length", "<u4"), ("split", "u1")])
 _BLOCK = 2**20
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A point that a draft can be continued from: images, their bytes in all, SHA-256 of these (hex)."""
+    """Point from which a draft can be continued: number of images, their total bytes, SHA-256 of these (hex)."""
 
     images: int
     bytes: int
@@ -27,10 +27,10 @@ class Mark:
 
 
 class Draft:
-    """Appends images to `path`, from byte 4096 on; `records`: keeps length and split code of every image in a file beside it.
+    """Append images to `path`, from byte 4096 on; with `records`, keep length and split code of every image in a file beside it.
 
-    With `mark` it continues an earlier draft: everything behind the mark is cut off, everything before it is read and compared with its
-    digest; raises ValueError if that is not what the mark says.
+    With `mark` it continues an earlier draft: bytes after the mark are cut off, bytes before it are read and compared with its digest.
+    Raises ValueError if they differ.
     """
 
     def __init__(self, path: Path, records: bool = False, mark: Mark | None = None) -> None:
@@ -51,31 +51,31 @@ class Draft:
             failed.pop_all()
 
     def note(self, images: int, size: int) -> None:
-        """`images` more are in the file, `size` bytes in all."""
+        """Count `images` more images of `size` bytes in total."""
         self.images += images
         self.bytes += size
 
     def append(self, data: bytes, split: int = 0) -> None:
-        """One encoded image, with its split code."""
+        """Append an encoded image with its split code."""
         self.digest.update(data)
         self.file.write(data)
         self.note(1, len(data))
         self.record(len(data), split)
 
     def record(self, length: int, split: int) -> None:
-        """Keep length and split code of the image that was just added (only with `records`)."""
+        """Record length and split code of the last image (only with `records`)."""
         if self._records is not None:
             self._waiting += _RECORD.pack(length, split)
             if len(self._waiting) > _BLOCK:
                 self._flush_records()
 
     def flush(self) -> None:
-        """Hand everything to the operating system."""
+        """Flush all buffers to the operating system."""
         self._flush_records()
         self.file.flush()
 
     def mark(self) -> Mark:
-        """The state of now, safe on the disk."""
+        """Flush everything to the disk and return the current mark."""
         self.flush()
         os.fsync(self.file.fileno())
         if self._records is not None:
@@ -83,14 +83,14 @@ class Draft:
         return Mark(self.images, self.bytes, self.digest.hexdigest())
 
     def records(self, block: int = 2**20) -> Iterator[np.ndarray]:
-        """Length and split code of all images, in blocks of a `RECORD` array."""
+        """Yield length and split code of all images, in blocks of a `RECORD` array."""
         self._flush_records()
         self._records.seek(0)
         while data := self._records.read(block * _RECORD.size):
             yield np.frombuffer(data, RECORD)
 
     def close(self) -> None:
-        """Close the files; both stay where they are. Never fails: whoever needs what is in them calls `flush` before."""
+        """Close the files without deleting them. Never fails: call `flush` first if their content is needed."""
         with suppress(OSError):
             self._open.close()
 
@@ -113,10 +113,10 @@ class Draft:
         while block := self.file.read(_BLOCK):
             self.digest.update(block)
         if self.digest.hexdigest() != mark.digest:
-            raise ValueError("not what its mark says")
+            raise ValueError("differs from its mark")
         self.images, self.bytes = mark.images, mark.bytes
 
 
 def records_path(draft: Path) -> Path:
-    """The file with the records of a draft."""
+    """Return the path of the file with the records of a draft."""
     return draft.with_name(draft.name + ".rows")

@@ -1,4 +1,4 @@
-"""Images of a store by row: pixels read without the memory map, and encoded images, decoded whenever they are read."""
+"""Images of a store by row: pixels read without the memory map, and encoded images that are decoded on access."""
 
 import os
 import struct
@@ -14,7 +14,7 @@ AGAIN = "prepare the store again with --replace"
 
 
 class RowFile:
-    """An open file, read at any place from many threads at once; it is closed when nothing refers to it any more."""
+    """Open file with thread-safe random access; it is closed with the last reference."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -22,7 +22,7 @@ class RowFile:
         weakref.finalize(self, os.close, self._file)
 
     def read(self, place: int, size: int) -> bytes:
-        """`size` bytes from byte `place` on. Raises UserError when the file has become shorter."""
+        """Return `size` bytes from byte `place` on. Raises UserError if the file has become shorter."""
         data = os.pread(self._file, size, place)
         while len(data) < size:
             more = os.pread(self._file, size - len(data), place + len(data))
@@ -32,7 +32,7 @@ class RowFile:
         return data
 
     def read_rows(self, start: int, chosen: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
-        """out[places[i]] = row chosen[i] of the rows like out[0] that begin at byte `start`."""
+        """Copy out[places[i]] = row chosen[i] of the rows like out[0] that begin at byte `start`."""
         file, size, preadv = self._file, out[0].nbytes, os.preadv
         for row, place in zip(chosen.tolist(), places.tolist(), strict=True):
             target = out[place]
@@ -46,12 +46,12 @@ class RowFile:
 
 
 class MappedImages(np.memmap):
-    """The memory map of raw images [N, H, W, 3]; `gather` reads whole rows past the map, so that no pages of it pile up in the process."""
+    """Memory map of raw images [N, H, W, 3]; `read` bypasses the map, so that its pages do not accumulate in the process."""
 
     rows: RowFile | None = None  # of the whole map only, not of views of it
 
     def read(self, chosen: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
-        """out[places[i]] = self[chosen[i]]."""
+        """Copy out[places[i]] = self[chosen[i]]."""
         assert self.rows is not None
         if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(self):
             raise IndexError(f"rows {chosen.min()} to {chosen.max()} of {len(self)} images")
@@ -59,10 +59,10 @@ class MappedImages(np.memmap):
 
 
 class EncodedImages:
-    """uint8 [N, size, size, 3] by row, slice or int64 [n], like an array; may be used from many threads at once.
+    """Array-like uint8 [N, size, size, 3], indexed by row, slice or int64 [n]; thread-safe.
 
-    The file has `length` bytes of encoded images one after the other from byte `start` on, and int64 [N + 1] where they begin from byte
-    `index` on. An image that cannot be decoded raises UserError with its row and its place in the file.
+    The file has `length` bytes of concatenated encoded images from byte `start` on, and their first bytes as int64 [N + 1] from byte
+    `index` on. An image that cannot be decoded raises UserError with its row and its position in the file.
     """
 
     dtype = np.dtype(np.uint8)
@@ -88,19 +88,19 @@ class EncodedImages:
         return out
 
     def read(self, chosen: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
-        """out[places[i]] = self[chosen[i]]."""
+        """Copy out[places[i]] = self[chosen[i]]."""
         for row, place in zip(chosen.tolist(), places.tolist(), strict=True):
             out[place] = self._decode(range(len(self))[row])
 
     def file(self, row: int) -> bytes:
-        """The encoded image. Raises UserError when its place makes no sense."""
+        """Return the encoded image. Raises UserError if its position is invalid."""
         begin, end = self._place(row)
         return self._file.read(self._start + begin, end - begin)
 
     def _place(self, row: int) -> tuple[int, int]:
         begin, end = struct.unpack("<qq", self._file.read(self._index + 8 * row, 16))
         if not 0 <= begin < end <= self._length:
-            raise UserError(f"{self.path}: image {row} has no place in the file ({begin} to {end}); {AGAIN}")
+            raise UserError(f"{self.path}: image {row} has an invalid position ({begin} to {end}); {AGAIN}")
         return begin, end
 
     def _decode(self, row: int) -> np.ndarray:

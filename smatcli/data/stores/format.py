@@ -1,4 +1,4 @@
-"""What reading and writing a store have in common: format version, names of splits and encodings, content hash, seal."""
+"""Shared by reader and writer of stores: format version, names of splits and encodings, content hash, seal."""
 
 import hashlib
 import json
@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from smatcli.safe.seal import seal, seal_is_broken
 
-__all__ = ["ENCODINGS", "FORMAT_VERSION", "READABLE_VERSIONS", "SPLITS", "hash_content", "seal", "seal_is_broken"]
+__all__ = ["ENCODINGS", "FORMAT_VERSION", "SPLITS", "hash_content", "seal", "seal_is_broken"]
 
 FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)
 SPLITS = ("train", "valid", "test")
 ENCODINGS = ("raw", "jpeg")
 
@@ -22,9 +21,9 @@ def hash_content(
     split: Sequence[int],
     extras: Mapping[str, str] | None = None,
 ) -> str:
-    """SHA-256 (hex) over a JSON line of image size, class names, offsets and splits, followed by the SHA-256 digest of all image bytes.
+    """Return the SHA-256 (hex) of a JSON line of image size, class names, offsets and splits, followed by the digest of all image bytes.
 
-    `extras`, when there are any, are a fifth element of the line: encoding "jpeg", and SHA-256 of the optional datasets (hex).
+    Non-empty `extras` are a fifth element of the line: encoding "jpeg", and SHA-256 of the optional datasets (hex).
     """
     facts: list[object] = [image_size, list(names), [int(o) for o in offsets], [int(s) for s in split]]
     head = json.dumps(facts + ([dict(sorted(extras.items()))] if extras else []), ensure_ascii=True, separators=(",", ":"))

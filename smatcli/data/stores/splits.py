@@ -1,4 +1,4 @@
-"""Which class is for training, validation or test: by seeded chance, or as a file says."""
+"""Assignment of classes to training, validation and test: random with a seed, or from a file."""
 
 import hashlib
 import re
@@ -14,13 +14,13 @@ from smatcli.errors import UserError, nearest
 from smatcli.safe.text import read_json, refuse_special
 
 DEFAULT_SPLIT = "65/15/20"
-FEWEST = 5  # classes of a part that is there at all: the ways of a common episode
+FEWEST = 5  # minimum of classes per part: the ways of a common episode
 
 Shares = tuple[float, float, float]
 
 
 def parse_shares(text: str) -> Shares:
-    """'70/15/15' -> (70, 15, 15), per cent of the classes for train, valid and test; UserError if they do not add up to 100."""
+    """Parse '70/15/15' to (70, 15, 15), percentages of the classes for train, valid and test; UserError unless they add up to 100."""
     try:
         shares = [float(part) for part in text.split("/")]
     except ValueError:
@@ -33,10 +33,10 @@ def parse_shares(text: str) -> Shares:
 
 
 def class_counts(total: int, shares: Shares) -> tuple[int, int, int]:
-    """Classes for train, valid and test out of `total`.
+    """Return the numbers of train, valid and test classes out of `total`.
 
-    Rounded shares, but a wanted part has at least 5 classes: test first, then train, then valid (none if fewer would be left, its share
-    goes to train). Too few classes for test and train: all are test classes. A share of 0 stays empty.
+    Shares are rounded, but each part with a positive share gets at least 5 classes: test first, then train, then valid (if too few
+    remain, valid is empty and its share goes to train). With too few classes for test and train, all are test classes.
     """
     train, valid, test = shares
     wanted = [part for part in (2, 0, 1) if shares[part] > 0]  # by priority
@@ -51,15 +51,15 @@ def class_counts(total: int, shares: Shares) -> tuple[int, int, int]:
     counts = _rounded(total, (train, valid, test))
     for part in wanted:
         while (train, valid, test)[part] > 0 and counts[part] < FEWEST:
-            counts[int(np.argmax(counts))] -= 1  # one at a time, so that no part falls below FEWEST itself
+            counts[int(np.argmax(counts))] -= 1  # one at a time, so that no other part falls below FEWEST
             counts[part] += 1
     return counts[0], counts[1], counts[2]
 
 
 def split_by_chance(names: Sequence[str], dataset: str, shares: Shares, seed: int = 0) -> np.ndarray:
-    """Split codes uint8 [C] (0 train, 1 valid, 2 test): a permutation keyed by seed and dataset name, never the names' order.
+    """Return random split codes uint8 [C] (0 train, 1 valid, 2 test), keyed by seed and dataset name.
 
-    The order comes from raw Philox numbers (stable between numpy versions).
+    The permutation is that of raw Philox numbers, which are stable across numpy versions.
     """
     key = int.from_bytes(hashlib.sha256(f"split/{seed}/{dataset}".encode()).digest()[:16], "little")
     order = np.argsort(np.random.Philox(key=key).random_raw(len(names)), kind="stable")
@@ -69,7 +69,7 @@ def split_by_chance(names: Sequence[str], dataset: str, shares: Shares, seed: in
 
 
 def split_remark(total: int, shares: Shares) -> str | None:
-    """The sentence that says where `class_counts` departs from what the shares ask for, or None."""
+    """Return a sentence about the parts that `class_counts` leaves empty despite a positive share, or None."""
     counts = class_counts(total, shares)
     lost = [SPLITS[part] for part in (0, 1, 2) if shares[part] > 0 and counts[part] == 0]
     if not lost:
@@ -80,16 +80,16 @@ def split_remark(total: int, shares: Shares) -> str | None:
 
 
 def read_splits(path: str | Path, dataset: str) -> dict[str, str]:
-    """Class name -> split from a JSON file {"train": [names], "valid": [...], "test": [...]}, or one such object per dataset name.
+    """Map class name to split from a JSON file {"train": [names], "valid": [...], "test": [...]}, or one such object per dataset name.
 
-    Meta-Dataset's `*_splits.json` are of the first kind; its older ones give numbers, which become names of digits.
+    Meta-Dataset's `*_splits.json` are of the first kind; its older ones give numbers, which become strings.
     """
     path = Path(path)
     try:
         refuse_special(path)
         data = read_json(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such splits file") from None
+        raise UserError(f"{path}: splits file does not exist") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(data, dict) or not data:
@@ -107,38 +107,38 @@ def read_splits(path: str | Path, dataset: str) -> dict[str, str]:
 
 
 def match_splits(names: Sequence[str], splits: dict[str, str], where: str, dropped: Sequence[str] = ()) -> dict[str, str]:
-    """Class of the data -> split, for class names that a splits file may write in another way.
+    """Map each class of the data to a split; the splits file may spell class names differently.
 
-    Rules, the first that fits a pair and only it: the same name; a group of classes by its folder ("Greek" for "Greek/character01"); the
-    same letters and digits ("F-16A/B", "F-16A_B"); the same without a number in front ("035.alpine sea holly", "alpine_sea_holly"); the
-    number alone ("35" or "00035"). `dropped` are classes that the source left out: the file may list them.
-    Raises UserError, with the nearest name, for a class that only one side has.
+    A pair matches by the first rule that is unambiguous: the same name; a group of classes by its folder ("Greek" for
+    "Greek/character01"); the same letters and digits ("F-16A/B", "F-16A_B"); the same without a leading number ("035.alpine sea holly",
+    "alpine_sea_holly"); the number alone ("35" or "00035"). `dropped` are classes that the source skips but the file may list.
+    Raises UserError, with the nearest name, for a class that exists on one side only.
     """
-    found: dict[str, str] = {}
+    matches: dict[str, str] = {}
     names = [*names, *dropped]
     for rule in (str, _group, _letters, _unnumbered, _number):
-        left = [name for name in names if name not in found]
-        used = set(found.values())
+        left = [name for name in names if name not in matches]
+        used = set(matches.values())
         listed = [name for name in splits if name not in used] if left else []
-        found.update(_pairs(left, listed, rule))
-    used = set(found.values())
+        matches.update(_pairs(left, listed, rule))
+    used = set(matches.values())
     unknown = [name for name in splits if name not in used]
     if unknown:
         raise UserError(f"{where}: no class {_some(unknown)} in the data{nearest(unknown[0], list(names))}")
-    unlisted = [name for name in names if name not in found and name not in dropped]
+    unlisted = [name for name in names if name not in matches and name not in dropped]
     if unlisted:
         raise UserError(f"{where}: the data's class {_some(unlisted)} is in no split{nearest(unlisted[0], list(splits))}")
-    return {name: splits[listed] for name, listed in found.items() if name not in dropped}
+    return {name: splits[listed] for name, listed in matches.items() if name not in dropped}
 
 
 def split_by_names(names: Sequence[str], splits: dict[str, str], where: str, dropped: Sequence[str] = ()) -> np.ndarray:
-    """Split codes uint8 [C] of the named classes, see `match_splits`."""
-    found = match_splits(names, splits, where, dropped)
-    return np.array([SPLITS.index(found[name]) for name in names], np.uint8)
+    """Return the split codes uint8 [C] of the named classes, see `match_splits`."""
+    matches = match_splits(names, splits, where, dropped)
+    return np.array([SPLITS.index(matches[name]) for name in names], np.uint8)
 
 
 def _pairs(names: Sequence[str], listed: Sequence[str], rule: Callable[[str], str | None]) -> dict[str, str]:
-    """Class -> listed name of equal key, where the key is unique among the listed and (but for groups) among the classes."""
+    """Map class to listed name with the same key, if the key is unique among the listed and (except for groups) among the classes."""
     ours, theirs = _by_key(names, rule), _by_key(listed, str if rule is _group else rule)
     pairs: dict[str, str] = {}
     for key, group in ours.items():
@@ -146,17 +146,17 @@ def _pairs(names: Sequence[str], listed: Sequence[str], rule: Callable[[str], st
         if len(other) != 1 or (len(group) > 1 and rule is not _group):
             continue
         if rule is _number and not (other[0].isdigit() or group[0].isdigit()):
-            continue  # two names that only share their number
+            continue  # two names that share only their number
         pairs.update(dict.fromkeys(group, other[0]))
     return pairs
 
 
 def _by_key(names: Sequence[str], rule: Callable[[str], str | None]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    by_key: dict[str, list[str]] = {}
     for name in names:
         if (key := rule(name)) is not None:
-            found.setdefault(key, []).append(name)
-    return found
+            by_key.setdefault(key, []).append(name)
+    return by_key
 
 
 def _group(name: str) -> str | None:
@@ -177,23 +177,23 @@ def _number(name: str) -> str | None:
 
 
 def _by_class(data: Any, where: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    by_class: dict[str, str] = {}
     if not isinstance(data, dict):
         raise UserError(f"{where}: expected an object with train, valid and test")
     for split, names in data.items():
         if split not in SPLITS:
-            raise UserError(f"{where}: there is no split {split!r} (train, valid, test){nearest(split, list(SPLITS))}")
+            raise UserError(f"{where}: unknown split {split!r} (train, valid, test){nearest(split, list(SPLITS))}")
         if not isinstance(names, list) or not (all(type(name) is int for name in names) or all(type(name) is str for name in names)):
             raise UserError(f"{where}: {split} is not a list of class names")
         for name in map(str, names):
-            if name in found:
-                raise UserError(f"{where}: the class {name!r} is listed twice ({found[name]} and {split})")
-            found[name] = split
-    return found
+            if name in by_class:
+                raise UserError(f"{where}: the class {name!r} is listed twice ({by_class[name]} and {split})")
+            by_class[name] = split
+    return by_class
 
 
 def _rounded(total: int, shares: Shares) -> list[int]:
-    """Whole numbers that add up to `total`, by largest remainder."""
+    """Round to whole numbers that add up to `total`, by largest remainder."""
     exact = [total * share / 100 for share in shares]
     counts = [int(value + 1e-9) for value in exact]
     for part in sorted(range(3), key=lambda p: counts[p] - exact[p])[: total - sum(counts)]:

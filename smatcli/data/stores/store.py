@@ -1,11 +1,11 @@
-"""The store: one HDF5 file per dataset, images uint8 [N, H, W, 3] contiguous in the file, so that they are memory-mapped and never copied.
+"""The store: one HDF5 file per dataset. Its images, uint8 [N, H, W, 3], are contiguous in the file, so that they can be memory-mapped.
 
 Layout (format 2): datasets `images` [N, H, W, 3] uint8, `class_names` [C] UTF-8, `class_offsets` [C + 1] int64 (images of class c are rows
 `class_offsets[c]` to `class_offsets[c + 1]`), `class_split` [C] uint8 (0 train, 1 valid, 2 test); attributes `format_version`, `name`,
 `image_size`, `encoding`, `source`, `licence`, `content_hash`, `fit`, `unreadable`, `fingerprint` (of the source and the settings).
-Encoding "jpeg" has, instead of `images`, `jpeg` [B] uint8 (all encoded images one after the other) and `image_offsets` [N + 1] int64.
+Encoding "jpeg" has, instead of `images`, `jpeg` [B] uint8 (all encoded images, concatenated) and `image_offsets` [N + 1] int64.
 Optional: `image_split` [N] uint8, a split by image for tuning (then all classes are train), and `ontology`, JSON text.
-Format 1 is the same without encoding and optional datasets. Behind the HDF5 data stands a seal, see `store_format`.
+A seal follows the HDF5 data, see `smatcli.safe.seal`.
 """
 
 import os
@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from smatcli.data.stores.encoded import EncodedImages, MappedImages, RowFile
-from smatcli.data.stores.format import ENCODINGS, FORMAT_VERSION, READABLE_VERSIONS, SPLITS, hash_content, seal_is_broken
+from smatcli.data.stores.format import ENCODINGS, FORMAT_VERSION, SPLITS, hash_content, seal_is_broken
 from smatcli.data.stores.writer import write_store
 from smatcli.errors import UserError, nearest
 from smatcli.safe import hdf5 as safe_hdf5
@@ -56,7 +56,7 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path) -> "Store":
-        """Read and check a store's description. Raises UserError for a file that is missing, damaged or no store."""
+        """Read and check the description of a store. Raises UserError if the file is missing, damaged or not a store."""
         path = Path(path)
         _check_head(path)
         try:
@@ -71,7 +71,7 @@ class Store:
 
     @cached_property
     def images(self) -> np.ndarray | EncodedImages:
-        """All images, uint8 [N, H, W, 3]: mapped from the file (no copy, read-only), or decoded when they are indexed (jpeg)."""
+        """All images, uint8 [N, H, W, 3]: mapped from the file (no copy, read-only), or decoded on access (jpeg)."""
         rows, size = len(self), self.image_size
         try:
             if self.encoding != "raw":
@@ -86,7 +86,7 @@ class Store:
 
     @cached_property
     def ontology(self) -> "Ontology | None":
-        """How the classes are grouped, or None. Raises UserError for a damaged one."""
+        """The groups of the classes, or None. Raises UserError if they are damaged."""
         if self.ontology_text is None:
             return None
         from smatcli.data.stores.ontology import Ontology
@@ -98,26 +98,26 @@ class Store:
 
     @property
     def counts(self) -> np.ndarray:
-        """Images of each class, int64 [C]."""
+        """Images per class, int64 [C]."""
         return np.diff(self.class_offsets)
 
     def classes(self, split: str) -> np.ndarray:
-        """Class ids of a split ('train', 'valid', 'test' or 'all'), int64, ascending."""
+        """Return the class ids of a split ('train', 'valid', 'test' or 'all'), int64, ascending."""
         if split == "all":
             return np.arange(len(self.class_names))
         if split not in SPLITS:
-            raise UserError(f"{self.name}: there is no split {split!r} (train, valid, test, all){nearest(split, [*SPLITS, 'all'])}")
+            raise UserError(f"{self.name}: unknown split {split!r} (train, valid, test, all){nearest(split, [*SPLITS, 'all'])}")
         return np.flatnonzero(self.class_split == SPLITS.index(split))
 
     def image_rows(self, split: str) -> np.ndarray:
-        """Rows of the images of a split ('train', 'valid', 'test' or 'all'), int64 [n], ascending; by image or by class as the store is."""
+        """Return the image rows of a split ('train', 'valid', 'test' or 'all'), int64 [n], ascending."""
         chosen = self.classes(split)
         if split == "all":
             return np.arange(len(self))
         if self.image_split is not None:
             return np.flatnonzero(self.image_split == SPLITS.index(split))
         starts, counts = self.class_offsets[chosen], self.counts[chosen]
-        ahead = np.cumsum(counts) - counts  # of the images of the chosen classes before
+        ahead = np.cumsum(counts) - counts  # images of the preceding chosen classes
         return np.repeat(starts - ahead, counts) + np.arange(counts.sum())
 
     def __len__(self) -> int:
@@ -135,7 +135,7 @@ def _check_head(path: Path) -> None:
         with path.open("rb") as file:
             head = file.read(512)
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such store; `smat data ls {path.parent}` lists what is there") from None
+        raise UserError(f"{path}: does not exist; `smat data ls {path.parent}` lists the stores there") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if not head:
@@ -144,19 +144,17 @@ def _check_head(path: Path) -> None:
         fetch = {"git-lfs": "git lfs pull", "git-annex": "git annex get"}[kind]
         raise UserError(f"{path}: is a {kind} pointer, not the data; fetch it first (`{fetch}`)")
     if not head.startswith(_SIGNATURE):
-        raise UserError(f"{path}: is not an HDF5 file; stores are made by `smat data prepare`")
+        raise UserError(f"{path}: is not an HDF5 file; `smat data prepare` writes stores")
 
 
 def _read(cls: type[Store], path: Path, file: h5py.File) -> Store:
     attrs = safe_hdf5.attributes(file)
     if "format_version" not in attrs or not ("images" in file or "jpeg" in file):
         raise UserError(f"{path}: is an HDF5 file, but not a store of smat")
-    if attrs.pop("format_version") not in READABLE_VERSIONS:
-        raise UserError(
-            f"{path}: store format {file.attrs['format_version']}, this smat reads format {FORMAT_VERSION} and older; "
-            "prepare it again or update smat"
-        )
-    size, encoding = int(attrs.pop("image_size")), attrs.pop("encoding", "raw")
+    if (version := attrs.pop("format_version")) != FORMAT_VERSION:
+        action = "prepare it again" if version == 1 else "prepare it again or update smat"
+        raise UserError(f"{path}: store format {version}, this smat reads format {FORMAT_VERSION}; {action}")
+    size, encoding = int(attrs.pop("image_size")), attrs.pop("encoding")
     total, offset, length, index = _locate(path, file, size, encoding)
     if any(safe_hdf5.member(file, key).shape[:1] > (total + 1,) for key in ("class_names", "class_offsets", "class_split")):
         raise UserError(f"{path}: lists more classes than images; prepare it again")
@@ -167,17 +165,17 @@ def _read(cls: type[Store], path: Path, file: h5py.File) -> Store:
     if "image_split" in file:
         by_image = safe_hdf5.array(file, "image_split").astype(np.uint8)
         if by_image.shape != (total,) or (by_image > 2).any():
-            raise UserError(f"{path}: the splits of the images do not fit to them; prepare it again")
-    known = {key: attrs.pop(key) for key in ("name", "source", "licence", "content_hash")}
+            raise UserError(f"{path}: the splits of the images do not match them; prepare it again")
+    texts = {key: attrs.pop(key) for key in ("name", "source", "licence", "content_hash")}
     text = str(safe_hdf5.array(file, "ontology").item()) if "ontology" in file else None
     return cls(path, image_size=size, class_names=names, class_offsets=offsets, class_split=split, offset=offset, facts=attrs,
-        encoding=encoding, image_bytes=length, index_offset=index, image_split=by_image, ontology_text=text, **known)  # fmt: skip
+        encoding=encoding, image_bytes=length, index_offset=index, image_split=by_image, ontology_text=text, **texts)  # fmt: skip
 
 
 def _locate(path: Path, file: h5py.File, size: int, encoding: str) -> tuple[int, int, int, int]:
-    """Images, byte offset and length of their block, byte offset of their index (jpeg); UserError unless all of it lies in the file."""
+    """Return number of images, offset and length of their block, offset of their index (jpeg); UserError if they exceed the file."""
     if encoding not in ENCODINGS:
-        raise UserError(f"{path}: its images are encoded as {encoding!r}, which this smat does not know; prepare it again or update smat")
+        raise UserError(f"{path}: its images are encoded as {encoding!r}, which this smat cannot read; prepare it again or update smat")
     blocks: list[tuple[Any, Any, tuple[int, ...], str]]
     if encoding == "raw":
         said = f"images are not one contiguous uint8 block [N, {size}, {size}, 3]"

@@ -1,4 +1,4 @@
-"""Reading a whole store again and comparing it with its content hash."""
+"""Verification of a whole store against its content hash."""
 
 import hashlib
 from collections.abc import Callable
@@ -14,9 +14,9 @@ _BLOCK = 2**22
 
 
 def verify_store(path: str | Path, progress: Callable[[int], None] = lambda images: None) -> str | None:
-    """What is wrong with a store, or None: every image is read and everything is hashed again. `progress` gets the images done.
+    """Read and hash everything in a store; return a description of the problem, or None. `progress` gets the number of images read.
 
-    Encoded images are not decoded: each was when the store was made, and the hash covers their bytes.
+    Encoded images are not decoded: each was decoded when the store was written, and the hash covers their bytes.
     """
     try:
         store = Store.open(path)
@@ -46,7 +46,7 @@ def verify_store(path: str | Path, progress: Callable[[int], None] = lambda imag
 
 
 def _extras(store: Store) -> dict[str, str]:
-    """Encoding and optional datasets as they go into the content hash."""
+    """Return encoding and hashes of optional datasets, as in the content hash."""
     extras: dict[str, str] = {}
     with h5py.File(store.path, "r", locking=False) as file:
         if store.encoding != "raw":

@@ -1,4 +1,4 @@
-"""Writing a store: the images stream into the final file, the HDF5 structure is put around them at the end (nothing is held or copied)."""
+"""Writer of stores: images stream into the final file, and the HDF5 structure is put around them at the end, without a copy."""
 
 import hashlib
 import os
@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypedDict, Unpack
 
 import h5py
 import numpy as np
@@ -19,9 +19,18 @@ from smatcli.safe.files import atomic_path
 Images = np.ndarray | Iterable[np.ndarray] | Iterable[bytes]
 
 
+class OptionalParts(TypedDict, total=False):
+    """Optional parts of a store."""
+
+    facts: Mapping[str, Any] | None  # further attributes: `fit`, `unreadable`, `fingerprint`
+    encoding: str  # raw (default) or jpeg
+    image_split: Sequence[int] | np.ndarray | None  # a split code per image instead of per class
+    ontology: str | None  # JSON text
+
+
 @dataclass(frozen=True)
 class Contents:
-    """What a finished store says about its images: name, number of images and split code (0 train, 1 valid, 2 test) of each class, ..."""
+    """Description of a finished store: names, numbers of images and split codes (0 train, 1 valid, 2 test) of the classes, ..."""
 
     name: str
     image_size: int
@@ -49,20 +58,16 @@ def write_store(
     source: str = "",
     licence: str = "",
     *,
-    facts: Mapping[str, Any] | None = None,
-    encoding: str = "raw",
-    image_split: Sequence[int] | np.ndarray | None = None,
-    ontology: str | None = None,
     replace: bool = False,
+    **optional: Unpack[OptionalParts],
 ) -> Path:
-    """Write `path` whole or not at all and return it; memory stays small whatever the size.
+    """Write a store atomically and return its path; memory use does not depend on the size.
 
     `classes` yields (class name, split code 0 train / 1 valid / 2 test, images), where images is uint8 [n, H, W, 3] or an iterator of
-    [H, W, 3] or [b, H, W, 3]; with encoding "jpeg" an iterator of encoded images. `image_split` gives a split code for every image
-    instead; `ontology` is the JSON text of one; `facts` are further attributes (`fit`, `unreadable`, `fingerprint`).
+    [H, W, 3] or [b, H, W, 3]; with encoding "jpeg" an iterator of encoded images. `optional` is described in `OptionalParts`.
     Raises UserError for an existing file without `replace`, a class without images or given twice, a wrong shape or type.
     """
-    path = Path(path)
+    path, encoding, image_split = Path(path), optional.get("encoding", "raw"), optional.get("image_split")
     if path.exists() and not replace:
         raise UserError(f"{path}: exists already and is not overwritten; choose another name, or replace it explicitly")
     if not name or not name.isprintable() or "/" in name or name.startswith("."):
@@ -86,8 +91,8 @@ def write_store(
             if image_split is not None and len(image_split) != draft.images:
                 raise UserError(f"{name}: {len(image_split)} split codes for {draft.images} images")
             finish(draft, Contents(
-                name, image_size, list(split), counts, list(split.values()), encoding, image_split is not None, ontology, source, licence,
-                facts or {},
+                name, image_size, list(split), counts, list(split.values()), encoding, image_split is not None, optional.get("ontology"),
+                source, licence, optional.get("facts") or {},
             ))  # fmt: skip
         finally:
             draft.close()
@@ -98,7 +103,7 @@ def write_store(
 def append(
     draft: Draft, images: Images, size: int, where: str, encoding: str = "raw", codes: Sequence[int] | np.ndarray | None = None
 ) -> int:
-    """Add images of one class (as in `write_store`) and return their number; `codes` are the split codes of all images of the store."""
+    """Add the images of one class (as in `write_store`) and return their number; `codes` are the split codes of all images of the store."""
     first = draft.images
     if encoding == "raw":
         count = _append(draft.file, draft.digest, images, size, where)
@@ -109,19 +114,19 @@ def append(
         return count
     for data in images:
         if not isinstance(data, bytes) or not data:
-            raise UserError(f"{where}: an image is no encoded file but {type(data).__name__}")
+            raise UserError(f"{where}: an image is {type(data).__name__}, not an encoded file")
         draft.append(data, 0 if codes is None else _code(codes, draft.images))
     return draft.images - first
 
 
 def _code(codes: Sequence[int] | np.ndarray, row: int) -> int:
-    return int(codes[row]) if row < len(codes) else 0  # their number is checked in the end
+    return int(codes[row]) if row < len(codes) else 0  # their number is checked at the end
 
 
 def finish(draft: Draft, contents: Contents) -> None:
-    """Turn the images of `draft` into a store, in place; the file is closed and can be renamed. Raises UserError without any class."""
+    """Turn the draft into a store, in place; the file is closed and can be renamed. Raises UserError if it has no class."""
     if not contents.classes:
-        raise UserError(f"{contents.name}: there is no class")
+        raise UserError(f"{contents.name}: has no class")
     draft.flush()
     start = _wrap(draft, contents)
     draft.close()
@@ -143,12 +148,12 @@ def _append(file: IO[bytes], digest: Any, images: Any, size: int, where: str) ->
 
 
 def frame_path(draft: Path) -> Path:
-    """The temporary file that the structure of a draft is built in."""
+    """Return the path of the temporary file in which the structure of a draft is built."""
     return draft.with_name(draft.name + ".frame")
 
 
 def _wrap(draft: Draft, contents: Contents) -> int:
-    """Build the same HDF5 file with unwritten (sparse) images, copy all bytes around the images into the draft; returns their offset."""
+    """Build the same HDF5 file with unwritten (sparse) images and copy the bytes around the images into the draft; return their offset."""
     size = contents.image_size
     raw = contents.encoding == "raw"
     frame = frame_path(draft.path)
@@ -166,7 +171,7 @@ def _wrap(draft: Draft, contents: Contents) -> int:
             start = images.get_offset()
         if start == START:
             _copy_around(frame, draft.path, START + draft.bytes)
-        else:  # images smaller than the structure itself: HDF5 aligned that too
+        else:  # images smaller than the structure: HDF5 aligned the structure as well
             with draft.path.open("rb") as written, frame.open("r+b") as whole:
                 written.seek(START)
                 whole.seek(start)
@@ -179,17 +184,17 @@ def _wrap(draft: Draft, contents: Contents) -> int:
 
 
 def _unwritten(file: h5py.File, name: str, shape: tuple[int, ...], kind: Any) -> h5py.h5d.DatasetID:
-    """A contiguous dataset that has its place in the file at once, though nothing is written there."""
+    """Create a contiguous dataset whose space in the file is allocated at once but not written."""
     plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plan.set_layout(h5py.h5d.CONTIGUOUS)
     plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    plan.set_obj_track_times(False)  # equal content gives equal bytes
+    plan.set_obj_track_times(0)  # equal content gives equal bytes
     plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     return h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), plan)
 
 
 def _extras(draft: Draft, contents: Contents, file: h5py.File) -> dict[str, str]:
-    """Write the optional datasets block by block; returns what of them goes into the content hash."""
+    """Write the optional datasets block by block; return their contribution to the content hash."""
     extras = {} if contents.encoding == "raw" else {"encoding": contents.encoding}
     fill: dict[str, tuple[Any, Callable[[np.ndarray], np.ndarray]]] = {}
     if contents.encoding != "raw":

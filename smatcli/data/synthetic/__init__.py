@@ -47,7 +47,7 @@ DOMAINS: dict[str, Domain] = {
 }
 
 
-class Progress(Protocol):
+class DrawingReporter(Protocol):
     """The part of an engine's reporter that is used here."""
 
     def line(self, text: str) -> None: ...
@@ -66,7 +66,7 @@ def make_synthetic(
     classes: int = 40,
     per_class: int = 30,
     domains: Sequence[str] | None = None,
-    reporter: Progress | None = None,
+    reporter: DrawingReporter | None = None,
 ) -> list[Path]:
     """Write one store `<out>/<domain>.h5` for each of `domains` (None: all) and return their paths.
 
@@ -111,7 +111,7 @@ def draw_class(domain: str, index: int, seed: int = 0, size: int = 32, per_class
 
 
 def _drawn(
-    domain: str, classes: list[tuple[str, Any]], seed: int, size: int, per_class: int, reporter: Progress | None, done: int
+    domain: str, classes: list[tuple[str, Any]], seed: int, size: int, per_class: int, reporter: DrawingReporter | None, done: int
 ) -> Iterator[tuple[str, int, NDArray[np.uint8]]]:
     shares = (60, 15, 25) if DOMAINS[domain].role == "id" else (0, 0, 100)
     split = np.repeat(np.arange(3), class_counts(len(classes), shares))

@@ -3,6 +3,7 @@
 import itertools
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,27 +56,28 @@ def grid(size: int) -> tuple[Array, Array]:
     return x[None], y[None]
 
 
-def posed(
-    draws: Draws,
-    n: int,
-    size: int,
-    *,
-    scale: tuple[float, float] = (0.65, 1.0),
-    angle: float = np.pi,
-    shift: float = 0.25,
-    stretch: float = 0.15,
-    wobble: float = 0.0,
-) -> tuple[Array, Array]:
-    """Object coordinates x, y [n, size, size] under a random similarity, stretch (also serves as shear) and smooth elastic `wobble`."""
+@dataclass(frozen=True)
+class Pose:
+    """Ranges of a random pose: factors of `scale`; `angle`, `shift` and log `stretch` up to +- the value; amplitude of the `wobble`."""
+
+    scale: tuple[float, float] = (0.65, 1.0)
+    angle: float = np.pi
+    shift: float = 0.25
+    stretch: float = 0.15
+    wobble: float = 0.0
+
+
+def posed(draws: Draws, n: int, size: int, pose: Pose) -> tuple[Array, Array]:
+    """Return object coordinates x, y [n, size, size] under a random similarity, stretch (also serves as shear) and elastic wobble."""
     x, y = grid(size)
-    if wobble:
-        x = x + smooth_noise(draws, n, size, 4, wobble)
-        y = y + smooth_noise(draws, n, size, 4, wobble)
-    x = x - rows(draws.uniform(-shift, shift, n))
-    y = y - rows(draws.uniform(-shift, shift, n))
-    zoom = draws.uniform(*scale, n)
-    ratio = np.exp(draws.uniform(-stretch, stretch, n))
-    first, second = draws.uniform(-np.pi, np.pi, n), draws.uniform(-angle, angle, n)
+    if pose.wobble:
+        x = x + smooth_noise(draws, n, size, 4, pose.wobble)
+        y = y + smooth_noise(draws, n, size, 4, pose.wobble)
+    x = x - rows(draws.uniform(-pose.shift, pose.shift, n))
+    y = y - rows(draws.uniform(-pose.shift, pose.shift, n))
+    zoom = draws.uniform(*pose.scale, n)
+    ratio = np.exp(draws.uniform(-pose.stretch, pose.stretch, n))
+    first, second = draws.uniform(-np.pi, np.pi, n), draws.uniform(-pose.angle, pose.angle, n)
     # Stretching along a random axis: turn, stretch, turn back, then the visible rotation.
     x, y = turn(x, y, first)
     x, y = turn(x * rows(ratio / zoom), y * rows(1 / (ratio * zoom)), second - first)
@@ -106,14 +108,14 @@ def upsample(knots: Array, size: int) -> Array:
         weights[np.arange(size), cell + k] = basis[:, k]
     flat = knots.reshape(*knots.shape[:3], -1)
     across = np.einsum("yk,nkjc->nyjc", weights, flat, optimize=True)
-    return np.einsum("xj,nyjc->nyxc", weights, across, optimize=True).reshape(len(knots), size, size, *knots.shape[3:])
+    return np.asarray(np.einsum("xj,nyjc->nyxc", weights, across, optimize=True).reshape(len(knots), size, size, *knots.shape[3:]))
 
 
 def cover(field: Array, softness: ArrayLike = 1.0) -> Array:
     """Antialiased coverage in [0, 1] of {field < 0} [n, S, S]: distance to the border in pixels is field / |gradient|."""
     dy, dx = np.gradient(field, axis=(1, 2))
     steep = np.sqrt(dx * dx + dy * dy) + np.float32(1e-4)
-    return np.clip(0.5 - field / (steep * np.asarray(softness, np.float32)), 0, 1)
+    return np.asarray(np.clip(0.5 - field / (steep * np.asarray(softness, np.float32)), 0, 1))
 
 
 def polar(x: Array, y: Array) -> tuple[Array, Array]:
@@ -132,7 +134,7 @@ def hsv(hue: ArrayLike, saturation: ArrayLike, value: ArrayLike) -> Array:
     offset = np.array([5, 3, 1], np.float32)
     k = (offset + hue[..., None] * 6) % 6
     ramp = np.clip(np.minimum(k, 4 - k), 0, 1)
-    return (value[..., None] * (1 - saturation[..., None] * ramp)).astype(np.float32)
+    return np.asarray((value[..., None] * (1 - saturation[..., None] * ramp)).astype(np.float32))
 
 
 def ink_and_paper(draws: Draws, n: int, contrast: float = 0.35) -> tuple[Array, Array]:
@@ -177,8 +179,8 @@ def finished(draws: Draws, images: Array, grain: float = 0.03, light: float = 0.
     return np.clip(out * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
-def shuffled(draws: Draws, *axes: Sequence[Any]) -> list[tuple]:
-    """All combinations of one value of each axis, in random order."""
+def shuffled(draws: Draws, *axes: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Return all combinations of one value per axis, in random order."""
     combinations = list(itertools.product(*(range(len(a)) for a in axes)))
     order = draws.generator().permutation(len(combinations))
     return [tuple(axis[k] for axis, k in zip(axes, combinations[j], strict=True)) for j in order]

@@ -69,7 +69,7 @@ def stamped(masks: Array, which: NDArray[np.int64], x: Array, y: Array, weight: 
     above = flat[start] * (1 - right) + flat[start + 1] * right
     below = flat[start + BOX] * (1 - right) + flat[start + BOX + 1] * right
     ink = above * (1 - down) + below * down
-    return np.clip((ink - 0.5 + rows(weight)) * 2.5 + 0.5, 0, 1)
+    return np.asarray(np.clip((ink - 0.5 + rows(weight)) * 2.5 + 0.5, 0, 1))
 
 
 def soft(masks: Array) -> Array:

@@ -6,7 +6,7 @@ import unicodedata
 import numpy as np
 from numpy.typing import NDArray
 
-from smatcli.data.synthetic.canvas import Array, Draws, backdrop, finished, hsv, ink_and_paper, paint, posed, rows
+from smatcli.data.synthetic.canvas import Array, Draws, Pose, backdrop, finished, hsv, ink_and_paper, paint, posed, rows
 from smatcli.data.synthetic.fonts import DIGIT_FONTS, LETTER_FONTS, code_points, glyph_mask, soft, stamped
 
 SCRIPTS = {
@@ -58,7 +58,7 @@ def _letter_masks(text: str) -> Array:
 
 def draw_letter(text: str, draws: Draws, n: int, size: int) -> NDArray[np.uint8]:
     masks = _letter_masks(text)
-    x, y = posed(draws, n, size, scale=(0.85, 1.25), angle=0.35, shift=0.3, stretch=0.25, wobble=0.12)
+    x, y = posed(draws, n, size, Pose(scale=(0.85, 1.25), angle=0.35, shift=0.3, stretch=0.25, wobble=0.12))
     mask = stamped(masks, draws.integers(len(masks), n), x, y, draws.uniform(0.0, 0.35, n))
     ink, paper = ink_and_paper(draws, n)
     return finished(draws, paint(backdrop(draws, paper, size), mask, ink))
@@ -76,7 +76,7 @@ def _digit_masks() -> Array:
 
 def draw_number(digits: tuple[int, int], draws: Draws, n: int, size: int) -> NDArray[np.uint8]:
     masks, fonts = _digit_masks(), len(DIGIT_FONTS)
-    x, y = posed(draws, n, size, scale=(0.8, 1.1), angle=0.3, shift=0.2, stretch=0.15, wobble=0.08)
+    x, y = posed(draws, n, size, Pose(scale=(0.8, 1.1), angle=0.3, shift=0.2, stretch=0.15, wobble=0.08))
     font, weight = draws.integers(fonts, n), draws.uniform(0.0, 0.35, n)
     mask = np.zeros((n, size, size), np.float32)
     for digit, side in zip(digits, (-1, 1), strict=True):

@@ -1,17 +1,18 @@
 """Flowers seen from above and mushrooms seen from the side: fine-grained classes of one kind of thing each."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from smatcli.data.synthetic.canvas import Array, Draws, cover, finished, fold, hsv, paint, polar, posed, rows, shuffled, smooth_noise
+from smatcli.data.synthetic.canvas import Array, Draws, Pose, cover, finished, fold, hsv, paint, polar, posed, rows, shuffled, smooth_noise
 
 HUES = (0.0, 0.08, 0.14, 0.6, 0.75, 0.9)
 PETAL_FORMS = {"round": (0.55, 0.45), "long": (0.3, 0.7), "pointed": (0.9, 1.0), "notched": (0.5, -0.5), "broad": (0.2, 0.3)}
 
 
-def flower_catalogue(draws: Draws) -> list[tuple[str, tuple]]:
+def flower_catalogue(draws: Draws) -> list[tuple[str, tuple[Any, ...]]]:
     """Petal count x form x hue x heart (small pale, large dark) x one or two whorls."""
     out = []
     for count, form, hue, heart, whorls in shuffled(draws, (3, 4, 5, 6, 8, 12), list(PETAL_FORMS), HUES, ("light", "dark"), (1, 2)):
@@ -20,10 +21,10 @@ def flower_catalogue(draws: Draws) -> list[tuple[str, tuple]]:
     return out[:200]
 
 
-def draw_flower(spec: tuple, draws: Draws, n: int, size: int) -> NDArray[np.uint8]:
+def draw_flower(spec: tuple[Any, ...], draws: Draws, n: int, size: int) -> NDArray[np.uint8]:
     count, form, hue, heart, whorls = spec
     image = _foliage(draws, n, size)
-    x, y = posed(draws, n, size, scale=(0.5, 0.95), shift=0.3, stretch=0.25, wobble=0.06)
+    x, y = posed(draws, n, size, Pose(scale=(0.5, 0.95), shift=0.3, stretch=0.25, wobble=0.06))
     radius, angle = polar(x, y)
     tone = (hue + draws.normal(0.02, n)) % 1
     strength, value = draws.uniform(0.45, 0.9, n), draws.uniform(0.6, 1.0, n)
@@ -54,7 +55,7 @@ def _foliage(draws: Draws, n: int, size: int) -> Array:
     leaves = smooth_noise(draws, n, size, 6, 0.5) + smooth_noise(draws, n, size, 3, 0.4)
     image: Array = base[:, None, None, :] * (1 + leaves[..., None])
     for _ in range(2):
-        x, y = posed(draws, n, size, scale=(0.4, 0.7), shift=0.9, stretch=0.2)
+        x, y = posed(draws, n, size, Pose(scale=(0.4, 0.7), shift=0.9, stretch=0.2))
         leaf = cover(np.hypot(x, y * (2.2 + 1.2 * x)) - 1)
         image = paint(image, leaf, hsv(draws.uniform(0.2, 0.4, n), draws.uniform(0.4, 0.9, n), draws.uniform(0.2, 0.75, n)))
     return image
@@ -82,7 +83,7 @@ def mushroom_catalogue(draws: Draws) -> list[tuple[str, Mushroom]]:
 
 def draw_mushroom(kind: Mushroom, draws: Draws, n: int, size: int) -> NDArray[np.uint8]:
     image = _forest(draws, n, size)
-    x, y = posed(draws, n, size, scale=(0.5, 0.95), angle=0.35, shift=0.3, stretch=0.18, wobble=0.06)
+    x, y = posed(draws, n, size, Pose(scale=(0.5, 0.95), angle=0.35, shift=0.3, stretch=0.18, wobble=0.06))
     width, bulge = STEMS[kind.stem]
     low = np.clip((y + 0.1) / 1.0, 0, 1)
     stem = cover(np.maximum(np.abs(x) - width * rows(draws.uniform(0.8, 1.2, n)) - bulge * low**3, np.maximum(-0.2 - y, y - 0.95)))
@@ -105,14 +106,14 @@ def draw_mushroom(kind: Mushroom, draws: Draws, n: int, size: int) -> NDArray[np
 def _cap(form: str, x: Array, y: Array) -> Array:
     width, height = CAPS[form]
     if form == "ball":
-        return np.hypot(x / width, (y + 0.4) / height) - 1
+        return np.asarray(np.hypot(x / width, (y + 0.4) / height) - 1)
     if form == "funnel":
-        return np.maximum(np.abs(x) - width * (0.35 - y - 0.15) / 0.85, np.maximum(-0.62 - y, y - 0.15))
+        return np.asarray(np.maximum(np.abs(x) - width * (0.35 - y - 0.15) / 0.85, np.maximum(-0.62 - y, y - 0.15)))
     v = (0.05 - y) / height
     if form == "cone":
-        return np.maximum(np.abs(x) / width - (1 - v), -v)
+        return np.asarray(np.maximum(np.abs(x) / width - (1 - v), -v))
     power = 2.0 if form != "bell" else 1.3
-    return np.maximum((np.abs(x) / width) ** power + np.clip(v, 0, None) ** (2 if form != "bell" else 2.5) - 1, -v)
+    return np.asarray(np.maximum((np.abs(x) / width) ** power + np.clip(v, 0, None) ** (2 if form != "bell" else 2.5) - 1, -v))
 
 
 def _marks(marks: str, x: Array, y: Array, draws: Draws, n: int) -> Array | None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from smatcli.data.synthetic.canvas import Array, Draws, backdrop, cover, finished, fold, ink_and_paper, paint, polar, posed
+from smatcli.data.synthetic.canvas import Array, Draws, Pose, backdrop, cover, finished, fold, ink_and_paper, paint, polar, posed
 
 Field = Callable[[Array, Array], Array]
 
@@ -13,7 +13,7 @@ Field = Callable[[Array, Array], Array]
 def polygon(sides: int) -> Field:
     def field(x: Array, y: Array) -> Array:
         radius, angle = polar(x, y)
-        return radius * np.cos(fold(angle + np.pi / 2, sides)) - np.cos(np.pi / sides)
+        return np.asarray(radius * np.cos(fold(angle + np.pi / 2, sides)) - np.cos(np.pi / sides))
 
     return field
 
@@ -27,7 +27,7 @@ def star(points: int, inner: float) -> Field:
     def field(x: Array, y: Array) -> Array:
         radius, angle = polar(x, y)
         sector = np.abs(fold(angle + np.pi / 2, points))
-        return (radius * np.cos(sector) - 1) * normal[0] + radius * np.sin(sector) * normal[1]
+        return np.asarray((radius * np.cos(sector) - 1) * normal[0] + radius * np.sin(sector) * normal[1])
 
     return field
 
@@ -56,7 +56,7 @@ def cross(width: float, slant: float = 0.0) -> Field:
 
 
 def crescent(x: Array, y: Array) -> Array:
-    return np.maximum(np.hypot(x, y) - 1, 0.85 - np.hypot(x - 0.5, y))
+    return np.asarray(np.maximum(np.hypot(x, y) - 1, 0.85 - np.hypot(x - 0.5, y)))
 
 
 def heart(x: Array, y: Array) -> Array:
@@ -66,16 +66,16 @@ def heart(x: Array, y: Array) -> Array:
 def drop(x: Array, y: Array) -> Array:
     """A disc with a tip: the sides are straight from (0, -1) to where they touch the disc around (0, 0.35)."""
     side = np.maximum((np.abs(x) * 1.2 - (y + 1) * 0.61) * 0.74, y - 0.05)
-    return np.minimum(np.hypot(x, y - 0.35) - 0.62, side)
+    return np.asarray(np.minimum(np.hypot(x, y - 0.35) - 0.62, side))
 
 
 def arrow(x: Array, y: Array) -> Array:
     head = np.maximum(-1 - y, np.maximum(np.abs(x) * 1.1 - (y + 1), y - 0.05))
-    return np.minimum(head, np.maximum(np.abs(x) - 0.32, np.maximum(-y - 0.1, y - 1)))
+    return np.asarray(np.minimum(head, np.maximum(np.abs(x) - 0.32, np.maximum(-y - 0.1, y - 1))))
 
 
 def half_disc(x: Array, y: Array) -> Array:
-    return np.maximum(np.hypot(x, y - 0.4) - 1, y - 0.45)
+    return np.asarray(np.maximum(np.hypot(x, y - 0.4) - 1, y - 0.45))
 
 
 def trapezium(x: Array, y: Array) -> Array:
@@ -83,7 +83,7 @@ def trapezium(x: Array, y: Array) -> Array:
 
 
 def ell(x: Array, y: Array) -> Array:
-    return np.maximum(box(0.85, 0.85)(x, y), -np.maximum(0.15 - x - 0.3, y - 0.25))
+    return np.asarray(np.maximum(box(0.85, 0.85)(x, y), -np.maximum(0.15 - x - 0.3, y - 0.25)))
 
 
 def bow(x: Array, y: Array) -> Array:
@@ -113,7 +113,7 @@ def shape_catalogue(draws: Draws) -> list[tuple[str, tuple[str, str]]]:
 
 def draw_shape(spec: tuple[str, str], draws: Draws, n: int, size: int) -> NDArray[np.uint8]:
     outline, interior = OUTLINES[spec[0]], spec[1]
-    x, y = posed(draws, n, size, scale=(0.5, 0.85), shift=0.3, stretch=0.15, wobble=0.05)
+    x, y = posed(draws, n, size, Pose(scale=(0.5, 0.85), shift=0.3, stretch=0.15, wobble=0.05))
     mask = cover(outline(x, y))
     if interior == "hollow":
         mask = mask - cover(outline(x / 0.62, y / 0.62))
@@ -125,6 +125,6 @@ def draw_shape(spec: tuple[str, str], draws: Draws, n: int, size: int) -> NDArra
         mask = mask * (1 - cover(np.cos(9 * x)))
     ink, paper = ink_and_paper(draws, n)
     image = backdrop(draws, paper, size, uneven=0.35)
-    distractor = cover(np.hypot(*posed(draws, n, size, scale=(0.12, 0.25), shift=0.9, stretch=0.6)) - 1)
+    distractor = cover(np.hypot(*posed(draws, n, size, Pose(scale=(0.12, 0.25), shift=0.9, stretch=0.6))) - 1)
     image = paint(image, distractor, draws.uniform(0, 1, n, 3))
     return finished(draws, paint(image, np.clip(mask, 0, 1), ink[:, None, None, :] + 0.25 * (image - image.mean((1, 2), keepdims=True))))

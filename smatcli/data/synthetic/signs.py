@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from smatcli.data.synthetic.canvas import Array, Draws, cover, finished, hsv, paint, posed, rows, shuffled, smooth_noise
+from smatcli.data.synthetic.canvas import Array, Draws, Pose, cover, finished, hsv, paint, posed, rows, shuffled, smooth_noise
 from smatcli.data.synthetic.shapes import Field, arrow, box, cross, polygon, superellipse, trapezium
 
 FRAMES: dict[str, Field] = {
@@ -33,12 +33,12 @@ def _chevron(x: Array, y: Array) -> Array:
 
 
 def _zigzag(x: Array, y: Array) -> Array:
-    return np.maximum(np.abs(x - 0.45 * np.sin(4 * y)) - 0.22, np.abs(y) - 1)
+    return np.asarray(np.maximum(np.abs(x - 0.45 * np.sin(4 * y)) - 0.22, np.abs(y) - 1))
 
 
 def _walker(x: Array, y: Array) -> Array:
     legs = np.maximum(np.abs(np.abs(x) - 0.25 - 0.4 * (y - 0.2)) - 0.14, np.abs(y - 0.6) - 0.4)
-    return np.minimum(np.minimum(np.hypot(x, y + 0.75) - 0.27, box(0.3, 0.38)(x, y + 0.1)), legs)
+    return np.asarray(np.minimum(np.minimum(np.hypot(x, y + 0.75) - 0.27, box(0.3, 0.38)(x, y + 0.1)), legs))
 
 
 def _dots(x: Array, y: Array) -> Array:
@@ -47,7 +47,7 @@ def _dots(x: Array, y: Array) -> Array:
 
 def _truck(x: Array, y: Array) -> Array:
     body = np.minimum(box(0.55, 0.4)(x + 0.3, y + 0.15), box(0.25, 0.25)(x - 0.65, y))
-    return np.minimum(body, np.hypot(np.abs(x) - 0.5, y - 0.45) - 0.2)
+    return np.asarray(np.minimum(body, np.hypot(np.abs(x) - 0.5, y - 0.45) - 0.2))
 
 
 PICTOGRAMS: dict[str, Field] = {
@@ -70,7 +70,7 @@ def draw_sign(spec: tuple[str, str, str], draws: Draws, n: int, size: int) -> ND
     frame, pictogram = FRAMES[spec[0]], PICTOGRAMS[spec[2]]
     border_hsv, plate_hsv, dark = SCHEMES[spec[1]][:3], SCHEMES[spec[1]][3:6], SCHEMES[spec[1]][6]
     image = _street(draws, n, size)
-    x, y = posed(draws, n, size, scale=(0.42, 0.85), angle=0.2, shift=0.35, stretch=0.2, wobble=0.03)
+    x, y = posed(draws, n, size, Pose(scale=(0.42, 0.85), angle=0.2, shift=0.35, stretch=0.2, wobble=0.03))
     fade, hue = draws.uniform(0.4, 1.0, n), draws.uniform(-0.035, 0.035, n)
     border, plate = (hsv((h + hue) % 1, s * fade, v * draws.uniform(0.55, 1, n)) for h, s, v in (border_hsv, plate_hsv))
     outer = cover(frame(x, y))
@@ -90,8 +90,8 @@ def _street(draws: Draws, n: int, size: int) -> Array:
     sky = hsv(draws.uniform(0.5, 0.65, n), draws.uniform(0, 0.5, n), draws.uniform(0.5, 1, n))
     ground = hsv(draws.uniform(0.02, 0.45, n), draws.uniform(0.1, 0.6, n), draws.uniform(0.15, 0.7, n))
     edge = smooth_noise(draws, n, size, 3, 0.8) + rows(draws.uniform(-0.6, 0.6, n))
-    _, y = posed(draws, n, size, angle=0.2, scale=(1, 1), shift=0)
+    _, y = posed(draws, n, size, Pose(angle=0.2, scale=(1, 1), shift=0))
     image: Array = np.broadcast_to(sky[:, None, None, :], (n, size, size, 3)) + smooth_noise(draws, n, size, 4, 0.15, channels=3)
     image = paint(image, np.clip(4 * (y + edge) + 0.5, 0, 1), ground)
-    patch = cover(np.maximum(*(np.abs(c) for c in posed(draws, n, size, scale=(0.2, 0.5), shift=1.0, stretch=0.6))) - 1)
+    patch = cover(np.maximum(*(np.abs(c) for c in posed(draws, n, size, Pose(scale=(0.2, 0.5), shift=1.0, stretch=0.6)))) - 1)
     return paint(image, patch, draws.uniform(0, 1, n, 3))

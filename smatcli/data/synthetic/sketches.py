@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from smatcli.data.synthetic.canvas import Array, Draws, backdrop, finished, hsv, paint, posed, rows
+from smatcli.data.synthetic.canvas import Array, Draws, Pose, backdrop, finished, hsv, paint, posed, rows
 
 SKETCHES = 120
 STEPS = 7
@@ -57,11 +57,11 @@ def _direction(rng: np.random.Generator) -> NDArray[np.float64]:
 def _fitted(stroke: Array, strokes: list[Array]) -> Array:
     points = np.concatenate(strokes)
     low, high = points.min(0), points.max(0)
-    return (1.6 * (stroke - (low + high) / 2) / (high - low).max()).astype(np.float32)
+    return np.asarray((1.6 * (stroke - (low + high) / 2) / (high - low).max()).astype(np.float32))
 
 
 def draw_sketch(strokes: list[Array], draws: Draws, n: int, size: int) -> NDArray[np.uint8]:
-    x, y = posed(draws, n, size, scale=(0.6, 1.05), angle=0.3, shift=0.25, stretch=0.2, wobble=0.1)
+    x, y = posed(draws, n, size, Pose(scale=(0.6, 1.05), angle=0.3, shift=0.25, stretch=0.2, wobble=0.1))
     squared = np.full((n, size, size), 9, np.float32)
     for stroke in strokes:
         points = stroke + draws.normal(0.035, n, len(stroke), 2) + draws.normal(0.05, n, 1, 2)

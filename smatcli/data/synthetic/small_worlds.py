@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from smatcli.data.synthetic.canvas import Array, Draws, backdrop, cover, finished, hsv, ink_and_paper, paint, posed, rows, shuffled
+from smatcli.data.synthetic.canvas import Array, Draws, Pose, backdrop, cover, finished, hsv, ink_and_paper, paint, posed, rows, shuffled
 
 SPRITES = 150
 SIDE = 10
@@ -31,7 +31,7 @@ def sprite_catalogue(draws: Draws) -> list[tuple[str, NDArray[np.int64]]]:
 
 
 def draw_sprite(sprite: NDArray[np.int64], draws: Draws, n: int, size: int) -> NDArray[np.uint8]:
-    x, y = posed(draws, n, size, scale=(0.7, 1.15), angle=0.3, shift=0.25, stretch=0.15)
+    x, y = posed(draws, n, size, Pose(scale=(0.7, 1.15), angle=0.3, shift=0.25, stretch=0.15))
     column, row = ((c + 1) * (SIDE / 2) - 0.5 for c in (x, y))
     ink, paper = ink_and_paper(draws, n)
     palette = np.stack([ink, ink * 0.55 + 0.45 * draws.uniform(0, 1, n, 3), ink * 0.5 + 0.5 * draws.uniform(0, 1, n, 3)])
@@ -51,7 +51,9 @@ def _blocky(layers: Array, column: Array, row: Array) -> Array:
     u, v = column - left, row - top
     flat = padded.ravel()
     start = (np.arange(len(layers)) * width * width)[:, None, None] + top * width + left
-    return (flat[start] * (1 - u) + flat[start + 1] * u) * (1 - v) + (flat[start + width] * (1 - u) + flat[start + width + 1] * u) * v
+    return np.asarray(
+        (flat[start] * (1 - u) + flat[start + 1] * u) * (1 - v) + (flat[start + width] * (1 - u) + flat[start + width + 1] * u) * v
+    )
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def draw_cells(kind: Culture, draws: Draws, n: int, size: int) -> NDArray[np.uin
     count = round(1.2 / kind.radius)
     for k in range(count * 2):
         here = draws.flip(0.55 if k else 1.0, n)
-        x, y = posed(draws, n, size, scale=(0.85 * kind.radius, 1.15 * kind.radius), shift=0.85 if k else 0.4, stretch=0.1)
+        x, y = posed(draws, n, size, Pose(scale=(0.85 * kind.radius, 1.15 * kind.radius), shift=0.85 if k else 0.4, stretch=0.1))
         radius, edge = np.hypot(x / kind.long**0.5, y * kind.long**0.5), 1 + 0 * x
         angle = np.arctan2(y, x)
         if kind.outline == "lobed":

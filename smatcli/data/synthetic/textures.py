@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from smatcli.data.synthetic.canvas import Array, Draws, finished, ink_and_paper, paint, posed, rows, smooth_noise, turn
+from smatcli.data.synthetic.canvas import Array, Draws, Pose, finished, ink_and_paper, paint, posed, rows, smooth_noise, turn
 
 FAMILIES = ("gabor", "stripes", "cells", "cracks", "dots", "clouds", "ridges", "marble", "weave", "checks", "bubbles", "rings", "scratches")
 TEXTURES = 104
@@ -24,7 +24,7 @@ def texture_catalogue(draws: Draws) -> list[tuple[str, tuple[str, Array]]]:
 def draw_texture(spec: tuple[str, Array], draws: Draws, n: int, size: int) -> NDArray[np.uint8]:
     family, numbers = spec
     angle = np.pi if family not in ("stripes", "gabor", "weave") else 0.3
-    x, y = posed(draws, n, size, scale=(0.85, 1.15), angle=angle, shift=2.0, stretch=0.12, wobble=0.05)
+    x, y = posed(draws, n, size, Pose(scale=(0.85, 1.15), angle=angle, shift=2.0, stretch=0.12, wobble=0.05))
     value = _value(family, numbers.tolist(), x, y, draws)
     centre, spread = value.mean((1, 2), keepdims=True), value.std((1, 2), keepdims=True) + 1e-3
     hardness = 0.7 + 2.0 * float(numbers[3]) if family != "clouds" else 0.7
@@ -41,28 +41,28 @@ def _value(family: str, numbers: list[float], x: Array, y: Array, draws: Draws) 
     wave = 5 * 2.6**level
     if family == "gabor":
         parts = [_plane(x, y, wave * (0.7 + 0.6 * f), np.pi * d, draws) for f, d in ((a, a), (b, b + 0.33), ((a + b) / 2, a + 0.66))]
-        return parts[0] + parts[1] * (0.4 + b) + parts[2] * a
+        return np.asarray(parts[0] + parts[1] * (0.4 + b) + parts[2] * a)
     if family == "stripes":
         u, _ = turn(x, y, np.pi * a)
         phase = wave * 0.8 * u + rows(draws.uniform(0, 7, n))
-        return np.sin(phase) + (0.2 + b) * np.sin((2 if a > 0.5 else 3) * phase)
+        return np.asarray(np.sin(phase) + (0.2 + b) * np.sin((2 if a > 0.5 else 3) * phase))
     if family == "weave":
         u, v = turn(x, y, np.pi / 2 * a)
         p, q = wave * u, wave * v * (0.7 + 0.6 * b)
-        return np.where(np.sin(p) * np.sin(q) > 0, np.sin(3 * p), np.sin(3 * q))
+        return np.asarray(np.where(np.sin(p) * np.sin(q) > 0, np.sin(3 * p), np.sin(3 * q)))
     if family == "checks":
         squeeze = 1 + 1.5 * a
-        return np.sin(wave * x) * np.sin(wave * y * squeeze) + 0.9 * b * np.sin(wave * x / 2)
+        return np.asarray(np.sin(wave * x) * np.sin(wave * y * squeeze) + 0.9 * b * np.sin(wave * x / 2))
     if family == "dots":
         u, v = (wave * (x + (0.5 * y if a > 0.5 else 0.0)), wave * y * (0.87 if a > 0.5 else 1.0))
-        return -(np.hypot(np.sin(u / 2), np.sin(v / 2)) ** (0.5 + 2 * b))
+        return np.asarray(-(np.hypot(np.sin(u / 2), np.sin(v / 2)) ** (0.5 + 2 * b)))
     if family == "rings":
         u, v = np.sin(wave * x / 3), np.sin(wave * y / 3)
-        return np.sin((4 + 5 * a) * np.hypot(u, v) + 3 * b)
+        return np.asarray(np.sin((4 + 5 * a) * np.hypot(u, v) + 3 * b))
     if family in ("cells", "cracks", "bubbles"):
         first, second = _nearest(x, y, 1.2 + 2.2 * level, 0.25 + 0.75 * a, draws)
         if family == "bubbles":
-            return np.sin((6 + 8 * b) * first)
+            return np.asarray(np.sin((6 + 8 * b) * first))
         return second - first if family == "cells" else -np.exp(-(8 + 10 * b) * (second - first))
     if family == "scratches":
         u, v = turn(x, y, np.pi * a)
@@ -73,12 +73,12 @@ def _value(family: str, numbers: list[float], x: Array, y: Array, draws: Draws) 
     if family == "ridges":
         return -(np.abs(cloud) ** (0.4 + 0.6 * b))
     if family == "marble":
-        return np.sin(wave * 0.7 * x + (2 + 5 * b) * cloud)
+        return np.asarray(np.sin(wave * 0.7 * x + (2 + 5 * b) * cloud))
     return cloud
 
 
 def _plane(x: Array, y: Array, wave: float, angle: float, draws: Draws) -> Array:
-    return np.sin(wave * (np.cos(angle) * x + np.sin(angle) * y) + rows(draws.uniform(0, 7, len(x))))
+    return np.asarray(np.sin(wave * (np.cos(angle) * x + np.sin(angle) * y) + rows(draws.uniform(0, 7, len(x)))))
 
 
 def _noise(x: Array, y: Array, draws: Draws, n: int, period: int = 16) -> Array:
@@ -94,7 +94,7 @@ def _noise(x: Array, y: Array, draws: Draws, n: int, period: int = 16) -> Array:
     below = below + base
     upper = lattice[top + left] * (1 - u) + lattice[top + right] * u
     lower = lattice[below + left] * (1 - u) + lattice[below + right] * u
-    return upper * (1 - v) + lower * v
+    return np.asarray(upper * (1 - v) + lower * v)
 
 
 def _nearest(x: Array, y: Array, wave: float, disorder: float, draws: Draws) -> tuple[Array, Array]:

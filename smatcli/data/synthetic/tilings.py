@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from smatcli.data.synthetic.canvas import Draws, finished, paint, posed, rows, turn
+from smatcli.data.synthetic.canvas import Draws, Pose, finished, paint, posed, rows, turn
 
 TILINGS = 90
 LATTICES = {
@@ -48,7 +48,7 @@ def tiling_catalogue(draws: Draws) -> list[tuple[str, Tiling]]:
 
 
 def draw_tiling(tiling: Tiling, draws: Draws, n: int, size: int) -> NDArray[np.uint8]:
-    x, y = posed(draws, n, size, scale=(0.85, 1.15), angle=np.pi, shift=1.5, stretch=0.08, wobble=0.03)
+    x, y = posed(draws, n, size, Pose(scale=(0.85, 1.15), angle=np.pi, shift=1.5, stretch=0.08, wobble=0.03))
     value = np.zeros_like(x)
     for kx, ky, amplitude, phase in tiling.waves:
         for step in range(tiling.fold):

@@ -16,12 +16,12 @@ import PIL
 from PIL import Image
 
 from smatcli.data.images import Unreadable, decode_image, fit_image, to_rgb
-from smatcli.data.sources import Source
+from smatcli.data.sources import ImageSource
 from smatcli.data.stores import writer as store_writer
 from smatcli.data.stores.draft import Draft, Mark, records_path
 from smatcli.data.stores.store import SPLITS
 from smatcli.engine.prepare.journal import Journal, hidden
-from smatcli.engine.prepare.ordered import Progress, ordered_map
+from smatcli.engine.prepare.ordered import ConversionProgress, ordered_map
 from smatcli.engine.prepare.selection import Item, Selection
 from smatcli.engine.prepare.settings import Settings
 from smatcli.errors import SmatError, UserError
@@ -40,7 +40,7 @@ MARK_SECONDS = 10.0  # between two entries of the journal: what a killed process
 class Conversion:
     """Writes `target` from `source`; afterwards `unreadable` holds (image, reason) of every image that was left out."""
 
-    source: Source
+    source: ImageSource
     origin: str  # where the images come from, kept in the store
     name: str
     target: Path
@@ -58,7 +58,7 @@ class Conversion:
         draft = None
         try:
             self.unreadable.clear()
-            self.progress = Progress([], self.unreadable)
+            self.progress = ConversionProgress([], self.unreadable)
             self.selection = Selection(self.source.classes(), self.name, self.settings, self.reporter, getattr(self.source, "dropped", ()))
             with disk_errors(self.target, UserError):
                 draft = self._draft(journal, {"fingerprint": fingerprint, "smat": __version__, "pillow": PIL.__version__})
@@ -82,7 +82,7 @@ class Conversion:
         before = journal.header or {}
         if path.exists() and journal.entries and all(before.get(key) == value for key, value in header.items()):
             with suppress(OSError, ValueError, KeyError, TypeError):
-                progress = Progress.read(journal.entries, self.unreadable)
+                progress = ConversionProgress.read(journal.entries, self.unreadable)
                 draft = Draft(path, records, Mark(**journal.entries[-1]["mark"]))
                 self.progress = progress
                 self.reporter.line(f"{self.name}: continues at image {self._done():,} of {self.selection.total:,}")

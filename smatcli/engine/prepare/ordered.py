@@ -45,7 +45,7 @@ def ordered_map(
 
 
 @dataclass
-class Progress:
+class ConversionProgress:
     """`counts`: images in the store of each class that is done (0: dropped); `seen`, `kept`: images of the current class read, written.
 
     `held` are read but not yet written images of the current class: until there are enough of them, the class may still be dropped.
@@ -82,7 +82,7 @@ class Progress:
         }
 
     @classmethod
-    def read(cls, entries: Sequence[dict[str, Any]], unreadable: list[tuple[str, str]]) -> "Progress":
+    def read(cls, entries: Sequence[dict[str, Any]], unreadable: list[tuple[str, str]]) -> "ConversionProgress":
         """The state after all entries; `unreadable` is filled."""
         unreadable[:] = [(str(image), str(reason)) for entry in entries for image, reason in entry["unreadable"]]
         counts = [int(count) for entry in entries for count in entry["counts"]]

@@ -113,7 +113,7 @@ class Selection:
         shares = splits.parse_shares(self.settings.split)
         if remark := splits.split_remark(len(names), shares):
             self.reporter.line(f"{self.name}: {remark}")
-        return splits.split_by_chance(names, self.name, shares, self.settings.seed).tolist()
+        return [int(code) for code in splits.split_by_chance(names, self.name, shares, self.settings.seed)]
 
 
 def _chance_order(count: int, key: str) -> np.ndarray:

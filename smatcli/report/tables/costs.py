@@ -11,7 +11,7 @@ import numpy as np
 from smatcli.report.results.groups import Column, Group
 from smatcli.report.results.runs import Run, number
 from smatcli.report.tables.table import Block, Cell, Row, Table
-from smatcli.safe.tensors import Refused, safetensors_header
+from smatcli.safe.tensors import UnsafeWeights, safetensors_header
 
 VALUE, POSITION = 4, 4  # bytes of a float32 value and an int32 position in compressed experts
 
@@ -57,7 +57,7 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
     """Return the names and shapes in a safetensors file; empty if it cannot be read."""
     try:
         return {name: list(tensor["shape"]) for name, tensor in safetensors_header(path).items()}  # type: ignore[call-overload]
-    except (OSError, Refused):
+    except (OSError, UnsafeWeights):
         return {}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smatcli.data.episodes.protocol import chunk_sizes, num_query, support_per_class, support_set_size
+from smatcli.data.episodes.protocol import num_query, support_per_class, support_set_size
 from smatcli.data.metadataset.spec import read_spec
 from smatcli.errors import UserError
 
@@ -39,15 +39,6 @@ def test_support_per_class_cases():
     for case in CASES["support_per_class"]:
         arguments = (case["images_per_class"], case["num_remaining_per_class"], case["support_set_size"], case["log_weights"])
         assert support_per_class(*arguments).tolist() == case["num_support_per_class"]
-
-
-def test_chunk_sizes_cases():
-    for case in CASES["chunk_sizes"]:
-        asked = case["overrides"]
-        shots = asked.get("num_support")
-        most = max(shots) if isinstance(shots, list) else shots
-        found = chunk_sizes(asked.get("num_ways", 50), most, asked.get("num_query", 10))
-        assert list(found) == case["flush_support_query"]
 
 
 def test_superclasses_own_the_reference_samplers_classes():

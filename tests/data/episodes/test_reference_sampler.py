@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 
-from smatcli.data.episodes.pools import bounds
-from smatcli.data.episodes.protocol import chunk_sizes
 from tests.data.mdstats import Draws, blocks, differences, episode_config, spec_store, statistics
 
 
@@ -30,10 +28,3 @@ def test_the_law_is_the_reference_samplers(kind, name, split):
             by_leaves.setdefault(frozenset(group.members.tolist()), []).append(group.name)
         merged = [{"wn_ids": names, "span": len(leaves)} for leaves, names in by_leaves.items()]
         assert merged == known["leaf_set_groups"]
-
-    fixed = settings.kind == "fixed"
-    ways = bounds(settings.ways)[1] if fixed else settings.max_ways
-    shots = settings.shots if fixed else settings.balanced
-    queries = settings.queries if isinstance(settings.queries, int) else 10
-    sizes = chunk_sizes(ways, None if shots is None else bounds(shots)[1], queries)
-    assert list(sizes) == known["chunk_sizes"]

@@ -193,7 +193,7 @@ def test_a_damaged_entry_does_not_cost_the_others(tmp_path):
         (LFS, "git-lfs pointer"),
         (b"\x1f\x8b gzip", "neither a folder nor a ZIP"),
         (b"PK\x03\x04" + bytes(40), "truncated or damaged ZIP"),
-        (None, r"a\*\.zip: there is no such folder or ZIP \(the pattern matches nothing\)"),
+        (None, r"a\*\.zip: does not exist; give a folder or a ZIP \(the pattern matches nothing\)"),
     ],
 )
 def test_no_source(tmp_path, content, said):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from smatcli.data.images import Unreadable
 from smatcli.data.sources.meta_dataset import MetaDatasetSource
-from smatcli.data.sources.pmf_h5 import Group, PmfH5Source
+from smatcli.data.sources.pmf_h5 import ImageGroup, PmfH5Source
 from smatcli.errors import UserError
 from tests.data.imagefiles import LFS
 from tests.data.mdfiles import FIXTURE, flat, write_pmf, write_spec
@@ -53,8 +53,8 @@ def test_fixture_is_the_tfrecords_image_by_image():
 def test_images_in_the_order_of_records(toy):
     source = PmfH5Source(toy)
     images = source.classes()[0].images
-    assert list(images) == [Group(0, 1), Group(0, 2), Group(0, 0)] == images[:]
-    assert images[-1] == Group(0, 0)
+    assert list(images) == [ImageGroup(0, 1), ImageGroup(0, 2), ImageGroup(0, 0)] == images[:]
+    assert images[-1] == ImageGroup(0, 0)
     assert source.describe(images[0]) == "0.h5, group 1"
     assert [pixels.tobytes() for pixels in content(source)[0]] == [PIXELS[0][g].tobytes() for g in (1, 2, 0)]
 
@@ -144,7 +144,7 @@ def virtual(file):
         (h5(elsewhere), r"0\.h5, group 1: refused, 'image' lies in another file"),
         (h5(virtual), r"0\.h5, group 1: refused, 'image' lies in another file"),
         (lambda f: (f / "0.h5").write_bytes((f / "0.h5").read_bytes()[:3000]), r"0\.h5: truncated or damaged HDF5 file"),
-        (lambda f: (f / "0.h5").write_bytes(b"x" * 3000), r"0\.h5, byte 0: is no HDF5 file"),
+        (lambda f: (f / "0.h5").write_bytes(b"x" * 3000), r"0\.h5, byte 0: is not an HDF5 file"),
     ],
 )
 def test_damaged_files(toy, change, said):
@@ -187,7 +187,7 @@ def test_files_that_are_not_the_specs(toy, change, said):
 def test_one_bad_image_is_unreadable(toy, image, said):
     edited(image=image)(toy)
     with pytest.raises(Unreadable, match=said):
-        PmfH5Source(toy).read(Group(0, 1))
+        PmfH5Source(toy).read(ImageGroup(0, 1))
 
 
 def test_an_image_of_a_billion_pixels_is_not_read(toy):
@@ -195,4 +195,4 @@ def test_an_image_of_a_billion_pixels_is_not_read(toy):
         del file["1/image"]
         file["1"].create_dataset("image", (40_000, 40_000, 3), np.uint8, chunks=(64, 64, 3))
     with pytest.raises(Unreadable, match="decompression bomb: 40000 x 40000 pixels"):
-        PmfH5Source(toy).read(Group(0, 1))
+        PmfH5Source(toy).read(ImageGroup(0, 1))

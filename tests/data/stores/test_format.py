@@ -4,7 +4,6 @@ import io
 import os
 import pickle
 from itertools import pairwise
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -53,17 +52,12 @@ def pixels():
     return np.stack([np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for image in images])
 
 
-def test_format_1_still_opens():
-    path = Path(__file__).resolve().parents[2] / "compat" / "format1.h5"
-    store = Store.open(path)
-    assert store.class_names == ["ant", "été", "鳥"]
-    assert store.counts.tolist() == [3, 2, 4]
-    assert store.class_split.tolist() == [0, 2, 1]
-    assert (store.encoding, store.image_split, store.ontology, store.facts["fit"]) == ("raw", None, None, "squash")
-    expected = [np.arange(n * 48) * 7 + c * 31 for c, n in enumerate([3, 2, 4])]
-    np.testing.assert_array_equal(store.images, (np.concatenate(expected) % 251).astype(np.uint8).reshape(9, 4, 4, 3))
-    assert store.content_hash == "4b54e969894a96facc99390e6c81c84bea4077337a9bbb5b8abc65ab83936b50"
-    assert verify_store(path) is None
+@pytest.mark.parametrize(("version", "said"), [(1, "prepare it again$"), (3, "prepare it again or update smat$")])
+def test_other_formats_are_refused(tmp_path, monkeypatch, version, said):
+    monkeypatch.setattr("smatcli.data.stores.writer.FORMAT_VERSION", version)
+    path = write_store(tmp_path / "a.h5", "a", SIZE, [("a", 0, np.zeros((2, SIZE, SIZE, 3), np.uint8))])
+    with pytest.raises(UserError, match=rf"a\.h5: store format {version}, this smat reads format 2; {said}"):
+        Store.open(path)
 
 
 def test_encoded_images_are_decoded_on_the_fly(made):
@@ -177,7 +171,7 @@ def test_places_outside_the_images_are_refused(made):
     with h5py.File(made, "r+") as file:
         file["image_offsets"][3] = 2**60
     for row in (2, 3):
-        with pytest.raises(UserError, match=f"image {row} has no place in the file"):
+        with pytest.raises(UserError, match=f"image {row} has an invalid position"):
             Store.open(made).images[row]
 
 
@@ -187,7 +181,7 @@ def test_an_unknown_encoding_and_a_wrong_ontology(made):
         _ = Store.open(made).ontology
     with h5py.File(made, "r+") as file:
         file.attrs["encoding"] = "webp"
-    with pytest.raises(UserError, match="'webp', which this smat does not know"):
+    with pytest.raises(UserError, match="'webp', which this smat cannot read"):
         Store.open(made)
 
 
@@ -218,7 +212,7 @@ def test_a_split_by_image_and_an_ontology(tmp_path, encoding):
 def test_rows_of_a_split_by_class(made):
     store = Store.open(made)
     assert [store.image_rows(s).tolist() for s in ("train", "valid", "test")] == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9], [10, 11, 12, 13, 14]]
-    with pytest.raises(UserError, match="no split 'tset'"):
+    with pytest.raises(UserError, match="unknown split 'tset'"):
         store.image_rows("tset")
 
 
@@ -232,6 +226,6 @@ def test_split_codes_that_do_not_fit_leave_nothing(tmp_path, more, said):
 
 
 def test_an_image_that_is_no_file_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no encoded file"):
+    with pytest.raises(UserError, match="not an encoded file"):
         write_store(tmp_path / "a.h5", "a", SIZE, [("c", 0, [np.zeros((SIZE, SIZE, 3), np.uint8)])], encoding="jpeg")
     assert decode_image(files()[1], SIZE, "squash").tolist() == pixels()[1].tolist()

@@ -40,7 +40,7 @@ def test_a_large_store_is_read_once_until_it_changes(store: Store, monkeypatch: 
     for _ in range(2):
         trust.verify_once({"a": store}, said.append)
     assert len(said) == 1
-    assert "its content is checked, once" in said[0]
+    assert "checking its content, once" in said[0]
     flip(store)
     with pytest.raises(UserError, match="damaged"):
         trust.verify_once({"a": store}, said.append)

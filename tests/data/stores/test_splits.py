@@ -132,7 +132,7 @@ def test_bad_splits_files(tmp_path, data, said):
 
 
 def test_missing_splits_file(tmp_path):
-    with pytest.raises(UserError, match="no such splits file"):
+    with pytest.raises(UserError, match="splits file does not exist"):
         read_splits(tmp_path / "s.json", "birds")
 
 

@@ -232,7 +232,7 @@ def test_compressed_images_are_refused(made):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 99\n", "git lfs pull"),
         (b"PK\x03\x04 something", "not an HDF5 file"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "damaged"),
-        (None, "no such store"),
+        (None, "does not exist"),
     ],
 )
 def test_no_store_at_all(tmp_path, content, said):
@@ -259,7 +259,7 @@ def test_open_stores(tmp_path):
     assert list(open_stores(tmp_path, ["cars", "birds"])) == ["cars", "birds"]
     with pytest.raises(UserError, match=r"'brids'; did you mean 'birds'\? \(there: birds, cars\)"):
         open_stores(tmp_path, ["cars", "brids"])
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="does not exist"):
         open_stores(tmp_path / "none", ["cars"])
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from smatcli.data.sources import open_source
 from smatcli.data.stores.store import Store
-from smatcli.engine.prepare.preparation import Job, PrepareError, prepare
+from smatcli.engine.prepare.preparation import PrepareError, PrepareJob, prepare
 from smatcli.runs.reporter import SilentReporter
 from tests.data.imagefiles import picture
 from tests.data.mdfiles import FIXTURE, bilevel, dag, flat, write_records
@@ -26,7 +26,7 @@ def prepared(tmp_path):
 
     def run(kind, path, name="toy", **options):
         reporter = SilentReporter()
-        jobs = [Job(name, None, partial(open_source, kind, path))]
+        jobs = [PrepareJob(name, None, partial(open_source, kind, path))]
         settings = {"size": 8, "fit": "squash", "workers": 2, **options}
         result = prepare(jobs, tmp_path / "stores", reporter=reporter, **settings)[0]
         return Store.open(result.path), reporter.lines

@@ -22,7 +22,8 @@ from smatcli.data.stores.store import Store
 from smatcli.data.stores.verify import verify_store
 from smatcli.engine.prepare import convert
 from smatcli.engine.prepare.ordered import ordered_map
-from smatcli.engine.prepare.preparation import PrepareError, prepare_folder
+from smatcli.engine.prepare.preparation import PrepareError, folder_jobs
+from smatcli.engine.prepare.preparation import prepare as prepare_stores
 from smatcli.errors import SmatError, UserError
 from smatcli.runs.reporter import SilentReporter
 from tests.data.imagefiles import LFS, picture, tree, write_folder, write_zip
@@ -38,7 +39,7 @@ def prepare(tmp_path):
     def run(files, name="pets", **options):
         reporter = SilentReporter()
         source = write_zip(tmp_path / f"{name}.zip", files)
-        result = prepare_folder([source], tmp_path / "out", reporter=reporter, workers=2, **{"size": 8, **options})[0]
+        result = prepare_stores(folder_jobs([source]), tmp_path / "out", reporter=reporter, workers=2, **{"size": 8, **options})[0]
         return Store.open(result.path), result, reporter.lines
 
     return run
@@ -67,13 +68,13 @@ def test_store_holds_what_pillow_reads(prepare):
 
 def test_folder_and_zip_give_the_same_store(tmp_path, prepare):
     store, _, _ = prepare(tree(3, 3))
-    again = prepare_folder([write_folder(tmp_path / "dir" / "pets", tree(3, 3, "top/"))], tmp_path / "b", size=8)[0]
+    again = prepare_stores(folder_jobs([write_folder(tmp_path / "dir" / "pets", tree(3, 3, "top/"))]), tmp_path / "b", size=8)[0]
     assert Store.open(again.path).content_hash == store.content_hash
 
 
 def test_workers_do_not_change_anything(tmp_path):
     source = write_zip(tmp_path / "pets.zip", tree(12, 20))
-    first, second = (prepare_folder([source], tmp_path / str(n), size=8, workers=n)[0].path.read_bytes() for n in (1, 5))
+    first, second = (prepare_stores(folder_jobs([source]), tmp_path / str(n), size=8, workers=n)[0].path.read_bytes() for n in (1, 5))
     assert hashlib.sha256(first).digest() == hashlib.sha256(second).digest()
 
 
@@ -96,7 +97,7 @@ def test_split_from_a_file(tmp_path, prepare):
     file.write_text(json.dumps({"train": ["c2", "c9"], "test": ["c1", "c0"]}))
     with pytest.raises(PrepareError, match=r"no class 'c9' in the data; did you mean"):
         prepare(tree(3, 2), "other", splits_file=file)
-    with pytest.raises(UserError, match="leave --split and --seed out"):
+    with pytest.raises(UserError, match="remove --split and --seed"):
         prepare(tree(3, 2), "other", splits_file=file, split="100/0/0")
 
 
@@ -190,7 +191,7 @@ def test_the_journal_of_a_process_killed_at_the_very_end_is_removed(prepare):
 def test_other_settings_are_refused_unless_replaced(prepare, change):
     store, _, _ = prepare(tree(3, 3))
     before = store.path.read_bytes()
-    with pytest.raises(PrepareError, match=r"exists, made from other files or settings; --replace") as caught:
+    with pytest.raises(PrepareError, match=r"exists, prepared from other files or settings; --replace") as caught:
         prepare(tree(3, 3), **change)
     assert caught.value.exit_code == 2
     assert store.path.read_bytes() == before
@@ -199,7 +200,7 @@ def test_other_settings_are_refused_unless_replaced(prepare, change):
 
 def test_other_files_and_damage_are_refused_unless_replaced(prepare):
     store, _, _ = prepare(tree(3, 3))
-    with pytest.raises(PrepareError, match="made from other files"):
+    with pytest.raises(PrepareError, match="prepared from other files"):
         prepare(tree(3, 4))
     os.truncate(store.path, 5000)
     with pytest.raises(PrepareError, match=r"--replace rebuilds it"):
@@ -213,7 +214,7 @@ def test_one_bad_source_does_not_lose_the_others(tmp_path):
     bad.write_bytes(b"PK\x03\x04" + bytes(30))
     write_zip(last, tree(2, 2))
     with pytest.raises(PrepareError) as caught:
-        prepare_folder([good, bad, last], tmp_path / "out", size=8)
+        prepare_stores(folder_jobs([good, bad, last]), tmp_path / "out", size=8)
     assert [r.status for r in caught.value.results] == ["written", "failed", "written"]
     assert caught.value.exit_code == 2
     assert sorted(os.listdir(tmp_path / "out")) == ["good.h5", "last.h5"]
@@ -223,7 +224,7 @@ def test_one_bad_source_does_not_lose_the_others(tmp_path):
     ("sources", "options", "said"),
     [
         ([], {}, "at least one source"),
-        (["none.zip"], {}, "no such folder or ZIP"),
+        (["none.zip"], {}, "does not exist; give a folder or a ZIP"),
         (["pets.zip", "b/pets.zip"], {}, "would both become the store 'pets'"),
         (["pets.zip", "b/pets.zip"], {"name": "x"}, "--name x with 2 sources"),
         (["pets.zip"], {"name": "a/b"}, "cannot be a dataset's name"),
@@ -239,7 +240,7 @@ def test_wrong_calls_are_refused_before_anything_is_written(tmp_path, sources, o
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_zip(tmp_path / name, tree(2, 2))
     with pytest.raises(UserError, match=said):
-        prepare_folder([tmp_path / s for s in sources], tmp_path / "out", **options)
+        prepare_stores(folder_jobs([tmp_path / s for s in sources]), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
@@ -269,7 +270,7 @@ from smatcli.cli.frame import catch_sigterm, guarded
 catch_sigterm()
 with guarded():
     settings = {"size": 8, "encoding": sys.argv[3], "min_images": 3}
-    preparation.prepare_folder([sys.argv[1]], sys.argv[2], workers=2, reporter=PlainReporter(every=0.1), **settings)
+    preparation.prepare(preparation.folder_jobs([sys.argv[1]]), sys.argv[2], workers=2, reporter=PlainReporter(every=0.1), **settings)
 """
 
 
@@ -308,9 +309,9 @@ def test_killed_in_the_middle_and_continued(tmp_path, kind, encoding):
 
     reporter = SilentReporter()
     options = {"size": 8, "encoding": encoding, "min_images": 3}
-    result = prepare_folder([source], out, reporter=reporter, **options)[0]
+    result = prepare_stores(folder_jobs([source]), out, reporter=reporter, **options)[0]
     assert any(line.startswith("pets: continues at image ") for line in reporter.lines)
-    whole = prepare_folder([source], tmp_path / "whole", **options)[0]
+    whole = prepare_stores(folder_jobs([source]), tmp_path / "whole", **options)[0]
     assert result.path.read_bytes() == whole.path.read_bytes()
     assert verify_store(result.path) is None
     assert result.unreadable == whole.unreadable
@@ -355,7 +356,7 @@ def test_memory_stays_small(tmp_path, monkeypatch):
     written = [0]
     monkeypatch.setattr(convert, "decode_image", counting)
     monkeypatch.setattr(store_writer, "_append", slowly)
-    prepare_folder([source], tmp_path / "out", size=8, workers=2)
+    prepare_stores(folder_jobs([source]), tmp_path / "out", size=8, workers=2)
     assert written[0] == 800
     assert most[0] <= 2 * 3 * 16 + 16 + 2
 
@@ -364,6 +365,6 @@ def test_memory_stays_small(tmp_path, monkeypatch):
 def test_realmini(tmp_path):
     """Counts as its README states them."""
     sources = [REALMINI / f"{name}.zip" for name in ("pets", "coco_crops")]
-    results = prepare_folder(sources, tmp_path, size=32)
+    results = prepare_stores(folder_jobs(sources), tmp_path, size=32)
     assert [(sum(r.classes), r.images, len(r.unreadable)) for r in results] == [(37, 370, 0), (28, 485, 0)]
     assert all(verify_store(r.path) is None for r in results)

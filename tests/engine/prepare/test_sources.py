@@ -17,7 +17,7 @@ from smatcli.data.stores.store import Store
 from smatcli.data.stores.verify import verify_store
 from smatcli.engine.prepare import convert
 from smatcli.engine.prepare.journal import Journal
-from smatcli.engine.prepare.preparation import Job, PrepareError, prepare, prepare_folder
+from smatcli.engine.prepare.preparation import PrepareError, PrepareJob, folder_jobs, prepare
 from smatcli.errors import SmatError, UserError
 from smatcli.runs.reporter import SilentReporter
 from tests.data.imagefiles import tree, write_zip
@@ -67,7 +67,9 @@ def drawn(number, side=6):
 
 def run(tmp_path, source, **options):
     reporter = SilentReporter()
-    result = prepare([Job(None, None, lambda: source, "numbers here")], tmp_path, workers=2, reporter=reporter, **{"size": 6, **options})[0]
+    result = prepare(
+        [PrepareJob(None, None, lambda: source, "numbers here")], tmp_path, workers=2, reporter=reporter, **{"size": 6, **options}
+    )[0]
     return Store.open(result.path), result, reporter.lines
 
 
@@ -169,7 +171,7 @@ def test_jpeg_keeps_small_files_and_encodes_large_ones(tmp_path):
     for i in range(3):
         Image.fromarray(smooth[::6, ::6]).save(tmp_path / f"src/small/{i}.jpg", quality=60 + i)
         Image.fromarray(smooth).save(tmp_path / f"src/large/{i}.png")
-    raw, jpeg = (Store.open(prepare_folder([tmp_path / "src"], tmp_path / e, size=48, encoding=e)[0].path) for e in ("raw", "jpeg"))
+    raw, jpeg = (Store.open(prepare(folder_jobs([tmp_path / "src"]), tmp_path / e, size=48, encoding=e)[0].path) for e in ("raw", "jpeg"))
     assert raw.class_names == jpeg.class_names == ["large", "small"]
     assert raw.content_hash != jpeg.content_hash
     np.testing.assert_array_equal(jpeg.images[3:], raw.images[3:])  # the files themselves
@@ -236,7 +238,7 @@ def interrupted(tmp_path, monkeypatch, **options):
 
     monkeypatch.setattr(convert, "MARK_SECONDS", -1.0)
     with pytest.raises(MemoryError):
-        prepare([Job(None, None, lambda: Killed([5, 5, 5]))], tmp_path, size=6, workers=1, **options)
+        prepare([PrepareJob(None, None, lambda: Killed([5, 5, 5]))], tmp_path, size=6, workers=1, **options)
     monkeypatch.undo()
     assert sorted(name for name in os.listdir(tmp_path) if "rows" not in name) == [".digits.draft.h5", ".digits.journal"]
     return tmp_path / ".digits.draft.h5"
@@ -284,7 +286,7 @@ main()
 @pytest.mark.parametrize("space", [4000, 20_000, 60_000])
 def test_a_disk_that_is_full(tmp_path, space):
     source, out = write_zip(tmp_path / "pets.zip", tree(4, 100)), tmp_path / "out"
-    store = Store.open(prepare_folder([source], out, size=9)[0].path)
+    store = Store.open(prepare(folder_jobs([source]), out, size=9)[0].path)
     before = store.path.read_bytes()
     command = [sys.executable, "-c", FULL, space, "data", "prepare", "folder", source, "-o", out, "--size", "8", "--replace", "-j", 1]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
@@ -298,11 +300,11 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     source = write_zip(tmp_path / "pets.zip", tree(2, 2))
     (tmp_path / "out").write_text("a file")
     with pytest.raises(SmatError, match="is a file, not a folder"):
-        prepare_folder([source], tmp_path / "out", size=8)
+        prepare(folder_jobs([source]), tmp_path / "out", size=8)
 
 
 def test_names_of_stores(tmp_path):
-    twice = [Job(None, None, lambda: Numbers([2, 2]), f"folder {n}") for n in "ab"]
+    twice = [PrepareJob(None, None, lambda: Numbers([2, 2]), f"folder {n}") for n in "ab"]
     with pytest.raises(PrepareError, match="folder b: another source already became the store 'digits'"):
         prepare(twice, tmp_path / "a", size=6)
     with pytest.raises(UserError, match="--name x with 2 sources"):
