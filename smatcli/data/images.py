@@ -21,7 +21,7 @@ _GAP = 3.0  # reduce by whole factors down to 3 times the target, then filter: i
 
 
 class Unreadable(Exception):
-    """A file that is no readable image; the message is the reason, in a few words."""
+    """A file that is not a readable image; the message is a short reason."""
 
 
 def decode_image(data: bytes, size: int, fit: Fit = "crop") -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A picture of a store: one row of images a class, with the class's name, split and number of images."""
+"""Pictures of a store and of an episode: one row of images per class, with the class's name and numbers of images."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -70,7 +70,7 @@ def _spread(total: int, wanted: int) -> list[int]:
 
 
 def shortened(text: str, length: int) -> str:
-    """One line of at most `length` characters, the last one "…" where some are left out; what cannot be drawn is spelled out."""
+    """One line of at most `length` characters, shortened with "…"; control characters become escape sequences."""
     text = shown(" ".join(text.split()))
     return text if len(text) <= length else text[: length - 1] + "…"
 
@@ -92,7 +92,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".pdf")
 
 
 def episode_picture(store: Any, plan: EpisodePlan, title: str, most: int = 12) -> Image.Image:
-    """One row a class, at most `most` support and `most` query images in it; the numbers say how many there are."""
+    """Draw one row per class, with up to `most` support and `most` query images and their true numbers."""
     sides = [(plan.support, plan.support_labels), (plan.query, plan.query_labels)]
     parts = [[rows[labels == c] for rows, labels in sides] for c in range(len(plan.classes))]
     columns = [max(min(most, len(own[side])) for own in parts) for side in (0, 1)]

@@ -75,7 +75,7 @@ def test_coco(prepare, tmp_path, encoding):
     assert store.class_names == ["person", "dog"]
     assert store.counts.tolist() == [3, 2]
     assert store.class_split.tolist() == [1, 2]
-    assert "1 boxes of crowds left out" in text
+    assert "1 boxes of crowds skipped" in text
     whole = Image.fromarray(pixels(coco.png(139))).resize((48, 48), Image.Resampling.BICUBIC)
     found = np.asarray(store.images[np.array([3])])[0].astype(int)
     assert np.abs(found - np.asarray(whole)).mean() < (1 if encoding == "raw" else 12)  # random pixels: the worst case for JPEG

@@ -243,7 +243,7 @@ def header(path: Path, head: bytes, body: bytes = b"") -> Path:
         (lambda p: p.write_bytes(struct.pack("<Q", 2**63) + b"{}"), "a header of 9,223,372,036,854,775,808 bytes in a file of 10"),
         (lambda p: header(p, b" " * (2**24 + 1)), "a header of 16,777,217 bytes, more than"),
         (lambda p: header(p, b"[" * 100_000), "nested too deeply"),
-        (lambda p: header(p, json.dumps({"a": {"dtype": "F32", "shape": [TERA], "data_offsets": [0, 4 * TERA]}}).encode()), "exceeds the file"),
+        (lambda p: header(p, json.dumps({"a": {"dtype": "F32", "shape": [TERA], "data_offsets": [0, 4 * TERA]}}).encode()), "exceeds"),
         (lambda p: header(p, b"[]"), "not an object"),
         (lambda p: header(p, json.dumps({str(i): {} for i in range(100_001)}).encode()), "100,001 tensors"),
     ],

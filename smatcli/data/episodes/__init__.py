@@ -1,4 +1,4 @@
-"""Which classes and images an episode holds, and how its images are loaded."""
+"""Sampling of episodes, and loading of their images."""
 
 from smatcli.moved import attribute_error
 

@@ -52,11 +52,11 @@ class EpisodeList:
         parts: dict[str, list[np.ndarray]] = {name: [] for name in _ARRAYS}
         for plan in plans:
             ways = len(plan.classes)
-            found = (np.array([ways]), plan.classes, np.bincount(plan.support_labels, minlength=ways))
+            columns = (np.array([ways]), plan.classes, np.bincount(plan.support_labels, minlength=ways))
             both = np.concatenate([plan.support, plan.query])
-            for name, part in zip(_ARRAYS, (*found, np.bincount(plan.query_labels, minlength=ways), both), strict=True):
+            for name, part in zip(_ARRAYS, (*columns, np.bincount(plan.query_labels, minlength=ways), both), strict=True):
                 parts[name].append(np.asarray(part, np.int64))
-        arrays = {name: np.concatenate(found) if found else np.zeros(0, np.int64) for name, found in parts.items()}
+        arrays = {name: np.concatenate(columns) if columns else np.zeros(0, np.int64) for name, columns in parts.items()}
         return cls(dataset, split, protocol, seed, content, **arrays)
 
     def __len__(self) -> int:
@@ -102,14 +102,14 @@ def file_hash(lists: Mapping[str, EpisodeList]) -> str:
 
 def draw_list(sampler: EpisodeSampler, episodes: int) -> dict[str, EpisodeList]:
     """The first `episodes` episodes of each of the sampler's datasets, the same as when it draws from that dataset alone."""
-    found = {}
+    lists = {}
     for name in sampler.names:
         store, split = sampler.stores[name], sampler.split_of(name)
         alone = EpisodeSampler({name: store}, split, sampler.config, sampler.seed)
         tag = protocol_tag(sampler.config, split).removesuffix(f"-{split}")
         plans = (alone.plan(i) for i in range(episodes))
-        found[name] = EpisodeList.of(plans, name, split, tag, sampler.seed, str(getattr(store, "content_hash", "")))
-    return found
+        lists[name] = EpisodeList.of(plans, name, split, tag, sampler.seed, str(getattr(store, "content_hash", "")))
+    return lists
 
 
 def write_list(path: str | Path, lists: Mapping[str, EpisodeList]) -> str:
@@ -136,7 +136,7 @@ def read_list(path: str | Path) -> dict[str, EpisodeList]:
         if kind := pointer_kind(start):
             raise UserError(f"{path}: is a {kind} pointer, not the data; fetch it first")
         if not start.startswith(b"PK"):
-            raise UserError(f"{path}: is no list of episodes; `smat data episodes NAME --out FILE.npz` writes one")
+            raise UserError(f"{path}: is not a list of episodes; `smat data episodes NAME --out FILE.npz` writes one")
         with zipfile.ZipFile(path) as archive:
             size = sum(info.file_size for info in archive.infolist())
         if size > _LARGEST or (size > _FREE and size > _RATIO * path.stat().st_size):
@@ -146,36 +146,36 @@ def read_list(path: str | Path) -> dict[str, EpisodeList]:
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such list of episodes; `smat data episodes NAME --out {path}` writes one") from None
+        raise UserError(f"{path}: list of episodes does not exist; `smat data episodes NAME --out {path}` writes one") from None
     except Exception as error:  # damaged archives make zipfile and numpy raise nearly anything
         raise UserError(f"{path}: damaged list of episodes ({(str(error) or type(error).__name__).splitlines()[0][:120]})") from None
 
 
 def _lists(path: Path, data: Mapping[str, np.ndarray]) -> dict[str, EpisodeList]:
     if "head" not in data:
-        raise UserError(f"{path}: is no list of episodes; `smat data episodes NAME --out FILE.npz` writes one")
+        raise UserError(f"{path}: is not a list of episodes; `smat data episodes NAME --out FILE.npz` writes one")
     head = parse_json(np.asarray(data["head"], np.uint8).tobytes())
     if head["format"] != FORMAT:
         raise UserError(f"{path}: format {str(head['format'])[:40]!r}, this smat reads {FORMAT}; update smat")
-    found = {}
+    lists = {}
     for d, facts in enumerate(head["datasets"]):
         arrays = [np.asarray(data[f"{d}/{key}"]) for key in _ARRAYS]
         dataset, split, protocol, content = (str(facts[key]) for key in _TEXTS)
-        made = EpisodeList(dataset, split, protocol, int(facts["seed"]), content, *arrays)
-        _check(path, made)
-        found[made.dataset] = made
-    if file_hash(found) != head["hash"]:
+        episodes = EpisodeList(dataset, split, protocol, int(facts["seed"]), content, *arrays)
+        _check(path, episodes)
+        lists[episodes.dataset] = episodes
+    if file_hash(lists) != head["hash"]:
         raise UserError(f"{path}: its episodes are not those that it was written with (the hash differs); write it again")
-    return found
+    return lists
 
 
-def _check(path: Path, made: EpisodeList) -> None:
-    arrays = [getattr(made, key) for key in _ARRAYS]
+def _check(path: Path, episodes: EpisodeList) -> None:
+    arrays = [getattr(episodes, key) for key in _ARRAYS]
     sound = all(a.dtype == np.int64 and a.ndim == 1 and bool((a >= 0).all()) for a in arrays)
-    sound = sound and all(bool((a > 0).all()) for a in (made.ways, made.shots, made.queries))
-    sound = sound and {len(a) for a in (made.classes, made.shots, made.queries)} == {int(made.ways.sum())}
-    if not sound or len(made.rows) != int((made.shots + made.queries).sum()):
-        raise UserError(f"{path}: the arrays of {made.dataset} do not fit together; write it again")
+    sound = sound and all(bool((a > 0).all()) for a in (episodes.ways, episodes.shots, episodes.queries))
+    sound = sound and {len(a) for a in (episodes.classes, episodes.shots, episodes.queries)} == {int(episodes.ways.sum())}
+    if not sound or len(episodes.rows) != int((episodes.shots + episodes.queries).sum()):
+        raise UserError(f"{path}: the arrays of {episodes.dataset} do not fit together; write it again")
 
 
 class ListSampler:

@@ -22,7 +22,7 @@ class ClassGroup:
 
 @dataclass(frozen=True)
 class Pool:
-    """Usable `classes`, their image `counts`, first rows `offsets` [n]; `queries` a class, or the most; `groups` of `kind`, if any."""
+    """Usable `classes`, their image `counts`, first rows `offsets` [n]; `queries` per class (or the maximum); `groups` of `kind`."""
 
     dataset: str
     split: str
@@ -41,7 +41,7 @@ def bounds(value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _asked(config: EpisodeConfig) -> tuple[int, int, int]:
-    """Ways and shots that every pool must offer, and the query images a class that decide which classes are too small."""
+    """Ways and shots that every pool must offer, and the query images per class that determine which classes are too small."""
     if config.kind == "fixed":
         return bounds(config.ways)[1], bounds(config.shots)[1], 1 if config.queries == "auto" else config.queries
     return config.min_ways, 1 if config.balanced is None else bounds(config.balanced)[1], 1
@@ -50,7 +50,7 @@ def _asked(config: EpisodeConfig) -> tuple[int, int, int]:
 def make_pool(store: Any, dataset: str, split: str, config: EpisodeConfig) -> Pool:
     """Classes of the split that can be used, and how many queries; UserError with the numbers when an episode is impossible.
 
-    Classes with fewer than `min_images` images are left out, and those that can give no episode; fixed episodes leave out classes with
+    Classes with fewer than `min_images` images, or too few for any episode, are dropped; fixed episodes drop classes with
     fewer than shots + queries images. Where too few would remain, the queries are lowered for this dataset, to the most that keeps the
     ways asked and at least half of its classes; `notes` says both.
     """
@@ -66,11 +66,11 @@ def make_pool(store: Any, dataset: str, split: str, config: EpisodeConfig) -> Po
     notes = []
     if (counts >= max(shots + queries, config.min_images)).sum() < ways:
         asked, queries = queries, int(usable[max(ways, -(-len(usable) // 2)) - 1]) - shots
-        notes.append(f"{dataset}: {queries} queries a class (asked {asked}: {_few(counts, shots + asked, split)})")
+        notes.append(f"{dataset}: {queries} queries per class (asked {asked}: {_few(counts, shots + asked, split)})")
     least = max(shots + queries, config.min_images)
     keep = counts >= least
     if not keep.all():
-        notes.append(f"{dataset}: {(~keep).sum()} of {len(keep)} classes of split {split!r} left out: fewer than {least} images")
+        notes.append(f"{dataset}: {(~keep).sum()} of {len(keep)} classes of split {split!r} skipped: fewer than {least} images")
     if config.queries == "auto":
         queries = MAX_QUERIES
     elif config.kind != "fixed":
@@ -110,10 +110,10 @@ def _with_groups(pool: Pool, store: Any, config: EpisodeConfig) -> Pool:
     ontology: Ontology | None = getattr(store, "ontology", None)
     if config.kind != "meta-dataset" or ontology is None or config.ontology not in ("both", ontology.kind):
         return pool
-    found = ontology.nodes if pool.split == "all" else {pool.split: ontology.nodes.get(pool.split, ())}
+    nodes_by_split = ontology.nodes if pool.split == "all" else {pool.split: ontology.nodes.get(pool.split, ())}
     position = np.full(len(store.counts), -1, np.int64)
     position[pool.classes] = np.arange(len(pool.classes))
-    groups = [_group(node, position) for nodes in found.values() for node in nodes]
+    groups = [_group(node, position) for nodes in nodes_by_split.values() for node in nodes]
     choose = _superclasses if ontology.kind == "bilevel" else _eligible
     return replace(pool, kind=ontology.kind, groups=choose(groups, pool, config))
 
@@ -124,7 +124,7 @@ def _group(node: Node, position: np.ndarray) -> ClassGroup:
 
 
 def _superclasses(groups: list[ClassGroup], pool: Pool, config: EpisodeConfig) -> tuple[ClassGroup, ...]:
-    """All superclasses; UserError when one has too few classes, or when small classes are to be left out."""
+    """Return all superclasses; UserError if one has too few classes, or if small classes must be dropped."""
     where = f"{pool.dataset}, split {pool.split!r}"
     if config.min_images:
         raise UserError(f"{where}: episode.min_images cannot be combined with superclasses; set it to 0, or episode.ontology to none")
@@ -137,10 +137,10 @@ def _superclasses(groups: list[ClassGroup], pool: Pool, config: EpisodeConfig) -
 
 def _eligible(groups: list[ClassGroup], pool: Pool, config: EpisodeConfig) -> tuple[ClassGroup, ...]:
     """Nodes that span enough classes and not too many; two nodes with the same classes are two."""
-    found = tuple(g for g in groups if config.min_ways <= len(g.members) <= MAX_SPAN)
-    if not found:
+    eligible = tuple(g for g in groups if config.min_ways <= len(g.members) <= MAX_SPAN)
+    if not eligible:
         raise UserError(
             f"{pool.dataset}, split {pool.split!r}: no node of its graph spans {config.min_ways} to {MAX_SPAN} of the {len(pool.classes)} "
             "classes; lower episode.min_ways, or set episode.ontology to none"
         )
-    return found
+    return eligible

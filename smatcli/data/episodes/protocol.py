@@ -16,13 +16,13 @@ MAX_SPAN = 392  # classes below a node of the graph that an episode may still be
 
 
 def num_query(images_per_class: np.ndarray, max_num_query: int = 10, shots: int | Sequence[int] | None = None) -> int:
-    """Query images a class: min(max, min_c floor(n_c / 2)); with fixed `shots`, or a range (a, b) of them, min(max, min_c n_c - b)."""
+    """Query images per class: min(max, min_c floor(n_c / 2)); with fixed `shots`, or a range (a, b) of them, min(max, min_c n_c - b)."""
     fewest = int(np.min(images_per_class))
     most = shots if isinstance(shots, int) or shots is None else max(shots)
     queries = min(max_num_query, fewest // 2 if most is None else fewest - most)
     if queries < 1:
         needed = 2 if most is None else most + 1
-        raise UserError(f"a class has {fewest} images, but an episode needs at least {needed}; leave such classes out")
+        raise UserError(f"a class has {fewest} images, but an episode needs at least {needed}; drop such classes")
     return queries
 
 

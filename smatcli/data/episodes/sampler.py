@@ -1,4 +1,4 @@
-"""Which images an episode is made of: fixed N-way K-shot, Meta-Dataset's variable way and shot, and its official protocol with ontologies.
+"""Sampler of episodes: fixed N-way K-shot, Meta-Dataset's variable way and shot, and its official protocol with ontologies.
 
 Episodes are counted, not drawn: episode `index` of (seed, split, dataset) has its own Philox generator, keyed by SHA-256 of these four, and
 uses only its doubles in [0, 1), so that neither the number of workers nor another numpy changes what it holds.
@@ -62,10 +62,10 @@ class Description:
 
 def plan_digest(plan: EpisodePlan) -> np.uint64:
     """64-bit hash of what an episode asks: its classes, and the rows and labels of support and query."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for part in (plan.classes, plan.support, plan.support_labels, plan.query, plan.query_labels):
-        found.update(len(part).to_bytes(8, "little") + np.ascontiguousarray(part, "<i8").tobytes())
-    return np.uint64(int.from_bytes(found.digest()[:8], "little"))
+        digest.update(len(part).to_bytes(8, "little") + np.ascontiguousarray(part, "<i8").tobytes())
+    return np.uint64(int.from_bytes(digest.digest()[:8], "little"))
 
 
 _OFFICIAL = ("ontology", "ignore_hierarchy")
@@ -84,7 +84,7 @@ def _check_config(config: EpisodeConfig) -> list[str]:
     for name in ("ways", "shots", *(["balanced"] if config.balanced is not None else [])):
         low, high = bounds(getattr(config, name))
         if low < 1 or low > high:
-            raise UserError(f"episode.{name}: [{low}, {high}] is no range of whole numbers from 1 up; the smaller number comes first")
+            raise UserError(f"episode.{name}: [{low}, {high}] is not a range of whole numbers from 1; the smaller number comes first")
     if config.min_ways > config.max_ways:
         raise UserError(f"episode.min_ways is {config.min_ways}, above episode.max_ways {config.max_ways}; lower one or raise the other")
     unread = _UNREAD[config.kind] + (_UNEVEN if config.balanced is not None else ())
@@ -97,7 +97,7 @@ def _check_config(config: EpisodeConfig) -> list[str]:
 class EpisodeSampler:
     """Plans episodes: `plan(index)` is a pure function of (seed, split, dataset, index), with the dataset uniform over `stores`.
 
-    `split_of` gives single datasets another split than `split`. `notes` lists what had to be changed or left out, for the user to see.
+    `split_of` gives single datasets another split than `split`. `notes` lists changes and dropped classes, for the user.
     Raises UserError at construction when a dataset cannot give the episodes asked for.
     """
 

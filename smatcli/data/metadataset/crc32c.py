@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 
 _POLYNOMIAL = 0x82F63B78  # bit-reversed 0x1EDC6F41 (RFC 3720, section 12.1)
-_LANES = 256  # bytes a row
+_LANES = 256  # bytes per row
 _ROWS = 256  # rows a chunk
 
 
@@ -13,7 +13,7 @@ def crc32c(data: bytes | bytearray | memoryview) -> int:
     """CRC-32C of `data` (RFC 3720), as an unsigned 32-bit number.
 
     The register is linear over GF(2) in every byte and its place. A chunk is laid out as rows of 256 bytes: each row has one table, which
-    holds what a byte of that row leaves in the register; the XOR over the rows gives one register a column, and the XOR of the registers,
+    holds what a byte of that row leaves in the register; XOR over the rows gives a register for each column, and the XOR of the registers,
     each moved on by the bytes behind its column, gives the chunk's.
     """
     if len(data) <= 16:

@@ -25,7 +25,7 @@ def split_graphs(raw: Mapping[str, Any], fail: Fail) -> dict[str, Graph]:
     for split, listed in raw.items():
         where = f"split_subgraphs, {split.upper()}"
         if not isinstance(listed, list):
-            fail(f"{where} is no list of nodes")
+            fail(f"{where} is not a list of nodes")
         graph: Graph = {}
         for position, item in enumerate(listed):
             name, node = _node(item, f"{where}, node {position}", fail)
@@ -35,7 +35,7 @@ def split_graphs(raw: Mapping[str, Any], fail: Fail) -> dict[str, Graph]:
         for name, node in graph.items():
             for child in node.children:
                 if child not in graph:
-                    fail(f"{where}: {name!r} has the child {child!r}, which is no node of this split")
+                    fail(f"{where}: {name!r} has the child {child!r}, which is not a node of this split")
         graphs[split] = graph
     return graphs
 
@@ -61,12 +61,12 @@ def leaf_classes(graph: Graph, fail: Fail) -> dict[str, frozenset[str]]:
 
 def _node(item: Any, where: str, fail: Fail) -> tuple[str, GraphNode]:
     if not isinstance(item, dict):
-        fail(f"{where} is no object")
+        fail(f"{where} is not an object")
     name, words, children = item.get("wn_id"), item.get("words", ""), item.get("children_ids")
     if not isinstance(name, str) or not name:
         fail(f"{where} has no wn_id")
     if not isinstance(children, list) or not all(isinstance(child, str) for child in children):
-        fail(f"{where} ({name}): children_ids is no list of ids")
+        fail(f"{where} ({name}): children_ids is not a list of ids")
     if len(set(children)) < len(children):
         fail(f"{where} ({name}): a child is listed twice")
     return name, GraphNode(words if isinstance(words, str) else "", tuple(children))

@@ -62,10 +62,10 @@ def parse_spec(raw: Any, where: str) -> Spec:
     """The specification in decoded JSON; `where` (the file) begins every UserError."""
     reader = _SpecReader(where)
     raw = reader.mapping(raw, "the specification")
-    kind = _KINDS.get(found := str(raw.get("__class__")))
+    kind = _KINDS.get(given := str(raw.get("__class__")))
     if kind is None:
         hint = "" if "__class__" in raw else " (the key is missing)"
-        reader.fail(f"__class__ is {found!r}, expected one of {', '.join(_KINDS)}{hint}{nearest(found, list(_KINDS))}")
+        reader.fail(f"__class__ is {given!r}, expected one of {', '.join(_KINDS)}{hint}{nearest(given, list(_KINDS))}")
     pattern = reader.pattern(raw.get("file_pattern", "{}.tfrecords"))
     names = reader.names(raw, "class_names")
     build = {"flat": _flat, "bilevel": _bilevel, "dag": _dag}[kind]
@@ -197,9 +197,9 @@ class _SpecReader:
                 self.fail(f"{key}: {first[name]} and {i} have the same name {name!r}")
         return names
 
-    def agree(self, key: str, found: int, other: str, expected: int, what: str) -> None:
-        if found != expected:
-            self.fail(f"{key} has {found:,} {what}, {other} has {expected:,}")
+    def agree(self, key: str, actual: int, other: str, expected: int, what: str) -> None:
+        if actual != expected:
+            self.fail(f"{key} has {actual:,} {what}, {other} has {expected:,}")
 
     def _of(self, part: Mapping[str, Any], key: str, i: int) -> Any:
         if str(i) not in part:
@@ -239,7 +239,7 @@ def _load(path: Path) -> Any:
 
 def _missing(path: Path) -> str:
     if not path.parent.is_dir():
-        return f"{path.parent}: there is no such folder"
+        return f"{path.parent}: folder does not exist"
     if path.with_suffix(".pkl").exists():
         return (
             f"{path}: missing; {path.with_suffix('.pkl').name} is there, but pickled files can run code and are not read: "
@@ -253,9 +253,9 @@ class _TwiceError(Exception):
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
+        if name in entries:
             raise _TwiceError(name)
-        found[name] = value
-    return found
+        entries[name] = value
+    return entries

@@ -22,5 +22,5 @@ class SpecStore:
         if split == "all":
             return np.arange(len(self.counts))
         if split not in SPLITS:
-            raise UserError(f"{self.name}: there is no split {split!r} (train, valid, test, all)")
+            raise UserError(f"{self.name}: unknown split {split!r} (train, valid, test, all)")
         return np.flatnonzero(self._split == SPLITS.index(split))

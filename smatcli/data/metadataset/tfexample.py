@@ -10,7 +10,7 @@ _BYTES, _FLOATS, _INTS = 1, 2, 3  # field numbers of tf.train.Feature
 
 
 class BadExample(ValueError):
-    """Bytes that are no `tf.train.Example`: `at` is the offset in them where reading stopped."""
+    """Bytes that are not a `tf.train.Example`; `at` is the offset where parsing stopped."""
 
     def __init__(self, at: int, reason: str):
         super().__init__(reason)
@@ -20,9 +20,9 @@ class BadExample(ValueError):
 def parse_example(data: bytes) -> dict[str, Values]:
     """Feature name -> its values, of a serialised `tf.train.Example`; raises BadExample and nothing else, whatever the bytes.
 
-    As protocol buffers have it, fields that are not known are skipped, and of a name that occurs twice the last one counts.
+    As usual for protocol buffers, unknown fields are skipped, and the last value of a repeated name counts.
     """
-    found: dict[str, Values] = {}
+    features: dict[str, Values] = {}
     view = memoryview(data)
     for _, start, end in _fields(view, 0, len(data), 1):
         for _, entry, entry_end in _fields(view, start, end, 1):
@@ -33,8 +33,8 @@ def parse_example(data: bytes) -> dict[str, Values]:
                     name = _text(view, begin, stop)
                 else:
                     values = _feature(view, begin, stop)
-            found[name] = values
-    return found
+            features[name] = values
+    return features
 
 
 def _feature(view: memoryview, start: int, end: int) -> Values:
@@ -65,7 +65,7 @@ def _floats(view: memoryview, start: int, end: int) -> Values:
     values: list[float] = []
     for _, begin, stop in _any_fields(view, start, end, 1, (_FOUR, _LENGTH)):
         if (stop - begin) % 4:
-            raise BadExample(begin, "a list of floats of a length that is no multiple of 4")
+            raise BadExample(begin, "a list of floats of a length that is not a multiple of 4")
         values.extend(value for (value,) in struct.iter_unpack("<f", view[begin:stop]))
     return values
 
@@ -78,7 +78,7 @@ def _text(view: memoryview, start: int, end: int) -> str:
 
 
 def _fields(view: memoryview, start: int, end: int, *wanted: int) -> Iterator[tuple[int, int, int]]:
-    """(number, begin, end) of the fields of a message that are wanted, all of which hold a length and bytes."""
+    """(number, begin, end) of the fields of a message that are wanted, which must be length-delimited."""
     for number, wire, begin, stop in _walk(view, start, end):
         if number in wanted:
             if wire != _LENGTH:

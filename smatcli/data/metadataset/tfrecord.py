@@ -36,7 +36,7 @@ class TFRecordFile:
             self._descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
             self.size = os.fstat(self._descriptor).st_size
         except FileNotFoundError:
-            raise TFRecordError(f"{self.path}: there is no such file") from None
+            raise TFRecordError(f"{self.path}: does not exist") from None
         except OSError as error:
             raise TFRecordError(f"{self.path}: cannot be read ({(error.strerror or str(error)).lower()})") from error
 
@@ -100,7 +100,7 @@ class TFRecordFile:
             return f"is a {kind} pointer, not the data; fetch it first"
         if head.startswith(b"\x1f\x8b"):
             return "is compressed with gzip; unpack it first"
-        return "wrong CRC-32C of the record's length; this is no TFRecord file, or it is damaged"
+        return "wrong CRC-32C of the record's length; this is not a TFRecord file, or it is damaged"
 
     def error(self, offset: int, reason: str) -> TFRecordError:
         """The error that says what is wrong with the record at `offset`."""

@@ -79,19 +79,19 @@ class CocoSource:
         """File name in the annotations -> name in the tree, where folders around them differ (`train2017/...` in a ZIP)."""
         there = self._tree.names
         wanted = {Path(name).name: name for name in self._boxes.files if name not in there}
-        found: dict[str, str] = {}
+        paths: dict[str, str] = {}
         for name in sorted(there) if wanted else ():
             listed = wanted.get(Path(name).name)
-            if listed is not None and found.setdefault(listed, name) != name:
-                raise UserError(f"{self._tree.path}: {listed!r} may be {found[listed]} or {name}; give the folder of one of them")
-        if not found and len(wanted) == len(self._boxes.files):
+            if listed is not None and paths.setdefault(listed, name) != name:
+                raise UserError(f"{self._tree.path}: {listed!r} may be {paths[listed]} or {name}; give the folder of one of them")
+        if not paths and len(wanted) == len(self._boxes.files):
             raise UserError(f"{self._tree.path}: holds none of the {len(wanted)} images of {self.path}; do both belong together?")
-        return found
+        return paths
 
     def _group(self, min_boxes: int) -> list[SourceClass]:
         boxes = self._boxes
         if boxes.crowds:
-            self.remarks.append(f"{boxes.crowds:,} boxes of crowds left out")
+            self.remarks.append(f"{boxes.crowds:,} boxes of crowds skipped")
         classes = []
         for label in np.argsort(boxes.category_ids, kind="stable"):
             rows = np.flatnonzero(boxes.labels == label)
@@ -100,7 +100,7 @@ class CocoSource:
             else:
                 classes.append(SourceClass(boxes.names[label], _Keys(boxes, rows[np.argsort(boxes.images[rows], kind="stable")])))
         if self.dropped:
-            self.remarks.append(f"{len(self.dropped)} classes with fewer than {min_boxes} boxes left out: {some(self.dropped)}")
+            self.remarks.append(f"{len(self.dropped)} classes with fewer than {min_boxes} boxes skipped: {some(self.dropped)}")
         if not classes:
             raise UserError(f"{self.path}: no class has {min_boxes} boxes")
         return classes

@@ -63,7 +63,7 @@ class CubSource:
         if not listed & self._tree.names:
             raise UserError(f"{self.path / 'images'}: holds none of the {len(listed)} images of images.txt; unpack the archive again")
         if extra := sorted(name for name in self._tree.names - listed if not Path(name).name.startswith(".")):
-            self.remarks.append(f"{len(extra)} files that images.txt does not name left out: {some(extra)}")
+            self.remarks.append(f"{len(extra)} files that images.txt does not list skipped: {some(extra)}")
         return [SourceClass(names[number], images[number]) for number in sorted(names)]
 
 
@@ -74,17 +74,17 @@ def _find(path: Path) -> Path:
             if missing:
                 raise UserError(f"{folder}: {missing[0]} is missing; unpack CUB_200_2011.tgz again")
             return folder
-    what = "there is no such folder" if not path.exists() else "no images.txt and images/ here"
+    what = "folder does not exist" if not path.exists() else "no images.txt and images/ here"
     raise UserError(f"{path}: {what}; give the folder CUB_200_2011 of CUB_200_2011.tgz")
 
 
 def _numbered(path: Path) -> dict[int, str]:
-    found: dict[int, str] = {}
+    by_number: dict[int, str] = {}
     for line, first, rest in read_pairs(path):
         number = whole_number(first, f"{path}, line {line}")
-        if number in found:
+        if number in by_number:
             raise UserError(f"{path}, line {line}: the number {number} is given twice")
-        found[number] = rest
-    if not found:
+        by_number[number] = rest
+    if not by_number:
         raise UserError(f"{path}: is empty")
-    return found
+    return by_number

@@ -76,7 +76,7 @@ class DomainNetSource:
         if not listed & there:
             raise UserError(f"{self._tree.path}: holds none of the {len(listed)} images of {lists[0]}; is it unpacked here?")
         if extra := sorted(there - listed):
-            self.remarks.append(f"{len(extra)} images that no list file names left out: {some(extra)}")
+            self.remarks.append(f"{len(extra)} images that are in no list file skipped: {some(extra)}")
         if len(lists) == 1:
             self.remarks.append(f"only {lists[0].name} found; the other list file of {self.domain} is missing beside it")
 
@@ -97,7 +97,7 @@ class DomainNetSource:
 def _find(path: Path, domain: str) -> tuple[Path, Path]:
     """The folder of the list files, and the folder or ZIP of the images."""
     if not path.exists():
-        raise UserError(f"{path}: there is no such folder; it should hold {domain}/ and {domain}_train.txt")
+        raise UserError(f"{path}: folder does not exist; it should hold {domain}/ and {domain}_train.txt")
     for images in (path / domain, path / f"{domain}.zip"):
         if images.exists():
             return path, images

@@ -90,7 +90,7 @@ class LineIndex:
 
 
 def render_line(line: bytes) -> np.ndarray:
-    """Renders a line of an `.ndjson` file, uint8 [256, 256, 3]. Raises Unreadable for one that is no drawing."""
+    """Renders a line of an `.ndjson` file, uint8 [256, 256, 3]. Raises Unreadable if it is not a drawing."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
@@ -103,7 +103,7 @@ def render_line(line: bytes) -> np.ndarray:
 def render(drawing: Any, side: int = SIDE) -> np.ndarray:
     """Strokes [[x, ...], [y, ...], ...] in black on white, antialiased, centred and scaled to the frame: uint8 [side, side, 3].
 
-    Coordinates in any unit: simplified and raw drawings look alike. Raises Unreadable for what are no strokes.
+    Coordinates in any unit: simplified and raw drawings look alike. Raises Unreadable for invalid strokes.
     """
     strokes = _strokes(drawing)
     every = np.concatenate(strokes, axis=1)
@@ -142,7 +142,7 @@ def _strokes(drawing: Any) -> list[np.ndarray]:
         except (ValueError, TypeError, OverflowError):
             raise Unreadable("a stroke that is not [[x, ...], [y, ...]]") from None
         if both.ndim != 2 or not np.isfinite(both).all() or np.abs(both).max(initial=0) > 1e9:
-            raise Unreadable("a stroke with coordinates that are none")
+            raise Unreadable("a stroke with invalid coordinates")
         points += both.shape[1]
         if points > MAX_POINTS:
             raise Unreadable(f"more than {MAX_POINTS:,} points")

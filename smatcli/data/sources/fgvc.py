@@ -34,7 +34,7 @@ class FgvcSource:
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser()
         if not self.path.is_dir():
-            raise UserError(f"{self.path}: there is no such folder; {HOW}")
+            raise UserError(f"{self.path}: folder does not exist; {HOW}")
         self.name = f"fgvc_{self.path.resolve().name.removeprefix('fgvc_')}"
         self.remarks: list[str] = []
         self.ontology: Ontology | None = None
@@ -69,11 +69,11 @@ def _named_by_folder(classes: list[SourceClass]) -> list[SourceClass]:
 
 def _read(path: Path) -> dict[str, int]:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(items)
-        if len(found) < len(items):
+        entries = dict(items)
+        if len(entries) < len(items):
             twice = next(name for name, count in Counter(name for name, _ in items).items() if count > 1)
             raise UserError(f"{path}: {twice[:100]!r} is listed a second time; an image must have one label and one split")
-        return found
+        return entries
 
     try:
         listed = json.loads(read_list(path, HOW), object_pairs_hook=pairs)
@@ -81,7 +81,7 @@ def _read(path: Path) -> dict[str, int]:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(listed, dict) or not listed:
         raise UserError(
-            f'{path}: expected {{"image path": class number, ...}}, found {"nothing" if listed == {} else type(listed).__name__}'
+            f'{path}: expected {{"image path": class number, ...}}, entries {"nothing" if listed == {} else type(listed).__name__}'
         )
     return {image: _label(label, path, image) for image, label in listed.items()}
 

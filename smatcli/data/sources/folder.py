@@ -20,7 +20,7 @@ class FolderSource:
 
     `depth` 1: the class is the first folder, whatever lies deeper belongs to it; 2: the first two ("alphabet/character"), and so on.
     Folders train, val (or valid, validation) and test around the same classes are a split of the images.
-    Hidden files and the litter of file managers are skipped; other files outside a class folder are left out with a remark.
+    Hidden files and the litter of file managers are skipped; other files outside a class folder are skipped with a remark.
     Raises UserError for a source that is missing, damaged, a trap (see `trees.ZipTree`) or without class folders.
     """
 
@@ -74,10 +74,10 @@ class FolderSource:
             except UnicodeEncodeError:
                 raise UserError(f"{self.path}: the folder name {name!r} is not valid UTF-8; rename it") from None
         self._remark(outside)
-        found = {name: sorted(grouped[name]) for name in sorted(grouped)}
+        by_class = {name: sorted(grouped[name]) for name in sorted(grouped)}
         if not in_parts:
-            return [SourceClass(name, images) for name, images in found.items()]
-        return [SourceClass(n, images, None, [PARTS[i.split("/")[len(top)].lower()] for i in images]) for n, images in found.items()]
+            return [SourceClass(name, images) for name, images in by_class.items()]
+        return [SourceClass(n, images, None, [PARTS[i.split("/")[len(top)].lower()] for i in images]) for n, images in by_class.items()]
 
     def _refuse_nested(self, grouped: dict[str, list[str]], level: int, depth: int) -> None:
         """Class folders that hold only folders, several each, are most likely no classes but parts (train/, test/) or groups of classes."""
@@ -94,7 +94,7 @@ class FolderSource:
     def _remark(self, outside: list[PurePosixPath]) -> None:
         if outside:
             names = ", ".join(str(name) for name in sorted(outside)[:5]) + (", ..." if len(outside) > 5 else "")
-            self.remarks.append(f"{len(outside)} file{'s' * (len(outside) > 1)} outside the class folders left out: {names}")
+            self.remarks.append(f"{len(outside)} file{'s' * (len(outside) > 1)} outside the class folders skipped: {names}")
 
 
 def _by_image(files: list[Parts], top: Parts) -> bool:

@@ -12,7 +12,7 @@ from smatcli.safe.files import pointer_kind
 from smatcli.safe.text import refuse_special
 
 PATIENCE = 600.0  # seconds for the structure of a file of thousands of groups on a slow disk
-LARGEST = 2**36  # bytes of one array, of which readers take a row at a time
+LARGEST = 2**36  # bytes per array; readers take one row at a time
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -43,10 +43,10 @@ class ForeignHdf5:
 
     def array(self, group: int, name: str) -> Any:
         """The array `name` of a group, as an h5py dataset."""
-        found = self.find(group, name)
-        if found is None:
+        data = self.find(group, name)
+        if data is None:
             raise UserError(f"{self.path}, group {group}: has no field {name!r}")
-        return found
+        return data
 
     def find(self, group: int, name: str) -> Any:
         """The same, None where the group has no such array."""
@@ -54,15 +54,15 @@ class ForeignHdf5:
 
         with self.blamed(group):
             path = self.locate(group, name)
-            found = None if path is None else self._file[path]
-            if not isinstance(found, h5py.Dataset):
+            data = None if path is None else self._file[path]
+            if not isinstance(data, h5py.Dataset):
                 return None
-            if found.external or found.is_virtual:
+            if data.external or data.is_virtual:
                 raise UserError(f"{self.path}, group {group}: refused, {name!r} lies in another file")
-        return found
+        return data
 
     def honest(self, data: Any) -> Any:
-        """`data`, an h5py dataset, once the file is known to hold what it claims; ValueError otherwise."""
+        """Return `data`, an h5py dataset, if the file contains all that it claims; ValueError otherwise."""
         if data.name not in self._checked:
             safe_hdf5.check(data, LARGEST)
             if data.chunks is not None:  # checked by unpacking all of it
@@ -84,7 +84,7 @@ class ForeignHdf5:
         return field
 
     def number(self, group: int, name: str) -> int | None:
-        """A whole number, None where there is none: h5py's low-level calls, four times faster, as it is asked of every image."""
+        """Return a whole number, or None if it does not exist, through h5py's low-level calls (four times faster, used per image)."""
         import numpy as np
         from h5py import h5d, h5s
 
@@ -111,7 +111,7 @@ class ForeignHdf5:
         except UserError:
             raise
         except FileNotFoundError:
-            raise UserError(f"{where}: there is no such file") from None
+            raise UserError(f"{where}: does not exist") from None
         except IsADirectoryError:
             raise UserError(f"{where}: is a folder, not an HDF5 file") from None
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError) as error:

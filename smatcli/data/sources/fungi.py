@@ -68,7 +68,7 @@ class FungiSource:
         self._compare(images)
         self.dropped = [f"{number:04d}.{name}" for number, name in categories.items() if number not in images]
         if self.dropped:
-            self.remarks.append(f"{len(self.dropped)} categories without images left out: {some(self.dropped)}")
+            self.remarks.append(f"{len(self.dropped)} categories without images skipped: {some(self.dropped)}")
         return [SourceClass(f"{number:04d}.{categories[number]}", images[number]) for number in sorted(images)]
 
     def _compare(self, images: dict[int, list[str]]) -> None:
@@ -76,7 +76,7 @@ class FungiSource:
         if not listed & self._tree.names:
             raise UserError(f"{self.path / 'images'}: holds none of the {len(listed)} images of {' and '.join(_FILES)}")
         if extra := sorted(name for name in self._tree.names - listed if not Path(name).name.startswith(".")):
-            self.remarks.append(f"{len(extra)} files without annotation left out: {some(extra)}")
+            self.remarks.append(f"{len(extra)} files without annotation skipped: {some(extra)}")
 
 
 class _Part:

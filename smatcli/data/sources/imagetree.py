@@ -75,7 +75,7 @@ def read_pairs(path: Path, last: bool = False) -> Iterable[tuple[int, str, str]]
                     raise UserError(f"{path}, line {number}: {line[:80]!r} has one column, expected two")
                 yield number, parts[0], parts[1]
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
+        raise UserError(f"{path}: does not exist") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not a text file ({error.reason})") from None
     except OSError as error:

@@ -84,7 +84,7 @@ def read_list(path: Path, how: str) -> str:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; {how}") from None
+        raise UserError(f"{path}: does not exist; {how}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from error
     if kind := pointer_kind(data[:1000]):
@@ -92,4 +92,4 @@ def read_list(path: Path, how: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is no text (byte {error.start} is not UTF-8)") from error
+        raise UserError(f"{path}: is not a text file (byte {error.start} is not UTF-8)") from error

@@ -30,7 +30,7 @@ class SpecFolder:
         if self.root.is_file() and self.root.name == SPEC_FILE:
             self.root = self.root.parent
         if not self.root.is_dir():
-            raise UserError(f"{self.root}: {'is a file, not a folder' if self.root.exists() else 'there is no such folder'}")
+            raise UserError(f"{self.root}: {'is a file, not a folder' if self.root.exists() else 'folder does not exist'}")
         self.spec: Spec = read_spec(self.root)
         self.files = [self.spec.file(i, suffix) for i in range(len(self.spec.classes))]
         if not self.files:
@@ -53,7 +53,7 @@ class SpecFolder:
 
     def _list(self) -> dict[str, os.stat_result]:
         """Name -> facts of the regular files in the folder, links followed."""
-        found = {}
+        files = {}
         try:
             with os.scandir(self.root) as entries:
                 for entry in entries:
@@ -62,10 +62,10 @@ class SpecFolder:
                     except FileNotFoundError:  # a broken link is a missing file
                         continue
                     if stat.S_ISREG(facts.st_mode):
-                        found[entry.name] = facts
+                        files[entry.name] = facts
         except OSError as error:
             raise UserError(f"{self.root}: cannot be listed ({(error.strerror or str(error)).lower()})") from error
-        return found
+        return files
 
     def _refuse_missing(self, there: dict[str, os.stat_result]) -> None:
         missing = [i for i, c in enumerate(self.spec.classes) if c.images and self.files[i] not in there]

@@ -82,11 +82,11 @@ class _RecordFile:
 
     def offset(self, position: int) -> int:
         """Offset of the record at `position`."""
-        known = self._known
-        while len(known) <= position:  # threads may do the same work, none can see half of it
-            found = array("q", islice(self.scan(known[-1] if known else None, len(known)), max(1024, position + 1 - len(known))))
-            known = self._known = known + found
-        return known[position]
+        offsets = self._known
+        while len(offsets) <= position:  # threads may do the same work, none can see half of it
+            more = array("q", islice(self.scan(offsets[-1] if offsets else None, len(offsets)), max(1024, position + 1 - len(offsets))))
+            offsets = self._known = offsets + more
+        return offsets[position]
 
     def image(self, offset: int) -> bytes:
         fields = self.file.example(offset)

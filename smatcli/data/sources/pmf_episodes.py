@@ -60,13 +60,13 @@ class PmfEpisodesSource:
         return len(self._labels)
 
     def classes(self) -> Sequence[SourceClass]:
-        found = []
+        classes = []
         for index, parts in enumerate(self._labels):
             for label in range(int(parts[0].max()) + 1):
                 rows = [np.flatnonzero(labels == label) for labels in parts]
                 images = [Place(index, part, int(row)) for part, own in zip(("sx", "x"), rows, strict=True) for row in own]
-                found.append(SourceClass(f"episode {index:03d} class {label:02d}", images, "valid"))
-        return found
+                classes.append(SourceClass(f"episode {index:03d} class {label:02d}", images, "valid"))
+        return classes
 
     def read(self, image: Place) -> np.ndarray:
         images = self._file.array(image.episode, image.part)

@@ -171,16 +171,16 @@ class _Handles:
 
 def _by_class(path: Path) -> dict[str, Path]:
     if not path.exists():
-        raise UserError(f"{path}: there is no such folder; it should hold one <class>.npy or <class>.ndjson a class")
+        raise UserError(f"{path}: folder does not exist; it should hold one <class>.npy or <class>.ndjson per class")
     files = [path] if path.is_file() else sorted(path.rglob("*"))
-    found: dict[str, Path] = {}
+    by_class: dict[str, Path] = {}
     for file in files:
         if file.suffix.lower() not in _SUFFIXES or file.name.startswith(".") or not file.is_file():
             continue
         name = _PREFIX.sub("", file.stem)
-        if other := found.get(name):
+        if other := by_class.get(name):
             raise UserError(f"{path}: the class {name!r} is in {other.name} and in {file.name}; keep one of them")
-        found[name] = file
-    if not found:
+        by_class[name] = file
+    if not by_class:
         raise UserError(f"{path}: holds no <class>.npy or <class>.ndjson")
-    return dict(sorted(found.items()))
+    return dict(sorted(by_class.items()))

@@ -29,12 +29,12 @@ TIMEOUT = 60.0  # seconds without an answer that end a download
 def dataset_name(name: str) -> str:
     """The dataset's name as stores have it: torchvision's class name in lower case. Raises UserError for an unknown one."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
-    known = ALIASES.get(plain, plain)
-    if known not in SETS:
+    canonical = ALIASES.get(plain, plain)
+    if canonical not in SETS:
         names = [each.cls for each in SETS.values()]
         close = nearest(plain, list(SETS))
-        raise UserError(f"torchvision: there is no dataset {name!r}{close or '; known: ' + ', '.join(names)}")
-    return known
+        raise UserError(f"torchvision: there is no dataset {name!r}{close or '; canonical: ' + ', '.join(names)}")
+    return canonical
 
 
 class TorchvisionSource:
@@ -113,24 +113,24 @@ class TorchvisionSource:
 
     def _listed(self, part: str, dataset: Any) -> tuple[list[str], list[str], Sequence[int]]:
         """Key of each image (path below the root, or part/row), class names, and label of each image."""
-        known = self._set
-        if known.arrays is not None:
-            pixels, given = known.arrays(dataset)
+        facts = self._set
+        if facts.arrays is not None:
+            pixels, given = facts.arrays(dataset)
             labels = [int(label) for label in given]
             if pixels.dtype != np.uint8 or len(pixels) != len(labels) or pixels.shape[3:] not in ((), (3,)):
                 raise UserError(f"{self.root}: {len(labels)} labels for {part} pixels {pixels.dtype} {list(pixels.shape)}; {self._how()}")
             self._arrays[part] = Spill(pixels)
             keys = [f"{part}/{row}" for row in range(len(labels))]
         else:
-            found = [(self._below_root(path), int(label)) for path, label in known.files(dataset)]
-            if known.name_of is not None:  # no names, and labels by the order in which the system lists folders
-                named = sorted((path, known.name_of(path, label)) for path, label in found)
+            items = [(self._below_root(path), int(label)) for path, label in facts.files(dataset)]
+            if facts.name_of is not None:  # no names, and labels by the order in which the system lists folders
+                named = sorted((path, facts.name_of(path, label)) for path, label in items)
                 order = {name: label for label, name in enumerate(sorted({name for _, name in named}))}
                 return [path for path, _ in named], list(order), [order[name] for _, name in named]
-            keys, labels = [path for path, _ in found], [label for _, label in found]
-        names = known.names(dataset)
+            keys, labels = [path for path, _ in items], [label for _, label in items]
+        names = facts.names(dataset)
         if twice := [name for name, count in Counter(names).items() if count > 1]:
-            raise UserError(f"{self.root}: two classes of {known.cls} are called {twice[0]!r}; {self._how()}")
+            raise UserError(f"{self.root}: two classes of {facts.cls} are called {twice[0]!r}; {self._how()}")
         return keys, names, labels
 
     def _below_root(self, path: str) -> str:

@@ -167,7 +167,7 @@ _ALL = (
         names=lambda dataset: [str(digit) for digit in range(10)],
         sums=lambda cls: [(cls.split_list[part][1], cls.split_list[part][2]) for part in ("train", "test")],
         loader=False,
-        left_out=("extra_32x32.mat", "extra_32x32.mat is left out: the set is train and test"),
+        left_out=("extra_32x32.mat", "extra_32x32.mat is skipped: the set is train and test"),
     ),
     TorchvisionSet(
         "Caltech101",
@@ -178,7 +178,10 @@ _ALL = (
         files=_caltech,
         names=lambda dataset: list(dataset.categories),
         loader=False,
-        left_out=("caltech101/101_ObjectCategories/BACKGROUND_Google", "BACKGROUND_Google is left out, as by torchvision: it is no class"),
+        left_out=(
+            "caltech101/101_ObjectCategories/BACKGROUND_Google",
+            "BACKGROUND_Google is skipped, as in torchvision",
+        ),
     ),
 )
 

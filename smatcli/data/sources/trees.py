@@ -37,7 +37,7 @@ class DirectoryTree:
         self.root = root
 
     def files(self) -> list[Listed]:
-        found, seen = [], set()
+        listed, seen = [], set()
         for folder, folders, names in os.walk(self.root, followlinks=True, onerror=_cannot_list):
             where = os.stat(folder)
             if (where.st_dev, where.st_ino) in seen:
@@ -49,10 +49,10 @@ class DirectoryTree:
             for name in names:
                 try:
                     facts = os.stat(os.path.join(folder, name))
-                    found.append(Listed(str(relative / name), facts.st_size, facts.st_mtime_ns))
+                    listed.append(Listed(str(relative / name), facts.st_size, facts.st_mtime_ns))
                 except OSError:
-                    found.append(Listed(str(relative / name), -1, 0))
-        return found
+                    listed.append(Listed(str(relative / name), -1, 0))
+        return listed
 
     def read(self, name: str) -> bytes:
         path = self.root / name

@@ -38,7 +38,7 @@ class VtabSource:
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser()
         if not self.path.is_dir():
-            raise UserError(f"{self.path}: there is no such folder; {HOW}")
+            raise UserError(f"{self.path}: folder does not exist; {HOW}")
         self.name = f"vtab_{self.path.resolve().name.removeprefix('vtab_')}"
         self.remarks: list[str] = []
         self.ontology: Ontology | None = None

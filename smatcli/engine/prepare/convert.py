@@ -1,4 +1,4 @@
-"""One source to one store: decode in parallel, leave out what cannot be read and say so, split the classes, write; to be continued."""
+"""Conversion of a source to a store: decode in parallel, skip and report unreadable images, split the classes, write; resumable."""
 
 import io
 import shutil
@@ -32,16 +32,16 @@ from smatcli.version import __version__
 
 NAMED = 20  # unreadable images named one by one; if there are more, a text file lists all of them
 MOST_UNREADABLE = 1_000_000
-EVERY = 64  # images between two progress updates
-MARK_SECONDS = 10.0  # between two entries of the journal: what a killed process loses at most
+EVERY = 64  # images per progress update
+MARK_SECONDS = 10.0  # between journal entries: the most that a killed process loses
 
 
 @dataclass
 class Conversion:
-    """Writes `target` from `source`; afterwards `unreadable` holds (image, reason) of every image that was left out."""
+    """Write `target` from `source`; afterwards `unreadable` has (image, reason) for every skipped image."""
 
     source: ImageSource
-    origin: str  # where the images come from, kept in the store
+    origin: str  # origin of the images, recorded in the store
     name: str
     target: Path
     settings: Settings
@@ -51,9 +51,9 @@ class Conversion:
     unreadable: list[tuple[str, str]] = field(default_factory=list)
 
     def run(self, fingerprint: str, journal: Journal) -> None:
-        """Raises UserError for a class that is too small (without `min_images`), a wrong splits file, or (strict) an unreadable image.
+        """Run the conversion; UserError for too small a class (without `min_images`), a wrong splits file, or (strict) an unreadable image.
 
-        Interrupted, when SIGINT or SIGTERM arrives: draft and journal are kept, and the same call continues. After an error they are gone.
+        Raises Interrupted on SIGINT or SIGTERM and keeps draft and journal for the same call to continue; an error deletes them.
         """
         draft = None
         try:
@@ -77,7 +77,7 @@ class Conversion:
             self.reporter.finish()
 
     def _draft(self, journal: Journal, header: dict[str, Any]) -> Draft:
-        """The draft of an earlier attempt that did the same, or a new one."""
+        """Return the draft of an earlier attempt with the same settings, or a new one."""
         path, records = hidden(self.target, "draft.h5"), self.settings.encoding != "raw" or self.selection.by_image
         before = journal.header or {}
         if path.exists() and journal.entries and all(before.get(key) == value for key, value in header.items()):
@@ -88,7 +88,7 @@ class Conversion:
                 self.reporter.line(f"{self.name}: continues at image {self._done():,} of {self.selection.total:,}")
                 return draft
         if path.exists():
-            self.reporter.line(f"{self.name}: an unfinished attempt that cannot be continued is discarded")
+            self.reporter.line(f"{self.name}: discarding an unfinished attempt that cannot be continued")
         self.unreadable.clear()
         journal.restart(header)
         needed, free = self.selection.total * self.settings.size**2 * 3, shutil.disk_usage(path.parent).free
@@ -127,10 +127,10 @@ class Conversion:
 
     def _stopped(self, signum: int, done: int) -> Interrupted:
         where = f"{signal.Signals(signum).name} at image {done:,} of {self.selection.total:,}"
-        return Interrupted(signum, f"{self.name}: stopped by {where}; what is done is kept, the same command continues")
+        return Interrupted(signum, f"{self.name}: stopped by {where}; progress is kept, run the same command to continue")
 
     def _decode(self, item: Item) -> np.ndarray | bytes | str:
-        """Pixels or an encoded image, as the store wants it, or why it cannot be read."""
+        """Return pixels or an encoded image, depending on the store's encoding, or the reason why it cannot be read."""
         index, _, position = item
         size, fit = self.settings.size, self.settings.fit
         try:
@@ -141,7 +141,7 @@ class Conversion:
             return str(error)
 
     def _add(self, draft: Draft, index: int, position: int, image: np.ndarray | bytes) -> None:
-        """Write the image, or hold it until its class has enough to be written."""
+        """Write the image, or hold it until its class has enough images."""
         progress, c = self.progress, self.selection.classes[index]
         split = SPLITS.index(c.image_splits[position]) if c.image_splits is not None else 0
         progress.held.append((image, split))
@@ -189,7 +189,7 @@ class Conversion:
         if ontology is None:
             return None
         if self.settings.splits is not None:
-            self.reporter.line(f"{self.name}: its ontology is left out: {self.settings.splits} splits the classes in another way")
+            self.reporter.line(f"{self.name}: its ontology is skipped: {self.settings.splits} splits the classes differently")
             return None
         return ontology.keep([i for i, c in enumerate(self.selection.listed) if c.name in there]).to_json()
 
@@ -218,7 +218,7 @@ class Conversion:
         text = [f"{image}: {reason}" for image, reason in bad]
         if self.strict or len(bad) > MOST_UNREADABLE:
             many = f"more than {NAMED}" if len(bad) > NAMED else len(bad)
-            why = " (--no-strict leaves them out)" if self.strict else "; this is not what was expected"
+            why = " (--no-strict skips them)" if self.strict else "; check the source"
             raise UserError(f"{self.name}: {many} unreadable{why}: {'; '.join(text[:NAMED])}")
         for line in text[:NAMED]:
             self.reporter.line(f"{self.name}: unreadable: {line}")
@@ -238,9 +238,9 @@ QUALITY = 95
 
 
 def encode(source: bytes | np.ndarray, fitted: np.ndarray) -> bytes:
-    """The smaller of the image as it came and its fitted pixels (uint8 [S, S, 3]) as a JPEG of quality 95, 4:4:4.
+    """Return the smaller of the original image and its fitted pixels (uint8 [S, S, 3]) as a JPEG of quality 95, 4:4:4.
 
-    As it came: the file itself, or a PNG of pixels [H, W, 3] (no more of them than fitted ones), so that small drawings lose nothing.
+    The original is the file itself, or a PNG of pixels [H, W, 3] (at most as many as fitted ones), so that small drawings are lossless.
     """
     choices = [_save(Image.fromarray(fitted), "JPEG", quality=QUALITY, subsampling=0)]
     if isinstance(source, bytes):

@@ -1,4 +1,4 @@
-"""A parallel map that keeps the order and only a small window of results in memory."""
+"""Parallel map that keeps the order and a small window of results in memory; progress of a conversion."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -18,10 +18,10 @@ Result = TypeVar("Result")
 def ordered_map(
     work: Callable[[Item], Result], items: Iterable[Item], workers: int, chunk: int = 16, window: int = 3
 ) -> Generator[tuple[Item, Result], None, None]:
-    """Yields (item, work(item)) in the order of `items`, computed by `workers` threads, `window` chunks ahead for each of them.
+    """Yield (item, work(item)) in the order of `items`, computed by `workers` threads, `window` chunks ahead for each of them.
 
-    Threads, as Pillow decodes and resizes without the GIL (measured: 7,000 images of 64 px a second on one core, where it hardly matters).
-    One worker is the caller's own thread. The first exception of `work` is raised; nothing is started after it.
+    Threads suffice because Pillow decodes and resizes without the GIL (measured: 7,000 images of 64 px per second on one core).
+    With one worker, `work` runs in the caller's thread. The first exception of `work` is raised; no item is started after it.
     """
 
     def run(batch: list[Item]) -> list[tuple[Item, Result]]:
@@ -46,9 +46,9 @@ def ordered_map(
 
 @dataclass
 class ConversionProgress:
-    """`counts`: images in the store of each class that is done (0: dropped); `seen`, `kept`: images of the current class read, written.
+    """`counts`: stored images per finished class (0: dropped); `seen`, `kept`: images of the current class read, written.
 
-    `held` are read but not yet written images of the current class: until there are enough of them, the class may still be dropped.
+    `held` are images of the current class that were read but not written: the class is dropped unless there are enough of them.
     """
 
     counts: list[int]
@@ -56,18 +56,18 @@ class ConversionProgress:
     seen: int = 0
     kept: int = 0
     held: list[tuple[np.ndarray | bytes, int]] = field(default_factory=list)
-    unreadable_before: int = 0  # at the begin of the current class
+    unreadable_before: int = 0  # at the start of the current class
     _written: tuple[int, int] = (0, 0)  # counts and unreadable images that are in the journal
 
     def end_class(self) -> None:
-        """The current class is done; what is held is dropped with it."""
+        """Finish the current class and drop its held images."""
         self.counts.append(self.kept)
         self.seen = self.kept = 0
         self.held.clear()
         self.unreadable_before = len(self.unreadable)
 
     def entry(self, mark: Mark) -> dict[str, Any]:
-        """What is new since the last entry; a class with held images will begin again."""
+        """Return what changed since the last entry; a class with held images will be restarted."""
         again = bool(self.held)
         unreadable = self.unreadable_before if again else len(self.unreadable)
         counts_from, unreadable_from = self._written
@@ -83,7 +83,7 @@ class ConversionProgress:
 
     @classmethod
     def read(cls, entries: Sequence[dict[str, Any]], unreadable: list[tuple[str, str]]) -> "ConversionProgress":
-        """The state after all entries; `unreadable` is filled."""
+        """Restore the state after all entries, and fill `unreadable`."""
         unreadable[:] = [(str(image), str(reason)) for entry in entries for image, reason in entry["unreadable"]]
         counts = [int(count) for entry in entries for count in entry["counts"]]
         last = entries[-1]

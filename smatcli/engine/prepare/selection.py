@@ -1,4 +1,4 @@
-"""Which classes and images of a source go into a store, and into which split; nothing is read."""
+"""Selection of classes and images of a source for a store, and their splits; no image is read."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ Item = tuple[int, int, int]  # class, how many images of it come before, positio
 
 class Selection:
     """`classes` are those of `listed` with enough files, `total` the images of them that are taken, `by_image` whether these are split;
-    `dropped` are classes that the source left out.
+    `dropped` are classes that the source skips.
 
     Raises UserError for a class that is too small (without `min_images`) or given twice, a wrong splits file, a split that the source and
     the user both give.
@@ -45,17 +45,17 @@ class Selection:
         return sum(map(self.count, self.classes[:first])) + seen
 
     def count(self, c: SourceClass) -> int:
-        """Images of a class that are taken."""
+        """Return the number of selected images of a class."""
         return min(len(c.images), self.settings.max_per_class or len(c.images))
 
     def _positions(self, c: SourceClass) -> Sequence[int] | np.ndarray:
-        """Positions of the images that are taken, ascending: all, or `max_per_class` by chance."""
+        """Return the positions of the selected images, ascending: all, or `max_per_class` at random."""
         if self.count(c) == len(c.images):
             return range(len(c.images))
         return np.sort(_chance_order(len(c.images), f"images/{self.settings.seed}/{self.name}/{c.name}")[: self.count(c)])
 
     def _large_enough(self) -> list[SourceClass]:
-        """The classes with enough files; how many of them are readable is only known later."""
+        """Return the classes with enough files; how many are readable is known only later."""
         kept = []
         for c in self.listed:
             if len(c.images) < self.settings.fewest:
@@ -71,7 +71,7 @@ class Selection:
         return kept
 
     def too_small(self, c: SourceClass, readable: int, bad: Sequence[tuple[str, str]]) -> None:
-        """Say that a class is dropped, or raise UserError if that was not allowed; `bad`: (image, reason) of the unreadable ones."""
+        """Report that a class is dropped, or raise UserError if that is not allowed; `bad`: (image, reason) per unreadable image."""
         files = self.count(c)
         kind = "" if readable == files else "readable "
         have = {0: f"no {kind}image", 1: f"one {kind}image"}.get(readable, f"{readable} {kind}images")

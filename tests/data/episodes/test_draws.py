@@ -115,7 +115,7 @@ def test_small_classes_go_before_spans_are_counted():
     store = OntologyStore([20] * 6 + [3] * 4, "dag", [range(6), range(2, 8), range(10)])
     made = sampler(store, EpisodeConfig(kind="meta-dataset", min_images=20))
     assert [(g.name, len(g.members)) for g in made.pools["toy"].groups] == [("n000", 6), ("n002", 6)]
-    assert "4 of 10 classes of split 'test' left out: fewer than 20 images" in made.notes[0]
+    assert "4 of 10 classes of split 'test' skipped: fewer than 20 images" in made.notes[0]
 
 
 def test_a_flat_dataset_has_the_same_episodes_as_by_the_variable_rule():

@@ -131,7 +131,7 @@ def version(arrays) -> None:
         (drop, "damaged list of episodes"),
         (negative, "do not fit together"),
         (version, "format 'smat-episodes-9'"),
-        (lambda arrays: arrays.pop("head"), "is no list of episodes"),
+        (lambda arrays: arrays.pop("head"), "is not a list of episodes"),
     ],
 )
 def test_changed_lists_are_refused(sampler, tmp_path, change, message):
@@ -149,8 +149,8 @@ def test_files_that_are_no_lists_are_refused(sampler, tmp_path):
     write_list(path, draw_list(sampler, 3))
     whole = path.read_bytes()
     cases = {
-        b"": "is no list of episodes",
-        b"hello": "is no list of episodes",
+        b"": "is not a list of episodes",
+        b"hello": "is not a list of episodes",
         b"version https://git-lfs.github.com/spec/v1\n": "git-lfs pointer",
         whole[: len(whole) // 2]: "damaged",
         whole[:200] + bytes([whole[200] ^ 255]) + whole[201:]: "damaged",
@@ -159,11 +159,11 @@ def test_files_that_are_no_lists_are_refused(sampler, tmp_path):
         path.write_bytes(data)
         with pytest.raises(UserError, match=message):
             read_list(path)
-    with pytest.raises(UserError, match="there is no such list"):
+    with pytest.raises(UserError, match="list of episodes does not exist"):
         read_list(tmp_path / "nothing.npz")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("note.txt", "no arrays")
-    with pytest.raises(UserError, match="is no list of episodes"):
+    with pytest.raises(UserError, match="is not a list of episodes"):
         read_list(path)
 
 

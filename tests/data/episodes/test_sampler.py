@@ -173,7 +173,7 @@ def test_variable_needs_min_ways_classes_of_two_images():
     with pytest.raises(UserError, match=r"at least 5 ways of 2 images asked.*8 classes, 4 of them"):
         sampler([20] * 4 + [1] * 4, kind="variable")
     made = sampler([20] * 6 + [1] * 4, kind="variable")
-    assert made.notes == ["toy: 4 of 10 classes of split 'all' left out: fewer than 2 images"]
+    assert made.notes == ["toy: 4 of 10 classes of split 'all' skipped: fewer than 2 images"]
 
 
 @pytest.mark.parametrize("wrong", [{"ways": (6, 5)}, {"shots": (0, 5)}, {"ways": 0}, {"kind": "variable", "min_ways": 9, "max_ways": 8}])
@@ -184,7 +184,7 @@ def test_empty_ranges_are_refused(wrong):
 
 def test_small_classes_are_left_out_and_noted():
     made = sampler([14] * 3 + [15] * 7)
-    assert made.notes == ["toy: 3 of 10 classes of split 'all' left out: fewer than 15 images"]
+    assert made.notes == ["toy: 3 of 10 classes of split 'all' skipped: fewer than 15 images"]
     assert made.pools["toy"].classes.tolist() == list(range(3, 10))
     assert made.pools["toy"].queries == 10
 

@@ -135,8 +135,8 @@ FLAT, BILEVEL, DAG = flat((2, 0, 1), [3, 3, 3]), bilevel((1, 0, 1), [2, 1]), dag
         (dag(GRAPHS, LEAVES[:4]), "class_names has no class 'c'"),
         (without(DAG, "images_per_class", "TEST", "y"), "images_per_class, TEST has no count for 'y'"),
         (without(DAG, "images_per_class", "VALID"), "images_per_class has TEST, TRAIN, expected"),
-        ({**DAG, "split_subgraphs": {"TRAIN": {}, "VALID": [], "TEST": []}}, "split_subgraphs, TRAIN is no list of nodes"),
-        ({**DAG, "split_subgraphs": {"TRAIN": [{"wn_id": "a"}], "VALID": [], "TEST": []}}, r"node 0 \(a\): children_ids is no list"),
+        ({**DAG, "split_subgraphs": {"TRAIN": {}, "VALID": [], "TEST": []}}, "split_subgraphs, TRAIN is not a list of nodes"),
+        ({**DAG, "split_subgraphs": {"TRAIN": [{"wn_id": "a"}], "VALID": [], "TEST": []}}, r"node 0 \(a\): children_ids is not a list"),
         ({**DAG, "split_subgraphs": {"TRAIN": [{}], "VALID": [], "TEST": []}}, "node 0 has no wn_id"),
     ],
 )  # fmt: skip
@@ -157,7 +157,7 @@ def linked(**children):
     [
         (linked(right=["b", "k", "root"]), "the node 'root' is below itself"),
         (linked(left=["z", "b", "left"]), "the node 'left' is below itself"),
-        (linked(left=["z", "y"]), "'left' has the child 'y', which is no node of this split"),
+        (linked(left=["z", "y"]), "'left' has the child 'y', which is not a node of this split"),
         (linked(left=["z", "z"]), r"\(left\): a child is listed twice"),
     ],
 )

@@ -109,7 +109,7 @@ def test_a_length_beyond_all_bounds(file):
     [
         (LFS, "byte 0: is a git-lfs pointer"),
         (b"\x1f\x8b\x08" + bytes(60), "byte 0: is compressed with gzip"),
-        (b"\x89PNG" + bytes(60), "byte 0: wrong CRC-32C .* this is no TFRecord file"),
+        (b"\x89PNG" + bytes(60), "byte 0: wrong CRC-32C .* this is not a TFRecord file"),
     ],
 )
 def test_no_tfrecords(file, content, said):

@@ -80,7 +80,7 @@ def pixels(image_id):
 def test_classes_boxes_and_what_is_left_out(made):
     source = made()
     assert [(c.name, len(c.images), c.split) for c in source.classes()] == [("person", 3, None), ("dog", 2, None)]
-    assert source.remarks == ["1 boxes of crowds left out", "1 classes with fewer than 2 boxes left out: 'toothbrush'"]
+    assert source.remarks == ["1 boxes of crowds skipped", "1 classes with fewer than 2 boxes skipped: 'toothbrush'"]
     assert source.dropped == ["toothbrush"]
     assert (source.kind, source.name) == ("coco", "mscoco")
     # a class's boxes come image by image, in the order of the images

@@ -42,7 +42,7 @@ def test_classes_and_images_as_listed(tmp_path):
 def test_the_folder_around_it_and_extra_files(tmp_path):
     source = CubSource(write_folder(tmp_path, {**archive(), "CUB_200_2011/images/new/x.jpg": b"", "CUB_200_2011/images/.DS_Store": b""}))
     assert len(source.classes()) == 3
-    assert source.remarks == ["1 files that images.txt does not name left out: 'new/x.jpg'"]
+    assert source.remarks == ["1 files that images.txt does not list skipped: 'new/x.jpg'"]
 
 
 def test_a_listed_image_that_is_missing_is_unreadable(tmp_path):
@@ -95,5 +95,5 @@ def test_damaged_lists(tmp_path, changes, said):
 def test_no_source(tmp_path):
     with pytest.raises(UserError, match=r"no images\.txt and images/ here; give the folder CUB_200_2011"):
         CubSource(tmp_path)
-    with pytest.raises(UserError, match="there is no such folder"):
+    with pytest.raises(UserError, match="folder does not exist"):
         CubSource(tmp_path / "x")

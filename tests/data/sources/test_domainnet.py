@@ -34,7 +34,7 @@ def test_both_lists_together_in_label_order(tmp_path):
     assert list(source.classes()[2].images) == [f"t-shirt/sketch_003_{n:06d}.jpg" for n in (1, 2, 3)]
     assert source.read("t-shirt/sketch_003_000002.jpg") == IMAGES[image_name(2, 2)]
     assert len(source.remarks) == 1
-    assert source.remarks[0].startswith("3 images that no list file names left out: 'The_Eiffel_Tower/")
+    assert source.remarks[0].startswith("3 images that are in no list file skipped: 'The_Eiffel_Tower/")
     assert (source.kind, source.name) == ("domainnet", "domainnet_sketch")
 
 
@@ -111,7 +111,7 @@ def test_damaged_lists(tmp_path, train, said):
 def test_no_source(tmp_path):
     with pytest.raises(UserError, match=r"domain 'sketches': DomainNet has .*did you mean 'sketch'"):
         DomainNetSource(tmp_path, "sketches")
-    with pytest.raises(UserError, match="there is no such folder"):
+    with pytest.raises(UserError, match="folder does not exist"):
         DomainNetSource(tmp_path / "x", "sketch")
     with pytest.raises(UserError, match=r"holds no real/ or real.zip \(there: sketch\)"):
         DomainNetSource(write(tmp_path, IMAGES), "real")

@@ -47,7 +47,7 @@ def test_single_top_folders_are_descended_into(make, top):
 def test_a_readme_beside_the_classes_is_named(make):
     source = make({**tree(2, 2, "pets/"), "pets/README.md": b"x", "LICENSE": b"y"})
     assert list(listing(source)) == ["c0", "c1"]
-    assert source.remarks == ["2 files outside the class folders left out: LICENSE, pets/README.md"]
+    assert source.remarks == ["2 files outside the class folders skipped: LICENSE, pets/README.md"]
 
 
 def test_one_class_is_not_descended_into(make):
@@ -77,7 +77,7 @@ def test_parts_with_the_same_classes_split_the_images(make, top):
     files = {f"{top}{part}/{c}/{i}.png": PNG for part in ("Training", "val", "test") for c in "ab" for i in "12"}
     source = make({**files, f"{top}readme.txt": b"x"})
     assert list(listing(source)) == ["a", "b"]
-    assert source.remarks == [f"1 file outside the class folders left out: {top}readme.txt"]
+    assert source.remarks == [f"1 file outside the class folders skipped: {top}readme.txt"]
     for c in source.classes():
         assert c.split is None
         assert c.image_splits is not None

@@ -47,8 +47,8 @@ def test_categories_without_images_and_files_without_annotation(tmp_path):
     root = write(tmp_path, part(100, [3, 0]), part(7, [0, 1]))
     source = FungiSource(root)
     assert [c.name for c in source.classes()] == [f"{n:04d}.{CATEGORIES[n]}" for n in (0, 1, 3)]
-    assert source.remarks[0].startswith("5 files without annotation left out: '")
-    assert source.remarks[1] == "1 categories without images left out: '0002.Xylaria sp'"
+    assert source.remarks[0].startswith("5 files without annotation skipped: '")
+    assert source.remarks[1] == "1 categories without images skipped: '0002.Xylaria sp'"
 
 
 def test_a_missing_image_is_unreadable(tmp_path):

@@ -116,7 +116,7 @@ def test_a_copy_with_other_bytes_is_another_image(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda t: (t / "val200.txt").unlink(), "val200.txt: there is no such file; a task's folder holds"),
+        (lambda t: (t / "val200.txt").unlink(), "val200.txt: does not exist; a task's folder holds"),
         (lambda t: (t / "test.txt").write_text("\n"), "test.txt: lists no image"),
         (lambda t: (t / "test.txt").write_bytes(LFS), "git-lfs pointer"),
         (lambda t: (t / "test.txt").write_bytes(b"images/\xff.jpg 1\n"), "byte 7 is not UTF-8"),
@@ -129,7 +129,7 @@ def test_a_copy_with_other_bytes_is_another_image(tmp_path):
             r"test.txt, line 2: .* \(first: .*train800.txt, line 4\)",
         ),
         (lambda t: shutil.rmtree(t / "images"), "none of the 13 listed images is there"),
-        (shutil.rmtree, "there is no such folder"),
+        (shutil.rmtree, "folder does not exist"),
     ],
 )
 def test_damaged_vtab_tasks(task, change, message):
@@ -181,7 +181,7 @@ def test_numbers_may_be_written_as_text_and_untrained_classes_are_named(tmp_path
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda r: (r / "val.json").unlink(), "val.json: there is no such file; VPT's lists"),
+        (lambda r: (r / "val.json").unlink(), "val.json: does not exist; VPT's lists"),
         (lambda r: (r / "val.json").write_text("{"), "val.json: cannot be read as JSON"),
         (lambda r: (r / "val.json").write_text("[]"), "val.json: expected .* found list"),
         (lambda r: (r / "val.json").write_text("{}"), "val.json: expected .* found nothing"),
@@ -190,7 +190,7 @@ def test_numbers_may_be_written_as_text_and_untrained_classes_are_named(tmp_path
         (lambda r: (r / "val.json").write_text('{"../a.jpg": 1}'), "val.json: refused"),
         (lambda r: shutil.copy(r / "train.json", r / "test.json"), r"test.json: .* listed a second time \(first: .*train.json\)"),
         (lambda r: shutil.rmtree(r / "images"), "the listed images are not there"),
-        (shutil.rmtree, "there is no such folder"),
+        (shutil.rmtree, "folder does not exist"),
     ],
 )
 def test_damaged_fgvc_lists(tmp_path, change, message):

@@ -197,7 +197,7 @@ def swap(folder):
         (lambda f: write_spec(f, flat((0, 0, 0), [])), r"dataset_spec\.json: has no class"),
         (lambda f: write_spec(f, flat((1, 0, 1), [3, 2], class_names={"0": "a", "1": "a"})), "0 and 1 have the same name 'a'"),
         (lambda f: write_spec(f, flat((1, 0, 0), [3])), r"toy/1\.tfrecords: dataset_spec\.json has classes 0 to 0, but 1 more"),
-        (lambda f: shutil.rmtree(f), r"toy: there is no such folder"),
+        (lambda f: shutil.rmtree(f), r"toy: folder does not exist"),
         (replaced_by_a_file, r"toy: is a file, not a folder"),
     ],
 )

@@ -89,7 +89,7 @@ def replace(key, value):
         (lambda path: path.write_bytes(LFS), "byte 0: is a git-lfs pointer"),
         (lambda path: path.write_bytes(path.read_bytes()[:4000]), "truncated or damaged HDF5 file"),
         (lambda path: h5py.File(path, "w").close(), "holds no episode"),
-        (lambda path: path.unlink(), "there is no such file"),
+        (lambda path: path.unlink(), "does not exist"),
     ],
 )
 def test_files_that_hold_no_episodes(file, change, said):

@@ -249,8 +249,8 @@ def test_a_dot_is_a_disc():
         (b'{"drawing": [[[0, 1]]]}', "a stroke that is not"),
         (b'{"drawing": [[[0, 1], [2]]]}', "a stroke that is not"),
         (b'{"drawing": [[["a"], ["b"]]]}', "a stroke that is not"),
-        (b'{"drawing": [[[NaN], [0]]]}', "coordinates that are none"),
-        (b'{"drawing": [[[1e300], [0]]]}', "coordinates that are none"),
+        (b'{"drawing": [[[NaN], [0]]]}', "invalid coordinates"),
+        (b'{"drawing": [[[1e300], [0]]]}', "invalid coordinates"),
     ],
 )
 def test_lines_that_are_no_drawing(text, said):
@@ -273,7 +273,7 @@ def test_a_bad_line_does_not_cost_the_others(tmp_path, monkeypatch):
 
 
 def test_no_source(tmp_path):
-    with pytest.raises(UserError, match="there is no such folder"):
+    with pytest.raises(UserError, match="folder does not exist"):
         QuickdrawSource(tmp_path / "x")
     with pytest.raises(UserError, match=r"holds no <class>\.npy"):
         QuickdrawSource(write_folder(tmp_path / "a", {"cat.bin": b"x"}))

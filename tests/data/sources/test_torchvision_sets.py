@@ -209,7 +209,7 @@ def test_what_is_left_out_is_remarked(make, tmp_path):
     make("SVHN")
     assert TorchvisionSource("svhn", tmp_path).remarks == []
     (tmp_path / "extra_32x32.mat").write_bytes(b"large")
-    assert TorchvisionSource("svhn", tmp_path).remarks == ["extra_32x32.mat is left out: the set is train and test"]
+    assert TorchvisionSource("svhn", tmp_path).remarks == ["extra_32x32.mat is skipped: the set is train and test"]
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_many_unreadable_images_are_listed_in_a_file(tmp_path, prepare):
 
 def test_strict(tmp_path, prepare):
     with pytest.raises(
-        PrepareError, match=r"4 unreadable \(--no-strict leaves them out\).*c0/half.jpg: truncated.*c1/lfs.png: git-lfs"
+        PrepareError, match=r"4 unreadable \(--no-strict skips them\).*c0/half.jpg: truncated.*c1/lfs.png: git-lfs"
     ) as caught:
         prepare({**tree(3, 3), **BAD}, strict=True)
     assert caught.value.exit_code == 2

@@ -122,7 +122,7 @@ def test_an_ontology_follows_the_classes_that_are_kept(tmp_path):
     file.write_text('{"train": ["c0", "c1", "c2"], "valid": ["c3"], "test": ["c4"]}')
     store, _, lines = run(tmp_path / "c", Numbers([3] * 5, whole, splits=splits), splits_file=file)
     assert store.ontology is None
-    assert any("ontology is left out" in line for line in lines)
+    assert any("ontology is skipped" in line for line in lines)
 
 
 def test_an_error_of_the_source_ends_it_and_leaves_nothing(tmp_path):
