@@ -89,7 +89,7 @@ def test_domainnet_every_domain_there(prepare, tmp_path):
     assert store.counts.tolist() == [3, 3, 3]
     assert store.class_split.tolist() == [2, 2, 2]
     assert Store.open(tmp_path / "out/domainnet_clipart.h5").counts.tolist() == [4, 4, 4]
-    assert "3 images that no list file" in text
+    assert "3 images that are in no list file" in text
     np.testing.assert_array_equal(store.images[0], pixels(domainnet.IMAGES[domainnet.image_name(0, 1)]))
     assert "did you mean 'sketch'" in prepare("domainnet", "d", "--domain", "scetch", fails=True)
 

@@ -81,7 +81,7 @@ def _read(path: Path) -> dict[str, int]:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(listed, dict) or not listed:
         raise UserError(
-            f'{path}: expected {{"image path": class number, ...}}, entries {"nothing" if listed == {} else type(listed).__name__}'
+            f'{path}: expected {{"image path": class number, ...}}, found {"nothing" if listed == {} else type(listed).__name__}'
         )
     return {image: _label(label, path, image) for image, label in listed.items()}
 

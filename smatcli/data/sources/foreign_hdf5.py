@@ -34,9 +34,9 @@ class ForeignHdf5:
             if kind := pointer_kind(head):
                 raise UserError(f"{path}, byte 0: is a {kind} pointer, not the data; fetch it first")
             if not head.startswith(_SIGNATURE):
-                raise UserError(f"{path}, byte 0: is {'no HDF5 file' if head else 'empty'}; fetch it again")
+                raise UserError(f"{path}, byte 0: is {'not an HDF5 file' if head else 'empty'}; fetch it again")
             if not safe_probe.survives(path, PATIENCE):
-                raise UserError(f"{path}: truncated or damaged HDF5 file (HDF5 does not come back from reading it); fetch it again")
+                raise UserError(f"{path}: truncated or damaged HDF5 file (the HDF5 library hangs or crashes on it); fetch it again")
             self._file = h5py.File(path, "r", locking=False)
             self.groups = len(self._file)
             self._checked: set[str] = set()

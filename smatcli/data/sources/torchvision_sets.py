@@ -33,7 +33,7 @@ def dataset_name(name: str) -> str:
     if canonical not in SETS:
         names = [each.cls for each in SETS.values()]
         close = nearest(plain, list(SETS))
-        raise UserError(f"torchvision: there is no dataset {name!r}{close or '; canonical: ' + ', '.join(names)}")
+        raise UserError(f"torchvision: there is no dataset {name!r}{close or '; known: ' + ', '.join(names)}")
     return canonical
 
 

@@ -88,7 +88,7 @@ class Conversion:
                 self.reporter.line(f"{self.name}: continues at image {self._done():,} of {self.selection.total:,}")
                 return draft
         if path.exists():
-            self.reporter.line(f"{self.name}: discarding an unfinished attempt that cannot be continued")
+            self.reporter.line(f"{self.name}: an unfinished attempt that cannot be continued is discarded")
         self.unreadable.clear()
         journal.restart(header)
         needed, free = self.selection.total * self.settings.size**2 * 3, shutil.disk_usage(path.parent).free
@@ -127,7 +127,7 @@ class Conversion:
 
     def _stopped(self, signum: int, done: int) -> Interrupted:
         where = f"{signal.Signals(signum).name} at image {done:,} of {self.selection.total:,}"
-        return Interrupted(signum, f"{self.name}: stopped by {where}; progress is kept, run the same command to continue")
+        return Interrupted(signum, f"{self.name}: stopped by {where}; progress is kept, the same command continues")
 
     def _decode(self, item: Item) -> np.ndarray | bytes | str:
         """Return pixels or an encoded image, depending on the store's encoding, or the reason why it cannot be read."""

@@ -59,7 +59,7 @@ def test_fixed_episodes_hold_what_was_asked_or_are_refused(counts, ways, shots, 
     assert high[0] <= per_class[0] <= high[1]
     given_queries = np.bincount(plan.query_labels)
     assert set(given_queries.tolist()) == {made.pools["toy"].queries}
-    assert given_queries[0] == queries or (given_queries[0] < queries and any("queries a class" in note for note in made.notes))
+    assert given_queries[0] == queries or (given_queries[0] < queries and any("queries per class" in note for note in made.notes))
 
 
 @settings(max_examples=40, deadline=None)
@@ -192,7 +192,7 @@ def test_small_classes_are_left_out_and_noted():
 def test_queries_are_lowered_only_where_a_dataset_is_too_small_and_never_silently():
     stores = {"pets": FakeStore([10] * 37, images=False), "big": FakeStore([100] * 10, images=False)}
     made = EpisodeSampler(stores, "all", EpisodeConfig(), 0)
-    assert made.notes == ["pets: 5 queries a class (asked 10: its classes have 10 images)"]
+    assert made.notes == ["pets: 5 queries per class (asked 10: its classes have 10 images)"]
     assert made.pools["pets"].queries == 5
     assert made.pools["big"].queries == 10
 

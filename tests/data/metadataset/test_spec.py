@@ -185,7 +185,10 @@ def test_files_that_are_no_specification(tmp_path, content, said):
 
 
 def test_missing_specification(tmp_path):
-    for where, said in ((tmp_path / "no" / "where", "no such folder"), (tmp_path, r"dataset_spec\.json: missing; expected a folder that")):
+    for where, said in (
+        (tmp_path / "no" / "where", "folder does not exist"),
+        (tmp_path, r"dataset_spec\.json: missing; expected a folder that"),
+    ):
         with pytest.raises(UserError, match=said):
             read_spec(where)
     (tmp_path / "dataset_spec.pkl").write_bytes(b"cos\nsystem\n(S'false'\ntR.")

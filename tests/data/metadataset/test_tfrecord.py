@@ -119,7 +119,7 @@ def test_no_tfrecords(file, content, said):
 
 def test_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for name, said in (("gone", "no such file"), ("pipe", "not a regular file"), ("", "not a regular file")):
+    for name, said in (("gone", "does not exist"), ("pipe", "not a regular file"), ("", "not a regular file")):
         with pytest.raises(TFRecordError, match=said):
             TFRecordFile(tmp_path / name)
 
@@ -198,7 +198,7 @@ def test_what_else_protocol_buffers_allow():
         (b"\x0a", 1, "a number without an end"),
         (b"\x08\x01", 1, "wire type 0, not 2"),
         (field(1, field(1, field(1, b"\xff\xfe"))), 6, "not UTF-8"),
-        (field(1, entry(b"f", field(2, field(1, b"abc")))), 13, "no multiple of 4"),
+        (field(1, entry(b"f", field(2, field(1, b"abc")))), 13, "not a multiple of 4"),
     ],
 )
 def test_what_is_no_example(data, at, said):
