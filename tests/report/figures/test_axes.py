@@ -64,7 +64,8 @@ def overlaps(figure) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("count", [1, 4, 9])
 @pytest.mark.parametrize("interval", ["bars", "band"])
 def test_curves_are_readable(tmp_path: Path, kept: list, count: int, interval):
-    figures.draw_curves(curves([f"{LONG} {i}" for i in range(count)], interval), tmp_path / "c")
+    with figures.only_png():
+        figures.draw_curves(curves([f"{LONG} {i}" for i in range(count)], interval), tmp_path / "c")
     assert overlaps(kept[0]) == []
     legend = [t.get_text() for t in kept[0].legends[0].get_texts()]
     assert legend == [*(f"{LONG} {i}" for i in range(count)), "reference $5_"]
@@ -72,7 +73,8 @@ def test_curves_are_readable(tmp_path: Path, kept: list, count: int, interval):
 
 @pytest.mark.parametrize(("series", "datasets"), [(1, 2), (3, 8), (6, 12)])
 def test_gains_are_readable(tmp_path: Path, kept: list, series: int, datasets: int):
-    figures.draw_gains(gains(series, datasets), tmp_path / "g")
+    with figures.only_png():
+        figures.draw_gains(gains(series, datasets), tmp_path / "g")
     assert overlaps(kept[0]) == []
 
 

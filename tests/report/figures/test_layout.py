@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from smatcli.report import report
+from smatcli.report import ReportOptions, report
 from smatcli.report.figures import axes as figures
 from smatcli.report.figures import draw as fig_draw
 from smatcli.runs.analysis import write_analysis
 from tests.report import analyses
 from tests.report.fakes import add_eval, draw, make_run, make_study
 from tests.report.figures.test_axes import overlaps
+
+HTML = ReportOptions(formats=["html"])  # draws no PDF, whose layout is the same
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def analysed(run: Path) -> None:
 def test_the_figures_of_an_ordinary_study(tmp_path: Path, faults: dict[str, list]):
     root = make_study(tmp_path / "runs", 6)
     analysed(root / "smat")
-    report([root], tmp_path / "out")
+    report([root], tmp_path / "out", HTML)
     assert len(faults) >= 9
     assert {name: found for name, found in faults.items() if found} == {}
 
@@ -76,7 +78,7 @@ def test_long_names_of_runs_and_datasets(tmp_path: Path, faults: dict[str, list]
         method = "pretrained" if i == 0 else "pmf"
         run = make_run(tmp_path / "runs" / f"a run with quite a long name number {i}", method, valid=[0.5, 0.5 + 0.01 * i, 0.6])
         add_eval(run, "proto", draw(0.01 * i, -0.01 * i, 5, names), method)
-    report([tmp_path / "runs"], tmp_path / "out")
+    report([tmp_path / "runs"], tmp_path / "out", HTML)
     assert len(faults) == 2
     assert not any(faults.values())
 

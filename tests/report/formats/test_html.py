@@ -1,6 +1,8 @@
 """The HTML page: complete, self-contained, escaped; and in a real browser: no console output, sortable, filterable."""
 
+import base64
 import json
+import re
 import shutil
 import signal
 from collections import Counter
@@ -96,6 +98,13 @@ def test_is_one_self_contained_page(made: Path):
     about = ["Accuracy (5w5s10q, 24 episodes)", "Differences between recipes", "method.sparsity.tau", "skipped, a pre-training run"]
     for text in (*about, "torch 9.9.9", "smat train <x>", "5w5s10q-test", "7 runs, 12 evaluations, 7 datasets"):
         assert text in reader.text, text
+
+
+def test_all_figures_have_the_same_scale(made: Path):
+    shown = re.findall(r'width="(\d+)" src="data:image/png;base64,([^"]+)"', made.read_text())
+    scales = [Image.open(BytesIO(base64.b64decode(data))).width / int(width) for width, data in shown]
+    assert len(scales) >= 4
+    assert scales == pytest.approx([scales[0]] * len(scales), rel=0.01)
 
 
 def test_is_the_same_each_time(study: Path, made: Path, tmp_path: Path):
