@@ -121,13 +121,14 @@ def _print(loaded: "Loaded") -> None:
     from rich.text import Text
 
     from smatcli.cli.output import console
-    from smatcli.config import leaves, value_text
+    from smatcli.config import value_text
+    from smatcli.safe.tree import flatten
 
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     table.add_column(no_wrap=True)
-    for key, value in leaves(loaded.recipe.model_dump(mode="json")).items():
+    for key, value in flatten(loaded.recipe.model_dump(mode="json")).items():
         origin = loaded.origins[key]
         style = {"default": "dim", "command line": "yellow"}.get(origin, "green")
         table.add_row(f"  {key}", Text(value_text(value)), Text(origin.split(" ")[0] if origin.startswith("file") else origin, style=style))

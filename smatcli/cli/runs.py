@@ -92,12 +92,13 @@ def compare(
     from smatcli.cli.output import print_table
     from smatcli.config.yaml_text import flow
     from smatcli.errors import UserError
-    from smatcli.runs.overview import differing_keys, evaluations, facts, find_runs
+    from smatcli.runs.overview import differing_settings, evaluations, facts, find_runs
 
     compared = [facts(path) for path in find_runs(runs)]
     if len(compared) < 2:
         raise UserError("give two or more runs to compare")
-    rows: list[list[Any]] = [[key, *("-" if v is None else flow(v) for v in values)] for key, values in differing_keys(compared).items()]
+    differing = differing_settings(compared)
+    rows: list[list[Any]] = [[key, *("-" if v is None else flow(v) for v in values)] for key, values in differing.items()]
     if not rows:
         rows.append(["recipe", *("the same" for _ in compared)])
     rows.append(["state", *(each.state for each in compared)])

@@ -1,7 +1,7 @@
 """Recipes: schema, loading, overrides, origins. Knows no torch."""
 
 from smatcli.config.find import find_recipe, packaged_recipes, recipes_root
-from smatcli.config.loader import Loaded, build_recipe, dump_recipe, leaves, load_recipe
+from smatcli.config.loader import Loaded, build_recipe, dump_recipe, load_recipe
 from smatcli.config.schema import PretrainRecipe, Recipe, TrainRecipe
 from smatcli.config.yaml_text import flow as value_text
 
@@ -13,7 +13,6 @@ __all__ = [
     "build_recipe",
     "dump_recipe",
     "find_recipe",
-    "leaves",
     "load_recipe",
     "packaged_recipes",
     "recipes_root",

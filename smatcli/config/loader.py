@@ -20,6 +20,7 @@ from smatcli.config.segment import SegmentRecipe
 from smatcli.config.tune import TuneRecipe
 from smatcli.errors import UserError, nearest
 from smatcli.safe.files import pointer_kind
+from smatcli.safe.tree import flatten
 
 AnyRecipe = TrainRecipe | PretrainRecipe | TuneRecipe | SegmentRecipe
 KINDS: dict[str, type[AnyRecipe]] = {
@@ -54,24 +55,13 @@ def build_recipe(given: Mapping[str, Any], file: Path, overrides: Sequence[str] 
     if kind in KINDS and data.get("kind") in KINDS and data["kind"] != kind:
         raise UserError(f"{file}: is a {data['kind']} recipe; run it with `smat {data['kind']} {file}`")
     recipe = _validate(data, file, keys)
-    origins = {key: _origin(key, data, keys, f"file {file}") for key in leaves(recipe.model_dump(mode="json"))}
+    origins = {key: _origin(key, data, keys, f"file {file}") for key in flatten(recipe.model_dump(mode="json"))}
     return Loaded(recipe, origins, file, tuple(overrides))
 
 
 def dump_recipe(recipe: BaseModel) -> str:
     """YAML of every value, that loads again to an equal recipe."""
     return yaml_text.dump(recipe.model_dump(mode="json"))
-
-
-def leaves(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value of everything that is no mapping with keys."""
-    found: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping) and value:
-            found.update(leaves(value, f"{prefix}{key}."))
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Any
 from smatcli.config import Loaded
 from smatcli.config.loader import build_recipe
 from smatcli.errors import SmatError, UserError
-from smatcli.runs.overview import read_json
 from smatcli.safe.files import atomic_write_text
+from smatcli.safe.text import read_object
 
 FORMAT = 1
 
@@ -49,7 +49,7 @@ class JobFiles:
 
     def read_spec(self) -> tuple[Loaded, bool]:
         """Return the recipe, and whether it is evaluated after training."""
-        body = read_json(self.spec)
+        body = read_object(self.spec)
         if body is None or body.get("format") != FORMAT:
             raise SmatError(f"{self.spec} is missing or damaged; launch the job again")
         loaded = build_recipe(body["recipe"], Path(body["source"]))
@@ -57,7 +57,7 @@ class JobFiles:
 
     def note_sent(self, launcher: str, job: str, log: Path | None) -> None:
         """Record the submission and count the attempt; `job` is a Slurm job id or a process id."""
-        attempt = int((read_json(self.sent) or {}).get("attempt", 0)) + 1
+        attempt = int((read_object(self.sent) or {}).get("attempt", 0)) + 1
         body = {
             "launcher": launcher,
             "job": job,

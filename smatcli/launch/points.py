@@ -5,8 +5,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from smatcli.config import Loaded, leaves, value_text
+from smatcli.config import Loaded, value_text
 from smatcli.config.schema import TrainRecipe
+from smatcli.safe.tree import flatten
 
 META_TEST = ("data.id", "data.ood", "data.ood_split")
 
@@ -35,7 +36,7 @@ class Point:
 
 def eval_overrides(recipe: TrainRecipe) -> list[str]:
     """Return the settings of the meta-test as overrides, for a run whose own recipe may have earlier ones."""
-    values = leaves(recipe.model_dump(mode="json"))
+    values = flatten(recipe.model_dump(mode="json"))
     return [f"{key}={value_text(value)}" for key, value in values.items() if key.startswith(("eval.", "adapt.")) or key in META_TEST]
 
 

@@ -12,9 +12,9 @@ from smatcli.errors import UserError
 from smatcli.launch.grid import Axis, parse_axis
 from smatcli.launch.job_files import JobFiles
 from smatcli.launch.points import Point
-from smatcli.runs.overview import last_lines, read_json
+from smatcli.runs.overview import last_lines
 from smatcli.safe.files import atomic_write_text
-from smatcli.safe.text import parse_json
+from smatcli.safe.text import parse_json, read_object
 
 HIDDEN = ".sweep"
 PLAN = "plan.json"
@@ -60,7 +60,7 @@ def write_plan(folder: Path, recipe: str | Path, axes: Sequence[Axis], overrides
 
 def read_plan(folder: Path) -> dict[str, Any]:
     """Return what `write_plan` stored; UserError if the folder is not a sweep's."""
-    body = read_json(folder / HIDDEN / PLAN)
+    body = read_object(folder / HIDDEN / PLAN)
     if body is None or not isinstance(body.get("points"), list):
         raise UserError(f"{folder}: is not the folder of a sweep ({HIDDEN}/{PLAN} is missing); give the folder that smat sweep printed")
     return body
@@ -73,7 +73,7 @@ def planned_axes(body: dict[str, Any]) -> list[Axis]:
 
 def statuses(folder: Path, points: Sequence[str], steps: dict[str, Any] | None = None) -> list[PointStatus]:
     """Return the progress of each point; Slurm is queried once for all jobs."""
-    sent = {name: read_json(job_files(folder, name).sent) or {} for name in points}
+    sent = {name: read_object(job_files(folder, name).sent) or {} for name in points}
     numbers = [str(body["job"]) for body in sent.values() if body.get("launcher") == "slurm"]
     queue: dict[str, str] | None = {}
     if numbers:
@@ -84,7 +84,7 @@ def statuses(folder: Path, points: Sequence[str], steps: dict[str, Any] | None =
 
 
 def _status(folder: Path, name: str, sent: dict[str, Any], queue: dict[str, str] | None, steps: int | None) -> PointStatus:
-    record = read_json(job_files(folder, name).state) or {}
+    record = read_object(job_files(folder, name).state) or {}
     state, why = str(record.get("state", "waiting")), str(record.get("error", ""))
     job, log = str(sent.get("job", "")), Path(str(sent.get("log", "")))
     if sent.get("launcher") == "slurm":

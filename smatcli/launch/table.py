@@ -1,7 +1,5 @@
 """The table of a sweep, from the evaluations of its points."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ from smatcli.launch.points import Point
 from smatcli.runs.results import read_results, result_files
 from smatcli.runs.statistics import Estimate, average
 from smatcli.safe.files import atomic_write_text
-from smatcli.safe.text import parse_json, read_json
+from smatcli.safe.text import parse_json, read_json, write_csv
 
 # Names that methods log, the most relevant at test time first.
 SPARSITY = ("sparsity_inference", "sparsity", "sparsity_expected")
@@ -58,12 +56,9 @@ def measured_sparsity(run: Path) -> float | None:
 
 def write_table(path: Path, rows: Sequence[dict[str, str]]) -> None:
     """Write the rows as CSV atomically, with the columns of the first row."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    columns = list(rows[0])
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(path, text.getvalue())
+    atomic_write_text(path, write_csv([columns, *([row.get(column, "") for column in columns] for row in rows)]))
 
 
 def _text(value: float | None) -> str:

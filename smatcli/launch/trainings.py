@@ -10,7 +10,7 @@ from smatcli.launch.job_files import JobFiles
 from smatcli.launch.slurm import submit
 from smatcli.launch.slurm_queue import queue_states
 from smatcli.launch.state import WAITING, WORKING
-from smatcli.runs.overview import read_json
+from smatcli.safe.text import read_object
 
 HIDDEN = ".launch"
 
@@ -33,7 +33,7 @@ def submit_trainings(trainings: Sequence[Loaded], options: Mapping[str, str], *,
     submitted = []
     for files, loaded in jobs:
         (number,) = submit([(files, loaded)], options, files.folder / "slurm", evaluated=False)
-        submitted.append(SubmittedTraining(Path(loaded.recipe.run), number, str((read_json(files.sent) or {}).get("log", ""))))
+        submitted.append(SubmittedTraining(Path(loaded.recipe.run), number, str((read_object(files.sent) or {}).get("log", ""))))
     return submitted
 
 
@@ -41,7 +41,7 @@ def _files_of(run: Path, *, resume: bool) -> JobFiles:
     if run.exists() and not resume:
         raise UserError(f"run {run} exists; use --resume to continue it or choose another run=")
     files = JobFiles(run.parent / HIDDEN, run.name)
-    earlier = read_json(files.sent) or {}
+    earlier = read_object(files.sent) or {}
     number = str(earlier.get("job", ""))
     if earlier.get("launcher") == "slurm" and (queue_states([number]) or {}).get(number) in (*WAITING, *WORKING):
         raise UserError(f"job {number} of run {run} is still in Slurm's queue; wait for it or `scancel {number}` first")

@@ -1,7 +1,5 @@
 """An analysis on disk: `RUN/analysis/<name>.h5` with what it was made with, and its tables as CSV beside it."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +11,7 @@ import numpy as np
 from smatcli.errors import UserError
 from smatcli.safe.files import atomic_path, atomic_write_text
 from smatcli.safe.seal import seal
-from smatcli.safe.text import csv_cell, parse_json
+from smatcli.safe.text import parse_json, write_csv
 
 FORMAT = 1
 FOLDER = "analysis"
@@ -43,20 +41,20 @@ def texts(values: Sequence[str]) -> np.ndarray:
     return np.array([str(v) for v in values], dtype=object)
 
 
-def write_analysis(folder: Path, found: Analysis) -> Path:
+def write_analysis(folder: Path, analysis: Analysis) -> Path:
     """Write an analysis below a run's `analysis` folder; each file whole or not at all. Returns the HDF5 file."""
     import h5py
 
-    path = folder / f"{found.name}.h5"
-    for end, lines in found.tables.items():
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([[csv_cell(cell) for cell in line] for line in lines])
-        atomic_write_text(folder / f"{found.name}{end and '-'}{end}.csv", text.getvalue())
+    path = folder / f"{analysis.name}.h5"
+    for end, lines in analysis.tables.items():
+        atomic_write_text(folder / f"{analysis.name}{end and '-'}{end}.csv", write_csv(lines))
     with atomic_path(path) as draft, h5py.File(draft, "w") as file:
-        file.attrs.update({"format": FORMAT, "kind": found.kind, "settings": json.dumps(found.settings, sort_keys=True), **found.facts})
-        for name, arrays in found.groups.items():
+        file.attrs.update(
+            {"format": FORMAT, "kind": analysis.kind, "settings": json.dumps(analysis.settings, sort_keys=True), **analysis.facts}
+        )
+        for name, arrays in analysis.groups.items():
             group = file.create_group(name)
-            group.attrs.update(found.attributes.get(name, {}))
+            group.attrs.update(analysis.attributes.get(name, {}))
             for key, values in arrays.items():
                 options: Mapping[str, Any] = {"dtype": h5py.string_dtype()} if values.dtype == object else {}
                 if values.nbytes > SMALL and values.dtype != object:

@@ -22,8 +22,11 @@ from smatcli.runs.reporter import Reporter
 from smatcli.runs.signals import Interrupted
 from smatcli.safe.files import atomic_path, atomic_write_text, clear_drafts, lock, open_lock
 from smatcli.safe.text import parse_json, read_json
+from smatcli.safe.tree import differing_keys, flatten
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from smatcli.config import Loaded
     from smatcli.config.loader import AnyRecipe
     from smatcli.runs.tracking import Tracker
@@ -39,17 +42,9 @@ SHOWN = 8  # differing keys that are named
 LONGER = ("train.steps", "pretrain.epochs")
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, keys joined by dots; empty dictionaries are leaves."""
-    if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
-    return {k: v for key, value in tree.items() for k, v in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()}
-
-
-def differing(old: Any, new: Any) -> list[str]:
-    """Dotted keys in which two recipes differ."""
-    a, b = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
-    return sorted(k for k in a.keys() | b.keys() if a.get(k, "(absent)") != b.get(k, "(absent)"))
+def differing(old: "BaseModel", new: "BaseModel") -> list[str]:
+    """Return the dotted keys in which two recipes differ, sorted."""
+    return differing_keys(old.model_dump(mode="json"), new.model_dump(mode="json"))
 
 
 def _free(key: str) -> bool:

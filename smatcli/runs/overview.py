@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from smatcli.errors import UserError
-from smatcli.safe import text as safe
 from smatcli.safe.files import is_locked
-from smatcli.safe.text import parse_json
+from smatcli.safe.text import parse_json, read_object
+from smatcli.safe.tree import differing_values
 
 if TYPE_CHECKING:
     from smatcli.runs.results import SummaryRow
@@ -67,7 +67,7 @@ def _below(place: Path, deep: int) -> Iterator[Path]:
 
 def facts(path: Path) -> Facts:
     """What the files of a run tell; UserError where there is no run."""
-    info = read_json(path / "run.json")
+    info = read_object(path / "run.json")
     if info is None:
         raise UserError(f"{path} is not a run directory (it has no readable run.json)")
     recipe = read_recipe(path)
@@ -145,20 +145,11 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, keys joined by dots."""
-    found: dict[str, Any] = {}
-    for key, value in data.items():
-        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value})
-    return found
-
-
-def differing_keys(runs: Sequence[Facts]) -> dict[str, list[Any]]:
-    """Recipe keys in which the runs differ, with the value of each (None: absent); the run's own place is not compared."""
-    recipes = [flat(one.recipe) for one in runs]
-    keys = dict.fromkeys(key for recipe in recipes for key in recipe if key != "run")
-    found = {key: [recipe.get(key) for recipe in recipes] for key in keys}
-    return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
+def differing_settings(runs: Sequence[Facts]) -> dict[str, list[Any]]:
+    """Return the recipe keys, except `run`, in which runs differ, with the value of each run (None if missing)."""
+    values = differing_values([each.recipe for each in runs], missing=None)
+    values.pop("run", None)
+    return values
 
 
 def tail(path: Path, count: int) -> list[dict[str, Any]]:
@@ -172,7 +163,7 @@ def follow(path: Path, seconds: float = 1.0) -> Iterator[dict[str, Any]]:
     file, place, rest = path / "metrics.jsonl", 0, ""
     place = file.stat().st_size if file.exists() else 0
     while True:
-        ended = state(path, read_json(path / "run.json") or {}) != "running"
+        ended = state(path, read_object(path / "run.json") or {}) != "running"
         if file.exists():
             size = file.stat().st_size
             if size < place:  # a resumed run has cut what it does again
@@ -207,15 +198,6 @@ def ago(when: float) -> str:
 
 def _number(value: Any) -> int | None:
     return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None where there is none, or no whole one."""
-    try:
-        body = safe.read_json(path)
-    except (OSError, ValueError):
-        return None
-    return body if isinstance(body, dict) else None
 
 
 def last_lines(path: Path, count: int = 1, most: int = 65536) -> list[str]:

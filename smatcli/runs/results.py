@@ -12,9 +12,9 @@ import numpy as np
 
 from smatcli.errors import UserError
 from smatcli.runs.statistics import interval
-from smatcli.safe.files import atomic_path
+from smatcli.safe.files import atomic_path, atomic_write_text
 from smatcli.safe.seal import seal
-from smatcli.safe.text import parse_json, refuse_special
+from smatcli.safe.text import csv_cell, parse_json, refuse_special, write_csv
 
 FORMAT = 1  # of results.h5
 RESULTS, SUMMARY = "results.h5", "summary.csv"
@@ -205,13 +205,14 @@ def contradiction(results: EvalResults) -> str | None:
     except UserError as error:
         return f"{error}; {used}"
     lines = [f"{len(exported)} rows instead of {len(results.rows)}"] if len(exported) != len(results.rows) else []
-    expected = {row.dataset: row for row in results.rows}
+    expected = {csv_cell(row.dataset): row for row in results.rows}
     for row in exported:
         if row.dataset not in expected:
             lines.append(f"no dataset {row.dataset} in {RESULTS}")
             continue
         for column in COLUMNS:
             there, here = getattr(expected[row.dataset], column), getattr(row, column)
+            there = csv_cell(there) if isinstance(there, str) else there
             if not _equal(here, there):
                 lines.append(f"{column} of {row.dataset} is {here!r} instead of {there!r}")
     more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""
@@ -226,11 +227,8 @@ def _equal(first: object, second: object) -> bool:
 
 def write_summary(path: Path, rows: Sequence[SummaryRow]) -> None:
     """Write summary.csv; unknown numbers are empty."""
-    with atomic_path(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: "" if v is None or v != v else v for k, v in asdict(row).items()})
+    cells = [["" if v is None or v != v else str(v) for v in asdict(row).values()] for row in rows]
+    atomic_write_text(path, write_csv([COLUMNS, *cells]))
 
 
 def read_summary(path: Path) -> list[SummaryRow]:

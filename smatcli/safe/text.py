@@ -115,6 +115,15 @@ def read_own_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file, or None if the file is missing, damaged or holds something else."""
+    try:
+        body = read_json(path)
+    except (OSError, ValueError):
+        return None
+    return body if isinstance(body, dict) else None
+
+
 def csv_cell(text: str) -> str:
     """Escape `text` for spreadsheets: what they would parse as a formula (a name that begins with `=`) gets an apostrophe in front."""
     if text[:1] in ("=", "@", "\t", "\r"):

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smatcli.config import TrainRecipe, dump_recipe, leaves, load_recipe, yaml_text
+from smatcli.config import TrainRecipe, dump_recipe, load_recipe, yaml_text
 from smatcli.config.methods import SmatConfig
 from smatcli.config.overrides import split_override
 from smatcli.config.schema import GroupConfig
 from smatcli.errors import UserError
+from smatcli.safe.tree import flatten
 
 
 def test_values_and_origins(recipe_file):
@@ -32,7 +33,7 @@ def test_values_and_origins(recipe_file):
 
 def test_every_value_has_an_origin(recipe_file):
     loaded = load_recipe(recipe_file())
-    assert set(loaded.origins) == set(leaves(loaded.recipe.model_dump(mode="json")))
+    assert set(loaded.origins) == set(flatten(loaded.recipe.model_dump(mode="json")))
 
 
 @pytest.mark.parametrize(

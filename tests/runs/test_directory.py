@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from smatcli.errors import SmatError, UserError
-from smatcli.runs.directory import RunDir, differing, flatten
+from smatcli.runs.directory import RunDir, differing
 from smatcli.runs.reporter import SilentReporter
 from smatcli.runs.signals import Interrupted, StopRequest
 from tests.engine.pretrain.world import load
@@ -78,8 +78,7 @@ def test_a_run_is_not_shortened(tmp_path, run):
     assert RunDir.open(run.path).recipe == run.recipe
 
 
-def test_flatten_and_differing(tmp_path):
-    assert flatten({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
+def test_differing(tmp_path):
     assert differing(load(tmp_path).recipe, load(tmp_path, "data.split={}").recipe) == ["data.split", "data.split.b"]
 
 

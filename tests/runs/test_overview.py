@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from smatcli.cli import app
 from smatcli.errors import UserError
-from smatcli.runs.overview import differing_keys, facts, find_runs, follow, tail
+from smatcli.runs.overview import differing_settings, facts, find_runs, follow, tail
 
 
 def made(root, name, status="finished", rows=(), recipe="method: {name: smat, experts: 4}\ntrain: {steps: 10}\n", **info: Any):
@@ -111,7 +111,7 @@ def test_show(tmp_path):
 def test_compare(tmp_path):
     made(tmp_path, "one", rows=ROWS)
     made(tmp_path, "two", rows=ROWS[:2], recipe="run: elsewhere\nmethod: {name: smat, experts: 8}\ntrain: {steps: 10}\n")
-    assert differing_keys([facts(p) for p in find_runs([tmp_path])]) == {"method.experts": [4, 8]}
+    assert differing_settings([facts(p) for p in find_runs([tmp_path])]) == {"method.experts": [4, 8]}
     out = run_cli("compare", tmp_path / "one", tmp_path / "two").stdout
     assert "method.experts" in out
     assert "8/10" in out

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smatcli.engine.evaluate.folder import differences
 from smatcli.errors import UserError
 from smatcli.runs.analysis import known_settings
 from smatcli.runs.reporter import Reporter
+from smatcli.safe.tree import differing_keys
 
 
 @dataclass(frozen=True)
@@ -38,5 +38,5 @@ class AnalysisOptions:
             reporter.line(f"{path}: exists already")
             return False
         if existing is not None and not self.replace:
-            raise UserError(f"{path} exists with other settings ({', '.join(differences(existing, settings))}); add --replace")
+            raise UserError(f"{path} exists with other settings ({', '.join(differing_keys(existing, settings))}); add --replace")
         return True

@@ -27,17 +27,9 @@ from smatcli.runs.results import (
 )
 from smatcli.safe.files import atomic_write_text, clear_drafts, lock
 from smatcli.safe.text import read_json
+from smatcli.safe.tree import differing_keys
 
 FORMAT = 1
-
-
-def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """Dotted keys in which two nested dictionaries differ."""
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return [] if old == new else [prefix]
-    absent = object()
-    keys = sorted(old.keys() | new.keys())
-    return [d for k in keys for d in differences(old.get(k, absent), new.get(k, absent), f"{prefix}.{k}" if prefix else k)]
 
 
 class EvalFolder:
@@ -64,9 +56,9 @@ class EvalFolder:
         if known is None:
             return
         self.choices = read_choices(self.path)
-        changed = differences(known["settings"], self.settings)
+        changed = differing_keys(known["settings"], self.settings)
         shared = known["datasets"].keys() & self.datasets.keys()
-        changed += [f"dataset {n} ({d})" for n in sorted(shared) for d in differences(known["datasets"][n], self.datasets[n])]
+        changed += [f"dataset {n} ({d})" for n in sorted(shared) for d in differing_keys(known["datasets"][n], self.datasets[n])]
         if changed:
             raise UserError(
                 f"{self.path} holds episodes made with other settings ({', '.join(changed)}); move that folder away to evaluate again"

@@ -1,16 +1,14 @@
 """Tables of text about the runs of a report: environments, differences between recipes, evaluation protocols."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from smatcli.report.results.frame import Evaluation, Frame
 from smatcli.report.results.runs import Run
-from smatcli.safe import text as safe
-
-_MISSING = object()
+from smatcli.safe.text import read_object
+from smatcli.safe.tree import MISSING, differing_values
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ def environment(runs: Sequence[tuple[str, Run]]) -> Grid:
     heads = ["run", "folder", "status", "device", "precision", "versions", "started", "finished", "command"]
     rows = []
     for label, run in runs:
-        info = _read_object(run.path / "run.json")
+        info = read_object(run.path / "run.json") or {}
         versions = info.get("versions")
         shown = ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else ""
         command = info.get("command")
@@ -38,23 +36,13 @@ def environment(runs: Sequence[tuple[str, Run]]) -> Grid:
 
 def differences(runs: Sequence[tuple[str, Run]]) -> Grid:
     """Recipe keys whose values differ between the runs: one row per key, one column per run."""
-    recipes = [dict(flatten(run.recipe)) for _, run in runs]
-    rows = []
-    for key in dict.fromkeys(key for recipe in recipes for key in recipe):
-        values = [recipe.get(key, _MISSING) for recipe in recipes]
-        texts = ["" if v is _MISSING else v if isinstance(v, str) else json.dumps(v, default=str) for v in values]
-        if len(set(texts)) > 1:
-            rows.append([key, *texts])
+    values = differing_values([run.recipe for _, run in runs])
+    rows = [[key, *(_text(value) for value in of_runs)] for key, of_runs in values.items()]
     return Grid(["key", *(label for label, _ in runs)], rows)
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested dictionaries, keys joined by dots."""
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _text(value: Any) -> str:
+    return "" if value is MISSING else value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def protocols(frame: Frame) -> Grid:
@@ -77,12 +65,3 @@ def _protocol(evaluation: Evaluation) -> list[str]:
         ", ".join(dict.fromkeys(f"{r.search} (rate {r.lr:g})" if r.lr is not None else r.search for r in results if r.search)),
         str(settings.get("weights", ""))[:12],
     ]
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in `path`, or an empty one if it cannot be read."""
-    try:
-        content = safe.read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -3,9 +3,10 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from smatcli.report.results.runs import Run
+from smatcli.safe.tree import differing_values, flatten
 
 # The order of rows: as in MLAE's Table 1, what is trained whole or not at all first.
 ORDER = ("full", "linear", "bias", "vpt-shallow", "vpt-deep", "gapt", "adapter", "adaptformer", "ssf", "lora", "mlae", "pmoe")
@@ -44,7 +45,8 @@ def told_apart(items: Sequence[Item], lines: list[str]) -> list[Item]:
         families.setdefault((one.label, one.dataset), set()).add(_settings(one.run))
     told: dict[str, list[str]] = {}
     for (label, _), found in families.items():
-        told.setdefault(label, []).extend(key for key in _differing(found) if key not in told.get(label, ()))
+        keys = differing_values([json.loads(text) for text in sorted(found)], missing=None)
+        told.setdefault(label, []).extend(key for key in keys if key not in told.get(label, ()))
     kept: list[Item] = []
     first: dict[tuple[str, str, int], Item] = {}
     for one in items:
@@ -74,27 +76,12 @@ def renamed(items: Sequence[Item], names: Mapping[str, str]) -> tuple[list[Item]
     return [replace(one, label=chosen.get(one.label, one.label)) for one in items], rest  # type: ignore[type-var]
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return found
-
-
 def _settings(run: Run) -> str:
-    return json.dumps({k: v for k, v in _flat(run.recipe).items() if k not in FREE}, sort_keys=True, default=str)
-
-
-def _differing(families: set[str]) -> list[str]:
-    if len(families) < 2:
-        return []
-    trees = [json.loads(text) for text in sorted(families)]
-    keys = dict.fromkeys(key for tree in trees for key in tree)
-    return [key for key in keys if len({json.dumps(tree.get(key), sort_keys=True) for tree in trees}) > 1]
+    return json.dumps({k: v for k, v in flatten(run.recipe).items() if k not in FREE}, sort_keys=True, default=str)
 
 
 def _named(one: Labelled, keys: Sequence[str]) -> str:
-    values = _flat(one.run.recipe)
+    values = flatten(one.run.recipe)
     words = []
     for key in keys:
         short = key.rpartition(".")[2]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smatcli.errors import UserError
-from smatcli.safe.text import parse_json, yaml_value
+from smatcli.safe.text import parse_json, read_object, yaml_value
 
 # Keys of a validation record, the best first: zeros under the gate of inference, expected zeros.
 SPARSITY = ("sparsity_inference", "sparsity", "sparsity_expected")
@@ -60,7 +60,7 @@ class Run:
     @property
     def sparsity(self) -> float | None:
         """Share of zeros in the experts at the checkpoint that is evaluated, with the gate of inference, as its validation logged it."""
-        state = _json(self.path / "checkpoints" / "best" / "state.json")
+        state = read_object(self.path / "checkpoints" / "best" / "state.json") or {}
         best = whole(_dict(state.get("state")).get("step"))
         found = [r for r in self.valid if best is None or r["step"] == best]
         logged = [number(found[-1].get(key)) for key in SPARSITY] if found else []
@@ -109,13 +109,6 @@ def _recipe(path: Path) -> dict[str, Any]:
         return _dict(yaml_value(yaml.SafeLoader(_text(path)), frozenset({"timestamp"})))  # libyaml ends the process on a deep one
     except (yaml.YAMLError, ValueError):
         raise UserError(f"{path}: not YAML any more; restore it, or leave this run out of the report") from None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return _dict(parse_json(_text(path) or "{}"))
-    except ValueError:
-        return {}
 
 
 def _text(path: Path) -> str:
