@@ -1,21 +1,22 @@
 """Orders evaluations into groups whose numbers may stand side by side: same protocol, same number of episodes."""
 
-import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from smatcli import plugins
 from smatcli.errors import UserError, nearest
 from smatcli.report.results.frame import Evaluation, Frame
 from smatcli.report.results.runs import Run
+from smatcli.report.results.table import results_table
 from smatcli.runs.statistics import Estimate, average
 
 METHOD_LABELS = {"pretrained": "Pre-trained", "pmf": "PMF", "softmerge": "SoftMerge", "mlp_experts": "MLP experts", "smat": "SMAT"}
 ADAPT_FAMILIES = {"proto": "Without fine-tuning", "flip": "Gradient-free", "exhaustive": "Gradient-free"}
 GRADIENT_BASED = "Gradient-based"
 DOMAINS = {"ID": "In-domain", "OOD": "Out-of-domain"}
-_SPLIT = re.compile(r"-(train|valid|test|all)$")
 
 
 @dataclass(frozen=True)
@@ -84,47 +85,39 @@ class Group:
         return f"{key.dataset} ({key.split})" if len(splits) > 1 and key.split else key.dataset
 
 
-def split_protocol(tag: str) -> tuple[str, str]:
-    """`5w5s10q-test` -> (`5w5s10q`, `test`): in-domain and out-of-domain datasets may use other splits of one protocol."""
-    match = _SPLIT.search(tag)
-    return (tag[: match.start()], match.group(1)) if match else (tag, "")
-
-
 def make_groups(frame: Frame, names: Mapping[str, str]) -> list[Group]:
     """Groups by (protocol, episodes), the largest first. `names` maps a run's name to its column label.
 
     Raises `UserError` for a name that belongs to no run.
     """
-    groups: dict[tuple[str, int], Group] = {}
+    groups = []
     points = sweep_points(frame)
-    for evaluation in frame.evaluations:
-        parts: dict[tuple[str, int], dict[Key, Estimate]] = {}
-        for result in evaluation.results:
-            protocol, split = split_protocol(result.protocol)
-            parts.setdefault((protocol, result.episodes), {})[Key(result.domain, result.dataset, split)] = result.estimate
-        for where, estimates in parts.items():
-            group = groups.setdefault(where, Group(*where))
+    table: Any = results_table(frame)  # pandas-stubs do not know the types of columns
+    for (protocol, episodes), rows in table[table.evaluation >= 0].groupby(["protocol", "episodes"], sort=False):
+        group = Group(protocol, int(episodes))
+        for number, own in rows.groupby("evaluation", sort=False):
+            evaluation = frame.evaluations[number]
+            estimates = {Key(r.domain, r.dataset, r.split): Estimate(r.mean, r.half_width) for r in own.itertuples()}
             column = Column("", evaluation, estimates)
             sweep = evaluation.run.sweep
             if sweep is not None and evaluation.run.path in points:
                 group.sweeps.setdefault(sweep, []).append(column)
             else:
                 group.columns.append(column)
+        groups.append(group)
     joint = [e.run for e in frame.evaluations if e.members]
     chosen = _chosen_names([*frame.runs, *joint], names)
-    for group in groups.values():
+    for group in groups:
         group.columns.sort(key=_order)
         _label(group, chosen)
-    return sorted(groups.values(), key=lambda g: (-sum(len(c.estimates) for c in g.everything), g.protocol, g.episodes))
+    return sorted(groups, key=lambda g: (-sum(len(c.estimates) for c in g.everything), g.protocol, g.episodes))
 
 
 def sweep_points(frame: Frame) -> set[Path]:
     """Evaluated runs in a sweep of two points or more; a lone point is an ordinary run."""
-    counts: dict[Path, set[Path]] = {}
-    for evaluation in frame.evaluations:
-        if evaluation.run.sweep is not None:
-            counts.setdefault(evaluation.run.sweep, set()).add(evaluation.run.path)
-    return {path for paths in counts.values() if len(paths) > 1 for path in paths}
+    paths = {evaluation.run.path for evaluation in frame.evaluations if evaluation.run.sweep is not None}
+    sizes = Counter(path.parent for path in paths)
+    return {path for path in paths if sizes[path.parent] > 1}
 
 
 def _order(column: Column) -> tuple[object, ...]:

@@ -10,8 +10,9 @@ import pytest
 
 from smatcli.errors import UserError
 from smatcli.report.results.frame import read
-from smatcli.report.results.groups import make_groups, split_protocol
+from smatcli.report.results.groups import make_groups
 from smatcli.report.results.runs import shortest_names
+from smatcli.report.results.table import split_protocol
 from tests.report.fakes import ID, OOD, add_eval, draw, make_run, make_study
 
 
