@@ -25,7 +25,7 @@ import smatcli.engine.evaluate.features as features
 from smatcli.config import load_recipe
 from smatcli.data.stores.store import write_store
 from smatcli.device import reuse_memory
-from smatcli.engine.evaluate.evaluation import evaluate
+from smatcli.engine.evaluate.evaluation import EvalOptions, evaluate
 from smatcli.engine.evaluate.folder import EvalFolder
 from smatcli.engine.train.trainer import train
 from smatcli.methods.base import FlatMethod
@@ -108,7 +108,7 @@ def main() -> None:
             begun, whole = time.thread_time(), time.process_time()
             count = 3 if cache == "warm-up" else args.episodes
             given = [f"eval.cache_features={'false' if cache == 'warm-up' else cache}"]
-            (folder,) = evaluate(target, [args.adapt], [args.dataset], count, given, device=args.device)
+            (folder,) = evaluate(target, [args.adapt], [args.dataset], count, given, EvalOptions(device=args.device))
             parts.seconds["the rest"] = time.thread_time() - begun - sum(parts.seconds.values())
             parts.seconds["all threads"] = time.process_time() - whole
             if cache != "warm-up":

@@ -67,8 +67,9 @@ def evaluate(
     names = comma_list("--datasets", datasets, "birds,cars")
 
     from smatcli.device import reuse_memory
+    from smatcli.engine.evaluate.episodes import choose_datasets, plan
+    from smatcli.engine.evaluate.evaluation import EvalOptions
     from smatcli.engine.evaluate.evaluation import evaluate as run_evaluation
-    from smatcli.engine.evaluate.questions import choose_datasets, plan
     from smatcli.runs.reporter import auto_reporter
 
     for folder in folders:
@@ -77,7 +78,7 @@ def evaluate(
     reporter = auto_reporter()
     columns = []
     for folder in dict.fromkeys(folders):
-        columns += run_evaluation(folder, adapt, names, episodes, overrides, which, device, reporter)
+        columns += run_evaluation(folder, adapt, names, episodes, overrides, EvalOptions(which, device), reporter)
     show(columns)
 
 

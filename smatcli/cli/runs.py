@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from smatcli.runs.overview import Facts
+    from smatcli.runs.overview import RunFacts
 
 app = typer.Typer(no_args_is_help=True, help="List, show, compare and follow runs.")
 STATES = ("created", "running", "continued", "finished", "interrupted", "failed", "dead")
@@ -144,12 +144,12 @@ def _value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _plain(about: "Facts") -> dict[str, Any]:
+def _plain(about: "RunFacts") -> dict[str, Any]:
     names = ("kind", "method", "state", "step", "steps", "best", "best_step", "last", "seconds", "message")
     return {"run": str(about.path), **{name: getattr(about, name) for name in names}}
 
 
-def _names(compared: "list[Facts]") -> list[str]:
+def _names(compared: "list[RunFacts]") -> list[str]:
     """Return the shortest unambiguous endings of the runs' paths."""
     for parts in range(1, max(len(each.path.parts) for each in compared) + 1):
         names = ["/".join(each.path.parts[-parts:]) for each in compared]
@@ -158,7 +158,7 @@ def _names(compared: "list[Facts]") -> list[str]:
     return [str(each.path) for each in compared]
 
 
-def _steps(about: "Facts") -> str:
+def _steps(about: "RunFacts") -> str:
     return f"{_or(about.step)}/{about.steps}" if about.steps is not None else _or(about.step)
 
 

@@ -33,10 +33,10 @@ def run_recipe(loaded: Loaded, reporter: Reporter, *, resume: bool, evaluated: b
 
     run = train(loaded, reporter, resume=resume)
     if evaluated:
-        from smatcli.engine.evaluate.evaluation import evaluate
+        from smatcli.engine.evaluate.evaluation import EvalOptions, evaluate
 
         assert isinstance(recipe, TrainRecipe)
-        evaluate(run.path, overrides=eval_overrides(recipe), device=recipe.device, reporter=reporter)
+        evaluate(run.path, overrides=eval_overrides(recipe), options=EvalOptions(device=recipe.device), reporter=reporter)
 
 
 @contextmanager

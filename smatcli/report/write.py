@@ -16,8 +16,8 @@ from smatcli.report.formats import latex, markdown
 from smatcli.report.manifest import settle
 from smatcli.report.results.baselines import find_baselines
 from smatcli.report.results.frame import Frame, read
-from smatcli.report.results.groups import Column, Group, make_groups
-from smatcli.report.results.labels import renamed, told_apart
+from smatcli.report.results.groups import Column, ResultGroup, make_groups
+from smatcli.report.results.labels import renamed, unique_labels
 from smatcli.report.results.published import choose as choose_published
 from smatcli.report.results.runs import Run
 from smatcli.report.results.seeds import merge_seeds
@@ -73,8 +73,8 @@ def report(runs: Sequence[str | Path], out: str | Path, options: ReportOptions |
     _check(out, options)
     papers, missing = choose_published(options.published)
     frame = merge_seeds(read([Path(run) for run in runs]))
-    frame.tuned, unused_names = renamed(told_apart(frame.tuned, frame.lines), options.names)
-    frame.segmented, unused_names = renamed(told_apart(frame.segmented, frame.lines), unused_names)
+    frame.tuned, unused_names = renamed(unique_labels(frame.tuned, frame.lines), options.names)
+    frame.segmented, unused_names = renamed(unique_labels(frame.segmented, frame.lines), unused_names)
     groups = make_groups(frame, unused_names)
     table_options = TableOptions(options.digits, unused(papers, frame.tuned), options.delta)
     rows = {item.label for items in (frame.tuned, frame.segmented) for item in items}
@@ -121,7 +121,7 @@ def _titled(table: Table, title: str) -> Table:
     return replace(table, caption=f"{title}. {table.caption}") if title else table
 
 
-def _figures(frame: Frame, groups: Sequence[Group], baselines: Mapping[str, list[Column]]) -> list[Figure]:
+def _figures(frame: Frame, groups: Sequence[ResultGroup], baselines: Mapping[str, list[Column]]) -> list[Figure]:
     """All figures in the order of the report."""
     figures: list[Figure | None] = []
     for group in groups:
@@ -166,7 +166,7 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=]+", "-", plain).strip("-.")[:100] or "unnamed"
 
 
-def _run_labels(frame: Frame, groups: Sequence[Group]) -> list[tuple[str, Run]]:
+def _run_labels(frame: Frame, groups: Sequence[ResultGroup]) -> list[tuple[str, Run]]:
     """Return each run with a unique label: that of its columns without fine-tuning if there is one, else its name."""
     columns = {c.evaluation.run.name: c.label for g in groups for c in g.everything if c.evaluation.adapt == "proto"}
     labels = [columns.get(run.name) or run.name for run in frame.runs]

@@ -24,7 +24,7 @@ MOST_RECIPE = 1_000_000
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunFacts:
     """One run. Accuracies are shares, `seconds` of work; None where the files do not tell."""
 
     path: Path
@@ -65,7 +65,7 @@ def _below(place: Path, deep: int) -> Iterator[Path]:
             yield from _below(one, deep - 1)
 
 
-def facts(path: Path) -> Facts:
+def facts(path: Path) -> RunFacts:
     """What the files of a run tell; UserError where there is no run."""
     info = read_object(path / "run.json")
     if info is None:
@@ -80,7 +80,7 @@ def facts(path: Path) -> Facts:
     method = recipe.get("method") if isinstance(recipe.get("method"), dict) else {}
     steps = recipe.get("train", {}).get("steps") if isinstance(recipe.get("train"), dict) else None
     newest = max((file.stat().st_mtime for file in (path / "metrics.jsonl", path / "run.json") if file.exists()), default=0.0)
-    return Facts(
+    return RunFacts(
         path=path,
         kind=kind,
         method=str((method or {}).get("name", "-" if kind != "train" else "?")),
@@ -145,7 +145,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def differing_settings(runs: Sequence[Facts]) -> dict[str, list[Any]]:
+def differing_settings(runs: Sequence[RunFacts]) -> dict[str, list[Any]]:
     """Return the recipe keys, except `run`, in which runs differ, with the value of each run (None if missing)."""
     values = differing_values([each.recipe for each in runs], missing=None)
     values.pop("run", None)

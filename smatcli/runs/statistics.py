@@ -120,7 +120,7 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -
 
 
 @dataclass(frozen=True)
-class Pair:
+class ConfusedPair:
     """Two classes of one dataset: of `asked` query images of either, in episodes that held both, `count` were taken for the other."""
 
     first: int
@@ -139,8 +139,8 @@ class Pair:
         return (p + z * z / (2 * n) - z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))) / (1 + z * z / n)
 
 
-def confused_pairs(episode: np.ndarray, label: np.ndarray, predicted: np.ndarray, most: int) -> list[Pair]:
-    """The pairs that are confused most, by `Pair.sure`; pairs that were never confused are left out.
+def confused_pairs(episode: np.ndarray, label: np.ndarray, predicted: np.ndarray, most: int) -> list[ConfusedPair]:
+    """The pairs that are confused most, by `ConfusedPair.sure`; pairs that were never confused are left out.
 
     `episode`, `label` and `predicted` (classes of the dataset) are [n], one entry a query image. Every class of an episode is asked.
     """
@@ -158,5 +158,5 @@ def confused_pairs(episode: np.ndarray, label: np.ndarray, predicted: np.ndarray
             if a != b:
                 key = (min(a, b), max(a, b))
                 count[key] = count.get(key, 0) + 1
-    pairs = [Pair(*key, n, asked[key]) for key, n in count.items() if key in asked]
+    pairs = [ConfusedPair(*key, n, asked[key]) for key, n in count.items() if key in asked]
     return sorted(pairs, key=lambda p: (-p.sure, p.first, p.second))[:most]

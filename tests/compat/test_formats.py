@@ -13,7 +13,7 @@ import pytest
 from smatcli.config import load_recipe
 from smatcli.data.stores.store import Store
 from smatcli.data.stores.verify import verify_store
-from smatcli.engine.evaluate.evaluation import evaluate
+from smatcli.engine.evaluate.evaluation import EvalOptions, evaluate
 from smatcli.engine.loop.loading import load_method
 from smatcli.engine.train.trainer import train
 from smatcli.runs.checkpoint import FORMAT, load_checkpoint
@@ -63,7 +63,7 @@ def test_results_load_and_go_on(world: Path, number: int) -> None:
     before, rows = read_records(folder / "results.h5"), read_summary(folder / "summary.csv")
     assert [(r.dataset, r.domain, r.episodes) for r in rows] == [("a", "ID", 2), ("b", "ID", 2), ("c", "OOD", 2)]
     assert [r.mean for r in rows] == [pytest.approx(before[r.dataset]["accuracy"].mean()) for r in rows]
-    (again,) = evaluate(world / f"run-format{number}", ["proto"], which="last", episodes=3)
+    (again,) = evaluate(world / f"run-format{number}", ["proto"], episodes=3, options=EvalOptions("last"))
     after = read_records(again / "results.h5")
     for name, records in before.items():
         assert after[name]["index"].tolist() == [0, 1, 2]

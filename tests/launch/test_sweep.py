@@ -64,7 +64,7 @@ def world(monkeypatch, recipe_file, tmp_path):
         run.note(status="finished")
         return run
 
-    def evaluate(run, adapts=None, datasets=None, episodes=None, overrides=(), which="best", device=None, reporter=None):
+    def evaluate(run, adapts=None, datasets=None, episodes=None, overrides=(), options=None, reporter=None):
         recipe = evaluate_module.plan(run, adapts, episodes, overrides)  # type: ignore[attr-defined]
         world.calls.append(("eval", tau_of(recipe), recipe.eval.episodes, tuple(recipe.eval.adapt)))
         write_results(run, tau_of(recipe), recipe.eval.adapt)

@@ -8,7 +8,7 @@ from smatcli.config.schema import TrainRecipe
 from smatcli.device import threads
 from smatcli.engine.analyze.options import AnalysisOptions
 from smatcli.engine.analyze.subject import AnalysisJob, Subject
-from smatcli.engine.evaluate.questions import choose_datasets, plan
+from smatcli.engine.evaluate.episodes import choose_datasets, plan
 from smatcli.errors import UserError, nearest
 from smatcli.runs.analysis import FOLDER, write_analysis
 from smatcli.runs.directory import RunDir

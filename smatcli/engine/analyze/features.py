@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smatcli.engine.analyze.subject import AnalysisJob, Subject
-from smatcli.engine.evaluate.questions import Dataset
+from smatcli.engine.evaluate.episodes import Dataset
 from smatcli.errors import UserError
 from smatcli.methods.prototypes import accuracy, cosine_logits, prototypes
 from smatcli.runs.analysis import Analysis, texts
@@ -26,7 +26,7 @@ def jobs(subject: Subject) -> list[AnalysisJob]:
     for adapt in subject.adapts:
         subject.check(adapt)
         settings = {**subject.episode_settings(None, adapt), "index": index, "shown": [d.name for d in chosen]}
-        name, facts = f"features-{subject.variant(adapt)}-{subject.questions.folder}", {"adapt": subject.variant(adapt)}
+        name, facts = f"features-{subject.variant(adapt)}-{subject.eval_episodes.folder}", {"adapt": subject.variant(adapt)}
         analysis = Analysis("features", name, settings, facts=facts)
         jobs.append(AnalysisJob(analysis, partial(fill, subject, adapt, chosen, analysis), len(chosen)))
     return jobs
@@ -43,12 +43,12 @@ def fill(subject: Subject, adapt: str, chosen: Sequence[Dataset], analysis: Anal
     for dataset in chosen:
         episodes = list(subject.episodes(dataset.name, 1, index))
         if not episodes:
-            raise UserError(f"--index {index}: the list has only {subject.questions.counts[dataset.name]} episodes of {dataset.name}")
-        plan = subject.questions.samplers[dataset.name].plan(index)
+            raise UserError(f"--index {index}: the list has only {subject.eval_episodes.counts[dataset.name]} episodes of {dataset.name}")
+        plan = subject.eval_episodes.samplers[dataset.name].plan(index)
         names = [subject.stores[dataset.name].class_names[c] for c in plan.classes]
         stages, arrays = stage_features(subject, episodes[0], subject.adaptation(adapt, dataset.name))
         analysis.groups[dataset.name] = {**arrays, "stage": texts(stages), "class_names": texts(names)}
-        protocol = subject.questions.protocol(dataset.name)
+        protocol = subject.eval_episodes.protocol(dataset.name)
         analysis.attributes[dataset.name] = {"domain": dataset.domain, "index": index, "protocol": protocol}
         for k, stage in enumerate(stages):
             for i, (x, y) in enumerate(arrays["coordinates"][k]):

@@ -17,7 +17,7 @@ HEADS = ["dataset", "domain", "state", "episodes", "lowest support loss", "query
 def jobs(subject: Subject) -> list[AnalysisJob]:
     """Return the single analysis."""
     count = subject.options.episodes or EPISODES
-    analysis = Analysis("flip", f"{subject.variant('flip')}-{subject.questions.folder}", subject.episode_settings(count, "flip"))
+    analysis = Analysis("flip", f"{subject.variant('flip')}-{subject.eval_episodes.folder}", subject.episode_settings(count, "flip"))
     return [AnalysisJob(analysis, lambda: fill(subject, count, analysis), count * len(subject.datasets))]
 
 
@@ -35,7 +35,7 @@ def fill(subject: Subject, count: int, analysis: Analysis) -> None:
             subject.step(dataset=dataset.name)
         arrays = _padded(traces)
         analysis.groups[dataset.name] = arrays
-        analysis.attributes[dataset.name] = {"domain": dataset.domain, "protocol": subject.questions.protocol(dataset.name)}
+        analysis.attributes[dataset.name] = {"domain": dataset.domain, "protocol": subject.eval_episodes.protocol(dataset.name)}
         for t, values in enumerate(zip(arrays["lowest"].mean(0), arrays["accuracy"].mean(0), strict=True)):
             lines.append([dataset.name, dataset.domain, str(t), str(len(traces)), *(f"{v:.6f}" for v in values)])
     analysis.tables = {"": lines}

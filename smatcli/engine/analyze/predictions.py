@@ -21,7 +21,7 @@ def jobs(subject: Subject) -> list[AnalysisJob]:
     count, jobs = subject.options.episodes or EPISODES, []
     for adapt in subject.adapts:
         subject.check(adapt)
-        name = f"predictions-{subject.variant(adapt)}-{subject.questions.folder}"
+        name = f"predictions-{subject.variant(adapt)}-{subject.eval_episodes.folder}"
         analysis = Analysis("predictions", name, subject.episode_settings(count, adapt), facts={"adapt": subject.variant(adapt)})
         jobs.append(AnalysisJob(analysis, partial(fill, subject, adapt, count, analysis), count * len(subject.datasets)))
     return jobs
@@ -45,8 +45,8 @@ def fill(subject: Subject, adapt: str, count: int, analysis: Analysis) -> None:
         analysis.groups[dataset.name] = {**arrays, **thumbnails}
         analysis.attributes[dataset.name] = {
             "domain": dataset.domain,
-            "split": subject.questions.splits[dataset.name],
-            "protocol": subject.questions.protocol(dataset.name),
+            "split": subject.eval_episodes.splits[dataset.name],
+            "protocol": subject.eval_episodes.protocol(dataset.name),
             "episodes": len(np.unique(arrays["episode"])),
         }
     analysis.tables = {"": lines, "pairs": pairs}
@@ -54,7 +54,7 @@ def fill(subject: Subject, adapt: str, count: int, analysis: Analysis) -> None:
 
 @torch.no_grad()
 def _predictions(subject: Subject, adapt: str, dataset: str, count: int) -> Arrays:
-    adaptation, sampler = subject.adaptation(adapt, dataset), subject.questions.samplers[dataset]
+    adaptation, sampler = subject.adaptation(adapt, dataset), subject.eval_episodes.samplers[dataset]
     columns: dict[str, list[Any]] = {key: [] for key in ("episode", "row", "label", "predicted", "confidence", "loss")}
     for episode in subject.episodes(dataset, count):
         logits = adaptation.adapt(subject.task(episode), episode.support).predict(episode.query_images).float().cpu()

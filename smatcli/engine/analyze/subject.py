@@ -14,7 +14,7 @@ from smatcli.data.episodes.sampler import EpisodeSampler
 from smatcli.data.stores.opening import open_stores
 from smatcli.data.stores.store import Store
 from smatcli.engine.analyze.options import AnalysisOptions
-from smatcli.engine.evaluate.questions import Dataset, Questions
+from smatcli.engine.evaluate.episodes import Dataset, EvalEpisodes
 from smatcli.engine.evaluate.rate_search import Rated
 from smatcli.errors import UserError
 from smatcli.methods.base import FlatMethod
@@ -59,9 +59,9 @@ class Subject:
         return open_stores(Path(self.recipe.data.root), [d.name for d in self.datasets])
 
     @cached_property
-    def questions(self) -> Questions:
+    def eval_episodes(self) -> EvalEpisodes:
         """The episodes of the run's meta-test."""
-        return Questions(self.recipe.eval, self.datasets, self.stores)
+        return EvalEpisodes(self.recipe.eval, self.datasets, self.stores)
 
     @property
     def adapts(self) -> list[str]:
@@ -78,10 +78,10 @@ class Subject:
 
     def episode_settings(self, episodes: int | None, adapt: str | None = None) -> dict[str, Any]:
         """Return the settings of an analysis over episodes of the meta-test."""
-        splits = self.questions.splits
+        splits = self.eval_episodes.splits
         settings = {
-            "episode": self.questions.settings,
-            "seed": self.questions.seed,
+            "episode": self.eval_episodes.settings,
+            "seed": self.eval_episodes.seed,
             "episodes": episodes,
             "precision": str(getattr(self.method.precision, "name", "fp32")),
             "datasets": {d.name: {"content": self.stores[d.name].content_hash, "split": splits[d.name]} for d in self.datasets},
@@ -96,7 +96,7 @@ class Subject:
         if not has_search(adapt, self.recipe.adapt):
             return adaptation
         suffix = "-last" if self.options.which == "last" else ""
-        choice = read_choices(self.run / "eval" / f"{self.variant(adapt)}-{self.questions.folder}{suffix}").get(dataset)
+        choice = read_choices(self.run / "eval" / f"{self.variant(adapt)}-{self.eval_episodes.folder}{suffix}").get(dataset)
         if choice is None:
             raise UserError(
                 f"{adapt}: no learning rate is known for {dataset}; run `smat eval {self.run} --adapt {adapt}` first, "
@@ -111,8 +111,8 @@ class Subject:
 
     def episodes(self, dataset: str, count: int, first: int = 0) -> Iterator[Episode]:
         """Yield `count` episodes of the meta-test of a dataset from number `first` on, fewer if a fixed list ends before."""
-        last = first + count if self.recipe.eval.episode.kind != "list" else min(first + count, self.questions.counts[dataset])
-        return self._load(self.questions.samplers[dataset], range(first, last))
+        last = first + count if self.recipe.eval.episode.kind != "list" else min(first + count, self.eval_episodes.counts[dataset])
+        return self._load(self.eval_episodes.samplers[dataset], range(first, last))
 
     def training_episodes(self, dataset: str, count: int) -> Iterator[Episode]:
         """Yield episodes of the training classes of a dataset as meta-training draws them, without augmentation."""

@@ -14,7 +14,7 @@ from smatcli.data.metadataset.spec_store import SpecStore
 from smatcli.data.pictures import write_episode_picture
 from smatcli.data.stores.opening import find_store
 from smatcli.data.stores.store import Store
-from smatcli.engine.evaluate.questions import open_lists
+from smatcli.engine.evaluate.episodes import open_lists
 from smatcli.errors import UserError
 
 

@@ -14,17 +14,31 @@ import torch
 from smatcli.adaptation.finetune import FineTune
 from smatcli.adaptation.grouped import Grouping, adapt_many, alike
 from smatcli.adaptation.proto import Proto
-from smatcli.config.schema import AdaptConfig
+from smatcli.config.schema import TrainRecipe
 from smatcli.data.counted import counted_key
+from smatcli.data.stores.store import Store
+from smatcli.engine.evaluate.episodes import EvalEpisodes
 from smatcli.engine.evaluate.features import Features
 from smatcli.engine.evaluate.meters import Meter, Trajectory, combined
-from smatcli.engine.evaluate.questions import Questions
 from smatcli.errors import SmatError
 from smatcli.seams import Adaptation, Classifier, Episode, Method, Task
 
 FROM_EXHAUSTIVE = ("loss_binary", "flip_loss", "flip_gap", "flip_evaluations")
 KEPT = ("passes", "loss_start", "loss", "evaluations", "accepted", "rate", "steps", *FROM_EXHAUSTIVE)
 Rows = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class EvalSetup:
+    """Everything that the parts of one evaluation share: recipe, episodes, stores by dataset, method, and how it computes."""
+
+    recipe: TrainRecipe
+    episodes: EvalEpisodes
+    stores: Mapping[str, Store]
+    method: Method
+    device: torch.device
+    features: Features
+    grouping: Grouping
 
 
 @dataclass
@@ -48,12 +62,10 @@ class PendingEpisode:
 class EpisodeWork:
     """Makes the records of episodes; `spread` are seconds that all episodes of the dataset at hand share."""
 
-    def __init__(
-        self, method: Method, settings: AdaptConfig, device: torch.device, features: Features, questions: Questions, grouping: Grouping
-    ) -> None:
-        self.method, self.settings, self.device = method, settings, device
-        self.features, self.questions, self.grouping = features, questions, grouping
-        self.meter, self.spread = Meter(device), 0.0
+    def __init__(self, setup: EvalSetup) -> None:
+        self.method, self.settings, self.device = setup.method, setup.recipe.adapt, setup.device
+        self.features, self.episodes, self.grouping = setup.features, setup.episodes, setup.grouping
+        self.meter, self.spread = Meter(setup.device), 0.0
 
     def open(self, episode: Episode, adaptations: Mapping[str, Adaptation]) -> PendingEpisode:
         """The episode's task, and a record of every adaptation that needs to wait for no other episode."""
@@ -63,16 +75,16 @@ class EpisodeWork:
         self.features.bind(episode, joined=any(type(one) is Proto for one in adaptations.values()))
         task = self.features.of(replace(self.method.task(episode.support), seed=noise))
         self._synchronise()
-        opened = PendingEpisode(episode, task, self.spread + time.perf_counter() - begun, self.meter.read())
+        pending = PendingEpisode(episode, task, self.spread + time.perf_counter() - begun, self.meter.read())
         for name, adaptation in adaptations.items():
             size = 1 if self._watched(name) else self.grouping.size(adaptation, task, episode.support)
             if size > 1:
                 assert isinstance(adaptation, FineTune)
-                opened.size = min(size, opened.size) if opened.waiting else size
-                opened.waiting[name] = adaptation
+                pending.size = min(size, pending.size) if pending.waiting else size
+                pending.waiting[name] = adaptation
             else:
-                opened.rows[name] = self._adapted(opened, name, adaptation)
-        return opened
+                pending.rows[name] = self._adapted(pending, name, adaptation)
+        return pending
 
     def close(self, group: Sequence[PendingEpisode]) -> list[Rows]:
         """All records of the episodes, which join each other, one by adaptation."""
@@ -97,24 +109,24 @@ class EpisodeWork:
     def _watched(self, name: str) -> bool:
         return bool(getattr(getattr(self.settings, name, None), "trajectory", False))
 
-    def _adapted(self, opened: PendingEpisode, name: str, adaptation: Adaptation) -> dict[str, Any]:
+    def _adapted(self, pending: PendingEpisode, name: str, adaptation: Adaptation) -> dict[str, Any]:
         self.meter.start()
-        begun, path = time.perf_counter(), Trajectory(opened.episode)
+        begun, path = time.perf_counter(), Trajectory(pending.episode)
         watched = {"watch": path} if self._watched(name) else {}
         try:
-            classifier = adaptation.adapt(opened.task, opened.episode.support, **watched)
+            classifier = adaptation.adapt(pending.task, pending.episode.support, **watched)
         except SmatError as error:
-            raise type(error)(f"{opened.episode}: {error}") from None
-        row = self._recorded(opened, name, classifier, begun + path.seconds)
+            raise type(error)(f"{pending.episode}: {error}") from None
+        row = self._recorded(pending, name, classifier, begun + path.seconds)
         if watched:
             row["trajectory"] = path.padded(getattr(self.settings, name).steps)
         return row
 
     def _recorded(
-        self, opened: PendingEpisode, name: str, classifier: Classifier, begun: float, spent: dict[str, float] | None = None
+        self, pending: PendingEpisode, name: str, classifier: Classifier, begun: float, spent: dict[str, float] | None = None
     ) -> dict[str, Any]:
         """The record of a classifier whose making began at `begun`; `spent` if it was measured before, else from the meter."""
-        episode = opened.episode
+        episode = pending.episode
         try:
             logits = classifier.predict(episode.query_images)
         except SmatError as error:
@@ -123,10 +135,10 @@ class EpisodeWork:
             raise SmatError(
                 f"{episode}: the logits of {name} are not finite; the weights or the precision are broken (episodes before it are kept)"
             )
-        seconds = opened.seconds + time.perf_counter() - begun
-        costs = combined(opened.costs, self.meter.read() if spent is None else spent)
-        digest = self.questions.digest(episode.dataset, episode.index)
-        return {**record(episode, opened.task, logits, classifier.info, seconds), **costs, "plan": digest}
+        seconds = pending.seconds + time.perf_counter() - begun
+        costs = combined(pending.costs, self.meter.read() if spent is None else spent)
+        digest = self.episodes.digest(episode.dataset, episode.index)
+        return {**record(episode, pending.task, logits, classifier.info, seconds), **costs, "plan": digest}
 
     def _synchronise(self) -> None:
         if self.device.type == "cuda":

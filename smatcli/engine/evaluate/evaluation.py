@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,10 +21,10 @@ from smatcli.data.episodes.loader import EpisodeLoader
 from smatcli.data.stores.opening import open_stores
 from smatcli.data.stores.store import Store
 from smatcli.device import threads
-from smatcli.engine.evaluate.episode_work import EpisodeWork, PendingEpisode
+from smatcli.engine.evaluate.episode_work import EpisodeWork, EvalSetup, PendingEpisode
+from smatcli.engine.evaluate.episodes import Dataset, EvalEpisodes, choose_datasets, plan
 from smatcli.engine.evaluate.features import Features, plans_of, without_images
 from smatcli.engine.evaluate.folder import EvalFolder
-from smatcli.engine.evaluate.questions import Dataset, Questions, choose_datasets, plan
 from smatcli.engine.evaluate.rate_search import Rated, RateSearch
 from smatcli.engine.loop.determinism import deterministic
 from smatcli.engine.loop.distributed import ALONE, World, world
@@ -36,30 +37,38 @@ from smatcli.seams import Adaptation, Episode, Method
 PART_EPISODES, PART_SECONDS = 100, 30.0
 
 
+@dataclass(frozen=True)
+class EvalOptions:
+    """`which`: the checkpoint, best or last; `device`: by default the recipe's."""
+
+    which: str = "best"
+    device: str | None = None
+
+
 def evaluate(
     run: Path | str,
     adapts: Sequence[str] | None = None,
     datasets: Sequence[str] | None = None,
     episodes: int | None = None,
     overrides: Sequence[str] = (),
-    which: str = "best",
-    device: str | None = None,
+    options: EvalOptions | None = None,
     reporter: Reporter | None = None,
 ) -> list[Path]:
-    """Meta-test a run; the folders `eval/<adapt>-<protocol>` (results.h5, summary.csv), one an adaptation.
+    """Meta-test a run and return the folders `eval/<adapt>-<protocol>` (results.h5, summary.csv), one per adaptation.
 
-    `adapts`, `datasets` (of data.id and data.ood) and `episodes` default to the recipe's; `overrides` are `key=value` of its eval.*,
-    adapt.*, data.id, data.ood, data.ood_split, data.root and threads. Episodes that are on disk are not repeated; episode k of
+    `adapts`, `datasets` (of data.id and data.ood) and `episodes` default to the recipe's. `overrides` are `key=value` settings of eval.*,
+    adapt.*, data.id, data.ood, data.ood_split, data.root and threads. Episodes on disk are not evaluated again. Episode k of
     (eval.seed, dataset) is the same for every run and adaptation. Raises `UserError` before anything is written, `SmatError` on logits that
-    are not finite (naming the episode) and `Interrupted` after SIGINT or SIGTERM; what was finished before is kept.
+    are not finite (naming the episode) and `Interrupted` after SIGINT or SIGTERM; finished episodes are kept.
     """
+    options = options or EvalOptions()
     recipe = plan(run, adapts, episodes, overrides)
     chosen = choose_datasets(recipe, datasets)
-    here = world(device or recipe.device)
-    spoken = here.reporter(reporter or SilentReporter())
+    here = world(options.device or recipe.device)
+    main_reporter = here.reporter(reporter or SilentReporter())
     with threads(recipe.threads), deterministic(recipe.deterministic):
         with here.fail_together():
-            evaluation = Evaluation(Path(run), recipe, chosen, which, device, spoken, here)
+            evaluation = Evaluation(Path(run), recipe, chosen, options, main_reporter, here)
         return evaluation.execute()
 
 
@@ -81,21 +90,21 @@ class Evaluation:
         run: Path,
         recipe: TrainRecipe,
         datasets: list[Dataset],
-        which: str,
-        device: str | None,
+        options: EvalOptions,
         reporter: Reporter,
         here: World = ALONE,
     ):
         from smatcli.engine.train.trainer import load_method
 
+        which = options.which
         self.world = here
         self.run, self.recipe, self.datasets, self.reporter = run, recipe, datasets, reporter
         opened = RunDir.open(run)
         if not opened.finished:
             reporter.line(f"{run} is not finished ({opened.info.get('status')}): its {which} checkpoint so far is evaluated")
         stores = open_stores(Path(recipe.data.root), [d.name for d in datasets], reporter.line)
-        self.questions = Questions(recipe.eval, datasets, stores)
-        method, _ = load_method(run, which, reporter, device)
+        self.episodes = EvalEpisodes(recipe.eval, datasets, stores)
+        method, _ = load_method(run, which, reporter, options.device)
         self.method = cast(Method, method)
         self.device = method.theta_pre.device
         self.precision = str(getattr(method.precision, "name", "fp32"))
@@ -108,15 +117,14 @@ class Evaluation:
             folder.check()
         self.searched = [name for name in self.adaptations if has_search(name, recipe.adapt)]
         grouping = Grouping(recipe.adapt.group, reporter.line)
-        self.work = EpisodeWork(self.method, recipe.adapt, self.device, self.features, self.questions, grouping)
-        self.search = RateSearch(
-            recipe, self.questions, stores, self.method, self.device, reporter, self._known, here, self.features, grouping
-        )
+        setup = EvalSetup(recipe, self.episodes, stores, self.method, self.device, self.features, grouping)
+        self.work = EpisodeWork(setup)
+        self.search = RateSearch(setup, reporter, self._chosen, here)
         for name in self.searched:
             for d in datasets:
                 self.search.check(name, d.name)
 
-    def _known(self, adapt: str, dataset: str) -> Choice | None:
+    def _chosen(self, adapt: str, dataset: str) -> Choice | None:
         return self.folders[adapt].choices.get(dataset)
 
     def _rated(self, adapt: str, dataset: str, stop: StopRequest) -> Adaptation:
@@ -124,7 +132,7 @@ class Evaluation:
         adaptation = self.adaptations[adapt]
         if adapt not in self.searched:
             return adaptation
-        rated, choice = cast(Rated, adaptation), self._known(adapt, dataset)
+        rated, choice = cast(Rated, adaptation), self._chosen(adapt, dataset)
         if choice is None:
             choice = self.search.choose(adapt, rated, dataset, stop)
             self.folders[adapt].choose(dataset, choice, write=self.world.is_main)
@@ -133,22 +141,22 @@ class Evaluation:
     def _folder(self, adapt: str, which: str, weights: str, stores: Mapping[str, Store]) -> EvalFolder:
         recipe = self.recipe
         suffix = "-last" if which == "last" else ""
-        path = self.run / "eval" / f"{variant(adapt, recipe.adapt)}-{self.questions.folder}{suffix}"
+        path = self.run / "eval" / f"{variant(adapt, recipe.adapt)}-{self.episodes.folder}{suffix}"
         settings = {
             "weights": weights,
             "precision": self.precision,
             "method": method_facts(recipe.method),
             "image_size": recipe.backbone.image_size,
-            "episode": self.questions.settings,
-            "seed": self.questions.seed,
+            "episode": self.episodes.settings,
+            "seed": self.episodes.seed,
             "adapt": {"name": adapt, **facts(adapt, recipe.adapt)},
         }
         about = {
             d.name: {
                 "domain": d.domain,
-                "split": self.questions.splits[d.name],
+                "split": self.episodes.splits[d.name],
                 "content": stores[d.name].content_hash,
-                "protocol": self.questions.protocol(d.name),
+                "protocol": self.episodes.protocol(d.name),
             }
             for d in self.datasets
         }
@@ -170,7 +178,7 @@ class Evaluation:
                 self._evaluate(todo)
                 self.world.wait()
             else:
-                each = " or ".join(str(n) for n in sorted(set(self.questions.counts.values())))
+                each = " or ".join(str(n) for n in sorted(set(self.episodes.counts.values())))
                 self.reporter.line(f"{self.run}: all {each} episodes of {len(self.datasets)} datasets are evaluated already")
             with self.world.fail_together():  # nobody looks at results that are not there yet
                 for name, folder in self.folders.items() if self.world.is_main else ():
@@ -193,13 +201,13 @@ class Evaluation:
     def _missing(self, dataset: str) -> list[tuple[int, list[str]]]:
         """Episode indices of a dataset that some adaptation lacks, and which."""
         done = {name: folder.done(dataset) for name, folder in self.folders.items()}
-        wanted = [(i, [n for n in done if i not in done[n]]) for i in range(self.questions.counts[dataset])]
+        wanted = [(i, [n for n in done if i not in done[n]]) for i in range(self.episodes.counts[dataset])]
         return [(i, names) for i, names in wanted if names]
 
     def _evaluate(self, todo: list[tuple[Dataset, int, list[str]]]) -> None:
-        for note in dict.fromkeys(self.questions.notes):
+        for note in dict.fromkeys(self.episodes.notes):
             self.reporter.line(note)
-        total = sum(self.questions.counts.values())
+        total = sum(self.episodes.counts.values())
         before = done = total - len(todo)
         if before:
             self.reporter.line(f"{self.run}: {before} of {total} episodes are evaluated already, continuing")
@@ -264,7 +272,7 @@ class Evaluation:
 
     def _episodes(self, name: str, work: Mapping[int, list[Adaptation]], stop: StopRequest) -> Iterator[Episode]:
         """The episodes of a dataset; after the first one without images where the tables of `features` answer for all of them."""
-        features, sampler, size = self.features, self.questions.samplers[name], self.recipe.backbone.image_size
+        features, sampler, size = self.features, self.episodes.samplers[name], self.recipe.backbone.image_size
         features.begin(self.stores[name])
         self.work.spread = 0.0
         loaded = iter(EpisodeLoader(sampler, list(work), self.device, image_size=size))
@@ -274,7 +282,7 @@ class Evaluation:
                 break
             rest = [i for i in work if i != first.index] if work else []
             if rest and features.enabled:
-                plans = plans_of(self.questions.plan_of(name), rest)
+                plans = plans_of(self.episodes.plan_of(name), rest)
                 features.tabulate(plans, first, stop)
                 self.work.spread = features.seconds / len(rest)
                 proto = all(type(one) is Proto for found in work.values() for one in found)

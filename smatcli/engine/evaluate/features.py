@@ -35,7 +35,7 @@ Key = tuple[int, int]
 
 
 @dataclass
-class Table:
+class FeatureTable:
     """Features [K, D] of some rows of a store: those of row r are at `place[r]` (-1: not there)."""
 
     place: np.ndarray
@@ -81,7 +81,7 @@ class Features:
         state: dict[str, Tensor] = getattr(method, "state_dict", dict)()
         # The tensors are held, so that no other tensor can come to lie where they are.
         self._own = {t.data_ptr(): t for t in state.values() if t.is_floating_point() and t.ndim == 1 and t.is_contiguous()}
-        self._tables: dict[Key, Table] = {}
+        self._tables: dict[Key, FeatureTable] = {}
         self._asked: dict[Key, set[str]] = {}
         self._images: Images | None = None
         self._roles: dict[str, Tensor] = {}
@@ -188,7 +188,7 @@ class Features:
                 raise SmatError(f"{first.dataset}: cannot read its images: {type(error).__name__}: {error}") from error
         self.seconds = time.perf_counter() - begun
 
-    def _table(self, theta: Tensor, rows: np.ndarray, stop: object) -> Table:
+    def _table(self, theta: Tensor, rows: np.ndarray, stop: object) -> FeatureTable:
         assert self.plain is not None
         assert self._images is not None
         images = self._images
@@ -209,7 +209,7 @@ class Features:
             reading.close()  # type: ignore[attr-defined]
         features = torch.cat(parts)
         place[rows[: len(features)]] = np.arange(len(features))
-        return Table(place, features)
+        return FeatureTable(place, features)
 
     def complete(self, plans: Mapping[int, EpisodePlan]) -> bool:
         """Does a table hold both the support and the query images of all `plans`, under the theta of the task at hand?"""

@@ -4,7 +4,7 @@ Each candidate is tried on the same tasks, rate 0 (no adaptation) among them, so
 query labels of the episodes that are evaluated are seen by `--search paper` alone.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Protocol, Self
@@ -14,20 +14,18 @@ import torch
 
 from smatcli.adaptation.finetune import FineTune
 from smatcli.adaptation.grouped import Grouping, adapt_many
-from smatcli.config.schema import EpisodeConfig, TrainRecipe
+from smatcli.config.schema import EpisodeConfig
 from smatcli.data.counted import counted_key
 from smatcli.data.episodes.lists import ListSampler
 from smatcli.data.episodes.loader import EpisodeLoader
 from smatcli.data.episodes.sampler import EpisodeSampler
-from smatcli.data.stores.store import Store
-from smatcli.engine.evaluate.features import Features
-from smatcli.engine.evaluate.questions import Questions
+from smatcli.engine.evaluate.episode_work import EvalSetup
 from smatcli.engine.loop.distributed import ALONE, World
 from smatcli.errors import SmatError, UserError
 from smatcli.runs.rates import Choice
 from smatcli.runs.reporter import Reporter
 from smatcli.runs.signals import Interrupted, StopRequest
-from smatcli.seams import Adaptation, Classifier, Episode, Method, Support, Task
+from smatcli.seams import Adaptation, Classifier, Episode, Support, Task
 
 DISJOINT = ("train", "test")  # splits that share no class with the validation split
 
@@ -41,7 +39,7 @@ class Rated(Adaptation, Protocol):
 
 
 @dataclass(frozen=True)
-class Source:
+class TaskSource:
     """Where the tasks of a search come from: `sampler`'s first `count` episodes, or (`split`) their support sets alone."""
 
     label: str
@@ -99,31 +97,19 @@ def tried(
 
 
 class RateSearch:
-    """Searches the rates of one evaluation; `known(adapt, dataset)` is what was chosen before, or None."""
+    """Search of the learning rates of one evaluation; `chosen(adapt, dataset)` is the earlier choice, or None."""
 
-    def __init__(
-        self,
-        recipe: TrainRecipe,
-        questions: Questions,
-        stores: Mapping[str, Store],
-        method: Method,
-        device: torch.device,
-        reporter: Reporter,
-        known: Callable[[str, str], Choice | None],
-        world: World = ALONE,
-        features: Features | None = None,
-        grouping: Grouping | None = None,
-    ) -> None:
-        self.world, self.features = world, features
-        self.grouping = grouping or Grouping(1)
-        self.recipe, self.questions, self.stores, self.known = recipe, questions, stores, known
-        self.method, self.device, self.reporter = method, device, reporter
-        self.rates = tuple(sorted({0.0, *recipe.adapt.search.rates}))
-        self.sources = {name: self._source(name) for name in stores}
+    def __init__(self, setup: EvalSetup, reporter: Reporter, chosen: Callable[[str, str], Choice | None], world: World = ALONE) -> None:
+        self.recipe, self.episodes, self.stores = setup.recipe, setup.episodes, setup.stores
+        self.method, self.device = setup.method, setup.device
+        self.features, self.grouping = setup.features, setup.grouping
+        self.reporter, self.chosen, self.world = reporter, chosen, world
+        self.rates = tuple(sorted({0.0, *self.recipe.adapt.search.rates}))
+        self.sources = {name: self._source(name) for name in self.stores}
 
     def check(self, adapt: str, dataset: str) -> None:
         """UserError where a search would find nothing to choose on."""
-        if self.known(adapt, dataset) is None and self.sources[dataset] is None and not self._others():
+        if self.chosen(adapt, dataset) is None and self.sources[dataset] is None and not self._others():
             raise UserError(
                 f"{adapt} on {dataset}: nothing to choose a learning rate on (no validation classes apart from those evaluated, and "
                 f"support sets of one image a class); give adapt.{adapt}.lr, or evaluate a dataset with validation classes along with it"
@@ -142,33 +128,33 @@ class RateSearch:
         for name in self._others():
             source = self.sources[name]
             assert source is not None
-            found[name] = self.known(adapt, name) or self._search(adapt, adaptation, name, source, stop)
+            found[name] = self.chosen(adapt, name) or self._search(adapt, adaptation, name, source, stop)
         mean = np.mean([choice.accuracies for choice in found.values()], 0)
         return Choice.best(f"valid:{'+'.join(found)}", self.rates, mean.tolist(), sum(c.tasks for c in found.values()))
 
     def _others(self) -> list[str]:
         return [name for name, source in self.sources.items() if source is not None and source.label == "valid"]
 
-    def _source(self, dataset: str) -> Source | None:
-        config, sampler = self.recipe.adapt.search, self.questions.samplers[dataset]
+    def _source(self, dataset: str) -> TaskSource | None:
+        config, sampler = self.recipe.adapt.search, self.episodes.samplers[dataset]
         # Not of as many as are evaluated: more episodes added later must not need another rate.
         count = min(config.episodes, len(sampler.episodes)) if isinstance(sampler, ListSampler) else config.episodes
         if config.kind == "paper":
-            return Source("paper", sampler, count)
-        if self.questions.splits[dataset] in DISJOINT:
+            return TaskSource("paper", sampler, count)
+        if self.episodes.splits[dataset] in DISJOINT:
             try:
                 valid = EpisodeSampler({dataset: self.stores[dataset]}, "valid", self._protocol(), self.recipe.eval.seed)
-                return Source("valid", valid, config.episodes)
+                return TaskSource("valid", valid, config.episodes)
             except UserError:
                 pass  # no validation classes, or too few for an episode
         several = any(bool((np.bincount(sampler.plan(i).support_labels) > 1).any()) for i in range(count))
-        return Source("support", sampler, count, split=True) if several else None
+        return TaskSource("support", sampler, count, split=True) if several else None
 
     def _protocol(self) -> EpisodeConfig:
         """How validation episodes are drawn: as those of the evaluation, or (for a fixed list of episodes) as in training."""
         return self.recipe.episode if self.recipe.eval.episode.kind == "list" else self.recipe.eval.episode
 
-    def _search(self, adapt: str, adaptation: Rated, dataset: str, source: Source, stop: StopRequest) -> Choice:
+    def _search(self, adapt: str, adaptation: Rated, dataset: str, source: TaskSource, stop: StopRequest) -> Choice:
         self.reporter.line(f"{adapt} on {dataset}: searching its learning rate on {source.count} tasks ({source.label})")
         mine = [i for i in range(source.count) if self.world.owns(i)]
         loader = EpisodeLoader(source.sampler, mine, self.device, image_size=self.recipe.backbone.image_size)
@@ -185,12 +171,9 @@ class RateSearch:
     def _tried(self, adapt: str, adaptation: Rated, dataset: str, episode: Episode, stop: StopRequest) -> list[float]:
         """Query accuracy (share) of every candidate on one task."""
         noise = counted_key("search", episode.seed, episode.dataset, episode.index) % 2**63
-        if self.features is not None:
-            # All rates begin at the same theta: its features are made once, those of the query too, for rate 0 asks for them.
-            self.features.bind(replace(episode, rows=None), joined=True)
-        task = replace(self.method.task(episode.support), seed=noise)
-        if self.features is not None:
-            task = self.features.of(task)
+        # All rates start at the same theta: compute its features once, those of the query included, because rate 0 needs them.
+        self.features.bind(replace(episode, rows=None), joined=True)
+        task = self.features.of(replace(self.method.task(episode.support), seed=noise))
         found = []
         for rates, adapted in tried(adaptation, task, episode.support, self.rates, self.grouping):
             if stop:

@@ -9,12 +9,12 @@ from smatcli.report.figures.predictions import feature_figures, prediction_figur
 from smatcli.report.figures.tuners import path_figures, similarity_figures
 from smatcli.report.figures.types import Figure
 from smatcli.report.results.frame import Frame
-from smatcli.report.results.groups import Column, Group, sweep_points
+from smatcli.report.results.groups import Column, ResultGroup, sweep_points
 from smatcli.report.results.runs import Run
 
 
 def more_figures(
-    frame: Frame, groups: Sequence[Group], baselines: Mapping[str, Sequence[Column]], labels: Sequence[tuple[str, Run]]
+    frame: Frame, groups: Sequence[ResultGroup], baselines: Mapping[str, Sequence[Column]], labels: Sequence[tuple[str, Run]]
 ) -> list[Figure]:
     """Return the figures in the order of the report; add a line to `frame.lines` for whatever is skipped."""
     figures: list[Figure] = []

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from smatcli.report.results.compare import average_difference, difference
-from smatcli.report.results.groups import DOMAINS, METHOD_LABELS, Column, Group
+from smatcli.report.results.groups import DOMAINS, METHOD_LABELS, Column, ResultGroup
 from smatcli.report.results.runs import Run, number, whole
 from smatcli.runs.statistics import UNKNOWN, Estimate, average
 from smatcli.safe.text import csv_number, write_csv
@@ -93,7 +93,7 @@ class Gains:
         return write_csv(lines)
 
 
-def tau_curves(group: Group, sweep: Path) -> Curves | None:
+def tau_curves(group: ResultGroup, sweep: Path) -> Curves | None:
     """Fig. 3a: ID and OOD accuracy against the sparsity target, a line for each method, M and adaptation; None without two targets."""
     points = group.sweeps[sweep]
     if len({c.evaluation.run.tau for c in points if c.evaluation.run.tau is not None}) < 2:
@@ -159,7 +159,7 @@ def _validation(record: dict[str, object], ood: frozenset[str]) -> dict[str, Est
     return {d: Estimate(sum(values) / len(values), UNKNOWN.half_width) for d, values in parts.items() if values}
 
 
-def gains(group: Group, baseline: Column) -> Gains | None:
+def gains(group: ResultGroup, baseline: Column) -> Gains | None:
     """Return the gains of every other column over `baseline` by dataset, with the average last in each domain."""
     others = [c for c in group.columns if c is not baseline]
     blocks = []

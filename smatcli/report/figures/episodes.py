@@ -8,7 +8,7 @@ import numpy as np
 from smatcli.report.figures.curves import Curves, Series, band, mean_by_step
 from smatcli.report.figures.types import Figure, HeatMap, Tree
 from smatcli.report.results.compare import average_difference
-from smatcli.report.results.groups import DOMAINS, METHOD_LABELS, Column, Group
+from smatcli.report.results.groups import DOMAINS, METHOD_LABELS, Column, ResultGroup
 from smatcli.report.results.runs import Run, section
 from smatcli.report.tables.costs import size_of
 from smatcli.runs.statistics import Estimate
@@ -16,7 +16,7 @@ from smatcli.runs.statistics import Estimate
 MOST_HEATS = 4  # heat maps of router scores per group
 
 
-def group_figures(group: Group, baselines: Sequence[Column], lines: list[str]) -> list[Figure]:
+def group_figures(group: ResultGroup, baselines: Sequence[Column], lines: list[str]) -> list[Figure]:
     """Return the figures of one group; add a line to `lines` for whatever is skipped."""
     figures: list[Figure | None] = [*scores(group, lines), trajectories(group)]
     figures += [trade_off(group, sweep) for sweep in group.sweeps]
@@ -25,7 +25,7 @@ def group_figures(group: Group, baselines: Sequence[Column], lines: list[str]) -
     return [figure for figure in figures if figure is not None]
 
 
-def scores(group: Group, lines: list[str]) -> Iterator[HeatMap]:
+def scores(group: ResultGroup, lines: list[str]) -> Iterator[HeatMap]:
     """Fig. 5c: mean router scores by dataset, with the datasets in the order of a dendrogram (average linkage, Euclidean)."""
     chosen: dict[str, Column] = {}
     for column in group.columns:
@@ -41,7 +41,7 @@ def scores(group: Group, lines: list[str]) -> Iterator[HeatMap]:
         )
 
 
-def _scores(group: Group, column: Column, means: dict[str, np.ndarray]) -> HeatMap:
+def _scores(group: ResultGroup, column: Column, means: dict[str, np.ndarray]) -> HeatMap:
     domains = {key.dataset: key.domain for key in column.estimates}
     names, values = list(means), np.stack(list(means.values())).astype(float)
     order, tree = dendrogram(values)
@@ -69,7 +69,7 @@ def dendrogram(values: np.ndarray) -> tuple[list[int], Tree]:
     return [int(i) for i in result["leaves"]], list(zip(places, result["dcoord"], strict=True))
 
 
-def trajectories(group: Group) -> Curves | None:
+def trajectories(group: ResultGroup) -> Curves | None:
     """Query accuracy after each gradient step of an adaptation, if recorded (`smat eval --trajectory`)."""
     panels: dict[str, list[Series]] = {}
     for column in group.everything:
@@ -97,7 +97,7 @@ def _records(column: Column, key: str) -> dict[str, np.ndarray]:
         return {}
 
 
-def trade_off(group: Group, sweep: Path) -> Curves | None:
+def trade_off(group: ResultGroup, sweep: Path) -> Curves | None:
     """Fig. 3a: ratio of the out-of-domain to the in-domain average against the sparsity target."""
     points = group.sweeps[sweep]
     inside, outside = (group.keys(domain, points) for domain in DOMAINS)
@@ -130,7 +130,7 @@ def trained_on(column: Column) -> int:
     return 0 if run.method == "pretrained" else len(section(run.recipe, "data").get("train") or [])
 
 
-def training_datasets(group: Group, baseline: Column) -> Curves | None:
+def training_datasets(group: ResultGroup, baseline: Column) -> Curves | None:
     """Fig. 4: gain over `baseline` against the number of training datasets; None unless a method has two such numbers."""
     panels: dict[str, list[Series]] = {}
     columns = [c for c in group.everything if c is not baseline and trained_on(c)]
@@ -153,7 +153,7 @@ def training_datasets(group: Group, baseline: Column) -> Curves | None:
     return Curves(stem, heading, caption, "Training datasets", y_label, panels) if panels else None
 
 
-def parameter_counts(group: Group) -> Curves | None:
+def parameter_counts(group: ResultGroup) -> Curves | None:
     """Fig. 6: average accuracy against the number of parameters needed for prediction; None unless it differs between runs."""
     panels: dict[str, list[Series]] = {}
     counts = {c.evaluation.run.path: needed(c.evaluation.run) for c in group.everything}

@@ -17,7 +17,7 @@ from smatcli.report.figures.types import Figure
 from smatcli.report.formats.html_tables import HtmlTable, from_grid, from_table
 from smatcli.report.formats.run_grids import differences, environment, protocols
 from smatcli.report.results.frame import Frame
-from smatcli.report.results.groups import DOMAINS, Group
+from smatcli.report.results.groups import DOMAINS, ResultGroup
 from smatcli.report.results.runs import Run
 from smatcli.report.tables.table import Table
 from smatcli.safe.files import atomic_write_text
@@ -36,7 +36,7 @@ class Content:
     tables: Sequence[Table]
     figures: Sequence[Figure]
     frame: Frame
-    groups: Sequence[Group]
+    groups: Sequence[ResultGroup]
     labels: Sequence[tuple[str, Run]]
     lines: Sequence[str]
 
@@ -189,7 +189,7 @@ def _counts(frame: Frame) -> str:
     return ", ".join(f"{n} {word}{'' if n == 1 else 's'}" for n, word in counts)
 
 
-def _best(group: Group) -> list[BestColumn]:
+def _best(group: ResultGroup) -> list[BestColumn]:
     """The column with the highest average of each domain."""
     best = []
     for domain, name in DOMAINS.items():

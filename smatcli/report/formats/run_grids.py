@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from smatcli.report.results.frame import Evaluation, Frame
+from smatcli.report.results.frame import EvaluationResult, Frame
 from smatcli.report.results.runs import Run
 from smatcli.safe.text import read_object
 from smatcli.safe.tree import MISSING, differing_values
@@ -51,7 +51,7 @@ def protocols(frame: Frame) -> Grid:
     return Grid(heads, [_protocol(e) for evaluation in frame.evaluations for e in evaluation.members or [evaluation]])
 
 
-def _protocol(evaluation: Evaluation) -> list[str]:
+def _protocol(evaluation: EvaluationResult) -> list[str]:
     settings, results = evaluation.settings, evaluation.results
     hashes = "; ".join(dict.fromkeys(f"{r.dataset} {r.list_hash[:12]}" for r in results if r.list_hash))
     return [

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 
 from smatcli.errors import UserError, nearest
-from smatcli.report.results.groups import Column, Group
+from smatcli.report.results.groups import Column, ResultGroup
 
 
-def find_baselines(groups: Sequence[Group], wanted: Sequence[str], rows: Iterable[str] = ()) -> dict[str, list[Column]]:
+def find_baselines(groups: Sequence[ResultGroup], wanted: Sequence[str], rows: Iterable[str] = ()) -> dict[str, list[Column]]:
     """The baseline columns of each group by its tag. UserError for a name that fits no column of any group; `rows` are other names that
     it could have been."""
     found: dict[str, list[Column]] = {group.tag: [] for group in groups}
@@ -26,7 +26,7 @@ def _names_of(column: Column) -> list[str]:
     return [column.label, run.name, run.path.name, run.method]
 
 
-def _fitting(group: Group, name: str) -> Column | None:
+def _fitting(group: ResultGroup, name: str) -> Column | None:
     """The column called `name`: by its label, else by its run, else by its method; without adaptation if there is a choice."""
     for place in range(4):
         hits = [c for c in group.columns if _names_of(c)[place] == name]

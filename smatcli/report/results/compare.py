@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from smatcli.report.results.frame import Evaluation
+from smatcli.report.results.frame import EvaluationResult
 from smatcli.report.results.groups import Column, Key
 from smatcli.report.results.significance import Outcome, outcomes, resampled_means
 from smatcli.runs.statistics import UNKNOWN, Estimate, average, paired_difference, ranks, unpaired_difference
@@ -33,10 +33,10 @@ def difference(first: Column, second: Column, key: Key) -> Difference:
 def same_episodes(first: Column, second: Column, key: Key) -> bool:
     """Whether both recorded the same episodes: by the hash of their list, else by numbers, seed, store. (A row has one protocol.)"""
     a, b = (c.evaluation.accuracies.get(key.dataset) for c in (first, second))
-    return a is not None and b is not None and np.array_equal(a[:, 0], b[:, 0]) and same_questions(first, second, key)
+    return a is not None and b is not None and np.array_equal(a[:, 0], b[:, 0]) and same_episode_list(first, second, key)
 
 
-def same_questions(first: Column, second: Column, key: Key) -> bool:
+def same_episode_list(first: Column, second: Column, key: Key) -> bool:
     """Whether both were asked the same episodes, as far as their files say, even where one has lost its per-episode records."""
     a, b = (c.evaluation.by_dataset.get(key.dataset) for c in (first, second))
     if a is not None and b is not None and a.list_hash and b.list_hash:
@@ -53,7 +53,7 @@ def all_paired(columns: Sequence[Column]) -> bool:
     return True
 
 
-def _drawn_by(evaluation: Evaluation, dataset: str) -> tuple[Any, Any]:
+def _drawn_by(evaluation: EvaluationResult, dataset: str) -> tuple[Any, Any]:
     return evaluation.settings.get("seed"), evaluation.drawn.get(dataset)
 
 

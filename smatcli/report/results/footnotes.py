@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from smatcli.report.results.compare import same_questions
-from smatcli.report.results.frame import Evaluation
-from smatcli.report.results.groups import DOMAINS, Column, Group, Key
+from smatcli.report.results.compare import same_episode_list
+from smatcli.report.results.frame import EvaluationResult
+from smatcli.report.results.groups import DOMAINS, Column, Key, ResultGroup
 
 # Settings in which fair comparisons agree: what the footnote calls them, how they read.
-_FACTS: dict[str, Callable[[Evaluation], str]] = {
+_FACTS: dict[str, Callable[[EvaluationResult], str]] = {
     "Image size": lambda e: _pixels(e.settings.get("image_size") or e.run.image_size),
     "Backbone": lambda e: e.run.backbone,
     "Precision": lambda e: str(e.settings.get("precision") or ""),
@@ -17,7 +17,7 @@ _FACTS: dict[str, Callable[[Evaluation], str]] = {
 MOST = 6  # columns named in a footnote
 
 
-def notes(group: Group, columns: Sequence[Column]) -> list[str]:
+def notes(group: ResultGroup, columns: Sequence[Column]) -> list[str]:
     """Footnotes on episodes, sizes, searches and seeds; none where everything agrees and nothing flatters."""
     keys = [key for domain in DOMAINS for key in group.keys(domain, columns)]
     found = [*_episodes(group, columns, keys), *_searches(columns, keys)]
@@ -28,11 +28,11 @@ def notes(group: Group, columns: Sequence[Column]) -> list[str]:
     return found
 
 
-def _episodes(group: Group, columns: Sequence[Column], keys: Sequence[Key]) -> list[str]:
+def _episodes(group: ResultGroup, columns: Sequence[Column], keys: Sequence[Key]) -> list[str]:
     odd: dict[str, list[str]] = {}
     for key in keys:
         own = [column for column in columns if key in column.estimates]
-        others = [c.label for c in own[1:] if not same_questions(own[0], c, key)]
+        others = [c.label for c in own[1:] if not same_episode_list(own[0], c, key)]
         if others:
             odd.setdefault(f"{_listed(others)} had other episodes than {own[0].label}", []).append(group.row_label(key))
     everything = len(keys)
@@ -88,11 +88,11 @@ def _pixels(size: object) -> str:
     return f"{size} px" if size else ""
 
 
-def _training(evaluation: Evaluation) -> dict[str, object]:
+def _training(evaluation: EvaluationResult) -> dict[str, object]:
     found = evaluation.run.recipe.get("train")
     return found if isinstance(found, dict) else {}
 
 
-def _data(evaluation: Evaluation) -> dict[str, list[object]]:
+def _data(evaluation: EvaluationResult) -> dict[str, list[object]]:
     found = evaluation.run.recipe.get("data")
     return found if isinstance(found, dict) else {}

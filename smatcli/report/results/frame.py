@@ -39,7 +39,7 @@ class Result:
 
 
 @dataclass
-class Evaluation:
+class EvaluationResult:
     """One adaptation of one run: the folder `eval/<adapt>-<protocol>`; `members` are those it is the mean of (one for each seed)."""
 
     run: Run
@@ -49,7 +49,7 @@ class Evaluation:
     accuracies: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     settings: dict[str, Any] = field(default_factory=dict, repr=False)
     drawn: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
-    members: list["Evaluation"] = field(default_factory=list)
+    members: list["EvaluationResult"] = field(default_factory=list)
 
     @cached_property
     def by_dataset(self) -> dict[str, Result]:
@@ -77,7 +77,7 @@ class Frame:
     """Everything below the given folders; `lines` tell the user what was left out and why, `skipped` counts damaged or double results."""
 
     runs: list[Run]
-    evaluations: list[Evaluation]
+    evaluations: list[EvaluationResult]
     lines: list[str]
     skipped: int = 0
     tuned: list[Tuned] = field(default_factory=list)
@@ -158,14 +158,14 @@ def _add_finished(run: Run, results: list[Finished], reader: Callable[[Run], Fin
         results.append(found)
 
 
-def _evaluations(run: Run, frame: Frame) -> Iterator[Evaluation]:
+def _evaluations(run: Run, frame: Frame) -> Iterator[EvaluationResult]:
     for results in read_evaluations(run.path, frame.skip, frame.lines.append):
         first = results.rows[0]
         run.method = run.method or first.method
         run.tau = first.tau if run.tau is None else run.tau
         run.experts = first.experts if run.experts is None else run.experts
         rows = [_result(row) for row in results.rows]
-        yield Evaluation(run, first.adapt, results.path.parent, rows, results.accuracies, results.settings, results.drawn)
+        yield EvaluationResult(run, first.adapt, results.path.parent, rows, results.accuracies, results.settings, results.drawn)
 
 
 def _result(row: SummaryRow) -> Result:
@@ -175,7 +175,7 @@ def _result(row: SummaryRow) -> Result:
 
 def _drop_copies(frame: Frame) -> None:
     """Leave out evaluations of the same weights on the same episodes with the same results: a run that was copied counts once."""
-    first: dict[str, Evaluation] = {}
+    first: dict[str, EvaluationResult] = {}
     kept = []
     for evaluation in frame.evaluations:
         if evaluation.settings.get("weights"):

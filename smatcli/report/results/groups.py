@@ -8,7 +8,7 @@ from typing import Any
 
 from smatcli import plugins
 from smatcli.errors import UserError, nearest
-from smatcli.report.results.frame import Evaluation, Frame
+from smatcli.report.results.frame import EvaluationResult, Frame
 from smatcli.report.results.runs import Run
 from smatcli.report.results.table import results_table
 from smatcli.runs.statistics import Estimate, average
@@ -33,7 +33,7 @@ class Column:
     """One evaluation within a group."""
 
     label: str
-    evaluation: Evaluation
+    evaluation: EvaluationResult
     estimates: dict[Key, Estimate]
 
     @property
@@ -47,7 +47,7 @@ class Column:
 
 
 @dataclass
-class Group:
+class ResultGroup:
     """Evaluations under one protocol: `columns` of the main table, and the points of each sweep by the sweep's folder."""
 
     protocol: str
@@ -85,7 +85,7 @@ class Group:
         return f"{key.dataset} ({key.split})" if len(splits) > 1 and key.split else key.dataset
 
 
-def make_groups(frame: Frame, names: Mapping[str, str]) -> list[Group]:
+def make_groups(frame: Frame, names: Mapping[str, str]) -> list[ResultGroup]:
     """Groups by (protocol, episodes), the largest first. `names` maps a run's name to its column label.
 
     Raises `UserError` for a name that belongs to no run.
@@ -94,7 +94,7 @@ def make_groups(frame: Frame, names: Mapping[str, str]) -> list[Group]:
     points = sweep_points(frame)
     table: Any = results_table(frame)  # pandas-stubs do not know the types of columns
     for (protocol, episodes), rows in table[table.evaluation >= 0].groupby(["protocol", "episodes"], sort=False):
-        group = Group(protocol, int(episodes))
+        group = ResultGroup(protocol, int(episodes))
         for number, own in rows.groupby("evaluation", sort=False):
             evaluation = frame.evaluations[number]
             estimates = {Key(r.domain, r.dataset, r.split): Estimate(r.mean, r.half_width) for r in own.itertuples()}
@@ -147,7 +147,7 @@ def _method_label(method: str) -> str:
     return (plugin and plugin.label) or method
 
 
-def _label(group: Group, chosen: Mapping[str, str]) -> None:
+def _label(group: ResultGroup, chosen: Mapping[str, str]) -> None:
     """The method's name where one run has it, else the run's; ` + adaptation` unless it is proto; unique within the group."""
     runs_of: dict[str, set[str]] = {}
     for column in group.columns:

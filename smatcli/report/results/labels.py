@@ -35,7 +35,7 @@ class Labelled(Protocol):
 Item = TypeVar("Item", bound=Labelled)
 
 
-def told_apart(items: Sequence[Item], lines: list[str]) -> list[Item]:
+def unique_labels(items: Sequence[Item], lines: list[str]) -> list[Item]:
     """The items in the order of their rows, with labels that differ where the recipes of one dataset do.
 
     A second run of a row on the same dataset with the same seed is left out, and named in `lines`: it would count a seed twice.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from smatcli.report.results.frame import Evaluation, Frame, Result
+from smatcli.report.results.frame import EvaluationResult, Frame, Result
 from smatcli.report.results.runs import Run
 from smatcli.runs.statistics import Estimate, average, interval
 
@@ -18,10 +18,10 @@ _FREE = ("run", "seed", "device", "threads", "precision", "eval", "adapt")
 
 def merge_seeds(frame: Frame) -> Frame:
     """The frame with one evaluation in place of those of several seeds; `members` keeps them. Single trainings stay as they are."""
-    families: dict[str, list[Evaluation]] = {}
+    families: dict[str, list[EvaluationResult]] = {}
     for evaluation in frame.evaluations:
         families.setdefault(_family(evaluation), []).append(evaluation)
-    merged: dict[str, Evaluation] = {}
+    merged: dict[str, EvaluationResult] = {}
     taken = {run.name for run in frame.runs}
     made: dict[tuple[Path, ...], Run] = {}
     for key, members in families.items():
@@ -43,7 +43,7 @@ def merge_seeds(frame: Frame) -> Frame:
     return replace(frame, evaluations=kept)
 
 
-def _family(evaluation: Evaluation) -> str:
+def _family(evaluation: EvaluationResult) -> str:
     """Equal for evaluations of trainings that differ in their seed alone; unequal for runs whose recipe is not known."""
     run = evaluation.run
     if run.seed is None:
@@ -81,7 +81,7 @@ def _common_start(names: Sequence[str]) -> str:
     return names[0][:length]
 
 
-def join(members: Sequence[Evaluation], run: Run) -> Evaluation:
+def join(members: Sequence[EvaluationResult], run: Run) -> EvaluationResult:
     """The mean over `members`, episode by episode where all recorded the same ones; its intervals are those over episodes."""
     first = members[0]
     tables = [member.accuracies for member in members]
@@ -91,10 +91,10 @@ def join(members: Sequence[Evaluation], run: Run) -> Evaluation:
         if len(own) == len(members) and all(np.array_equal(t[:, 0], own[0][:, 0]) for t in own):
             accuracies[name] = np.stack([own[0][:, 0], np.mean([t[:, 1] for t in own], axis=0)], axis=1)
     results = [_mean(result, members, accuracies.get(result.dataset)) for result in first.results]
-    return Evaluation(run, first.adapt, first.folder, results, accuracies, first.settings, first.drawn, list(members))
+    return EvaluationResult(run, first.adapt, first.folder, results, accuracies, first.settings, first.drawn, list(members))
 
 
-def _mean(result: Result, members: Sequence[Evaluation], recorded: np.ndarray | None) -> Result:
+def _mean(result: Result, members: Sequence[EvaluationResult], recorded: np.ndarray | None) -> Result:
     each = [r for m in members for r in m.results if (r.dataset, r.protocol) == (result.dataset, result.protocol)]
     searches = sorted({r.search for r in each})
     found = average([r.estimate for r in each]) if recorded is None else interval(recorded[:, 1])
@@ -102,7 +102,7 @@ def _mean(result: Result, members: Sequence[Evaluation], recorded: np.ndarray | 
     return replace(result, estimate=found, seconds=seconds, lr=None, search="+".join(filter(None, searches)))
 
 
-def seed_means(evaluation: Evaluation, datasets: Sequence[tuple[str, str]]) -> list[float]:
+def seed_means(evaluation: EvaluationResult, datasets: Sequence[tuple[str, str]]) -> list[float]:
     """For each seed the mean over (dataset, domain) pairs of its accuracies; empty if one is missing."""
     found = []
     for member in evaluation.members:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smatcli.errors import UserError
-from smatcli.report.results.frame import Evaluation, Frame, read
+from smatcli.report.results.frame import EvaluationResult, Frame, read
 from smatcli.report.results.runs import Run, shortest_names
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _rows(frame: Frame, names: dict[Path, str]) -> Iterator[dict[str, Any]]:
             yield about(segmented.run, "segment") | blank | own | {"adapt": scale, "mean": math.fsum(ious) / len(ious)}
 
 
-def _evaluation_rows(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+def _evaluation_rows(evaluation: EvaluationResult) -> Iterator[dict[str, Any]]:
     image_size = evaluation.settings.get("image_size") or evaluation.run.image_size
     for result in evaluation.results:
         protocol, split = split_protocol(result.protocol)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from smatcli import plugins
-from smatcli.report.results.groups import Column, Group
+from smatcli.report.results.groups import Column, ResultGroup
 from smatcli.report.results.published import Published
 from smatcli.report.tables.costs import cost_table, parameter_table
 from smatcli.report.tables.ours import gains_table, main_table, pairs_table, sweep_table
@@ -24,12 +24,12 @@ class TableOptions:
     delta: bool = False
 
 
-def all_tables(groups: Sequence[Group], baselines: Mapping[str, list[Column]], options: TableOptions) -> list[Table]:
+def all_tables(groups: Sequence[ResultGroup], baselines: Mapping[str, list[Column]], options: TableOptions) -> list[Table]:
     """Return the tables of all groups in the order of the page; `baselines` maps the groups' tags to columns."""
     return [table for group in groups for table in _of_group(group, baselines[group.tag], options) if table is not None]
 
 
-def _of_group(group: Group, baselines: Sequence[Column], options: TableOptions) -> Iterable[Table | None]:
+def _of_group(group: ResultGroup, baselines: Sequence[Column], options: TableOptions) -> Iterable[Table | None]:
     columns, digits = group.columns, options.digits
     if columns:
         beside = [p for p in options.published if any(key.dataset in p.estimates for c in columns for key in c.estimates)]
@@ -51,7 +51,7 @@ def _of_group(group: Group, baselines: Sequence[Column], options: TableOptions) 
     yield from plugin_tables(group, digits)
 
 
-def unmatched(groups: Sequence[Group], options: TableOptions, tables: Sequence[Table]) -> list[str]:
+def unmatched(groups: Sequence[ResultGroup], options: TableOptions, tables: Sequence[Table]) -> list[str]:
     """Return lines about published columns without a dataset in the report, and about `--delta` without a matching method."""
     ours = {key.dataset for group in groups for column in group.columns for key in column.estimates}
     lines = []
@@ -66,7 +66,7 @@ def unmatched(groups: Sequence[Group], options: TableOptions, tables: Sequence[T
     return lines
 
 
-def plugin_tables(group: Group, digits: int) -> Iterator[Table]:
+def plugin_tables(group: ResultGroup, digits: int) -> Iterator[Table]:
     """Yield the tables of a group from installed plugins; skip a plugin that fails, with a warning in the log."""
     for name, plugin in plugins.loaded("tables").items():
         try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from smatcli.report.results.groups import Column, Group
+from smatcli.report.results.groups import Column, ResultGroup
 from smatcli.report.results.runs import Run, number
 from smatcli.report.tables.table import Block, Cell, Row, Table
 from smatcli.safe.tensors import UnsafeWeights, safetensors_header
@@ -61,7 +61,7 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
         return {}
 
 
-def parameter_table(group: Group) -> Table | None:
+def parameter_table(group: ResultGroup) -> Table | None:
     """Parameter counts of the runs of a group; None if there is no checkpoint."""
     rows = []
     for column in _one_each(group.columns):
@@ -95,7 +95,7 @@ _RECORDED: dict[str, tuple[str, float, int, Callable[[np.ndarray], Any]]] = {
 }
 
 
-def cost_table(group: Group) -> Table:
+def cost_table(group: ResultGroup) -> Table:
     """Seconds per task and per training update; passes, peak memory and energy if they were recorded."""
     table: list[tuple[str, list[str]]] = []
     for column in group.columns:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from smatcli.report.results import footnotes
 from smatcli.report.results.compare import all_paired, average_difference, average_ranks, best, difference
-from smatcli.report.results.groups import DOMAINS, Column, Group, Key
+from smatcli.report.results.groups import DOMAINS, Column, Key, ResultGroup
 from smatcli.report.results.published import FAMILY, Published
 from smatcli.report.tables.table import Block, Cell, Row, Table
 from smatcli.runs.statistics import Estimate
 
 
-def main_table(group: Group, digits: int = 1, published: Sequence[Published] = ()) -> Table:
+def main_table(group: ResultGroup, digits: int = 1, published: Sequence[Published] = ()) -> Table:
     """Tables 1 and 3: datasets x (method + adaptation), grouped by adaptation, with ID and OOD averages and average ranks.
 
     The best and ties are bold. `published` columns come last, without bold and rank.
@@ -38,7 +38,7 @@ def main_table(group: Group, digits: int = 1, published: Sequence[Published] = (
     return Table(stem, heading, caption, "Dataset", heads, blocks, families, digits, list(dict.fromkeys(notes)))
 
 
-def _rank_row(group: Group, columns: Sequence[Column], empty: int) -> Row | None:
+def _rank_row(group: ResultGroup, columns: Sequence[Column], empty: int) -> Row | None:
     """Return the average ranks of the complete columns; None if there are none."""
     ranks = average_ranks(columns, [key for domain in DOMAINS for key in group.keys(domain, columns)])
     if not ranks:
@@ -48,7 +48,7 @@ def _rank_row(group: Group, columns: Sequence[Column], empty: int) -> Row | None
     return Row("Average rank", [*cells, *(Cell(text="") for _ in range(empty))], average=True)
 
 
-def gains_table(group: Group, baseline: Column, digits: int = 1) -> Table:
+def gains_table(group: ResultGroup, baseline: Column, digits: int = 1) -> Table:
     """Every other column minus `baseline`, by dataset and on average; bold if the interval excludes 0."""
     others = [c for c in group.columns if c is not baseline]
 
@@ -65,7 +65,7 @@ def gains_table(group: Group, baseline: Column, digits: int = 1) -> Table:
     return Table(stem, heading, caption, "Dataset", heads, blocks, digits=digits, notes=footnotes.notes(group, group.columns))
 
 
-def pairs_table(group: Group, digits: int = 1) -> Table:
+def pairs_table(group: ResultGroup, digits: int = 1) -> Table:
     """All pairs of columns: average ID and OOD differences, and the number of datasets with a clear difference."""
     domains = [d for d in DOMAINS if group.keys(d)]
     rows = []
@@ -83,7 +83,7 @@ def pairs_table(group: Group, digits: int = 1) -> Table:
     return Table(f"pairs-{group.tag}", f"All pairs ({group.brief})", caption, "Difference", heads, [Block("", rows)], digits=digits)
 
 
-def sweep_table(group: Group, sweep: Path, digits: int = 1) -> Table:
+def sweep_table(group: ResultGroup, sweep: Path, digits: int = 1) -> Table:
     """Points of one sweep: target and measured sparsity, ID and OOD averages; the best of each in bold."""
     points = sorted(group.sweeps[sweep], key=_sweep_order)
     domains = [d for d in DOMAINS if group.keys(d, points)]
@@ -115,7 +115,7 @@ def _bold_means(columns: Sequence[Column]) -> str:
     return f" Bold: the best, and those whose difference from it ({paired}) has a 95% interval that includes 0."
 
 
-def _gaps(group: Group, columns: Sequence[Column]) -> str:
+def _gaps(group: ResultGroup, columns: Sequence[Column]) -> str:
     whole = all(key in column.estimates for column in columns for domain in DOMAINS for key in group.keys(domain, columns))
     return "" if whole else " Empty: not evaluated; averages only where every dataset was evaluated."
 
@@ -136,7 +136,7 @@ def marked_best(columns: Sequence[Column], keys: Sequence[Key]) -> list[Cell]:
     return [Cell(column.average(keys), i in bold) for i, column in enumerate(columns)]
 
 
-def rows_by_domain(group: Group, columns: Sequence[Column], row: Callable[[Sequence[Key]], list[Cell]]) -> list[Block]:
+def rows_by_domain(group: ResultGroup, columns: Sequence[Column], row: Callable[[Sequence[Key]], list[Cell]]) -> list[Block]:
     """Return one block per domain: one row per dataset, then the average."""
     blocks = []
     for domain, name in DOMAINS.items():

@@ -6,7 +6,7 @@ from typing import Any
 
 from smatcli.report.results import footnotes
 from smatcli.report.results.compare import average_difference, compared
-from smatcli.report.results.groups import DOMAINS, METHOD_LABELS, Column, Group, Key
+from smatcli.report.results.groups import DOMAINS, METHOD_LABELS, Column, Key, ResultGroup
 from smatcli.report.results.published import Published
 from smatcli.report.results.runs import Run, section
 from smatcli.report.results.seeds import seed_means
@@ -27,7 +27,7 @@ PARTS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
 }
 
 
-def ablation_table(group: Group, digits: int = 1) -> Table | None:
+def ablation_table(group: ResultGroup, digits: int = 1) -> Table | None:
     """Table 2: the parts of each SMAT run, and its averages; None unless two runs differ in a part."""
     columns = [
         c for c in group.columns if c.evaluation.adapt == "proto" and _method(c.evaluation.run).get("name") in ("smat", "mlp_experts")
@@ -55,7 +55,7 @@ def _method(run: Run) -> dict[str, Any]:
     return section(run.recipe, "method")
 
 
-def strategies_table(group: Group, digits: int = 1) -> Table | None:
+def strategies_table(group: ResultGroup, digits: int = 1) -> Table | None:
     """Table 4: each run with its adaptations, the gain over no fine-tuning, and the choice of the rate; None if no run has two."""
     runs: dict[str, list[Column]] = {}
     for column in group.columns:
@@ -88,7 +88,7 @@ def strategies_table(group: Group, digits: int = 1) -> Table | None:
     return Table(stem, heading, caption, "Adaptation", heads, blocks, digits=digits, notes=notes)
 
 
-def seeds_table(group: Group, digits: int = 1) -> Table | None:
+def seeds_table(group: ResultGroup, digits: int = 1) -> Table | None:
     """Means over seeds with two kinds of interval; None if there are only single trainings."""
     columns = [c for c in group.columns if c.evaluation.members]
     if not columns:
@@ -111,7 +111,7 @@ def seeds_table(group: Group, digits: int = 1) -> Table | None:
     return Table(stem, heading, caption, "Dataset", heads, rows_by_domain(group, columns, row), families, digits)
 
 
-def significance_tables(group: Group, digits: int = 1) -> list[Table]:
+def significance_tables(group: ResultGroup, digits: int = 1) -> list[Table]:
     """Paired bootstrap and Wilcoxon's test for all pairs on the same episodes: of the averages, and by dataset (not inline)."""
     pairs = [(first, second) for second, first in combinations(group.columns, 2)]
     blocks, details = [], []
@@ -153,7 +153,7 @@ def _p(value: float) -> str:
     return f"{value:.1e}" if value < 0.001 else f"{value:.3f}"
 
 
-def delta_table(group: Group, published: Sequence[Published], digits: int = 1) -> Table | None:
+def delta_table(group: ResultGroup, published: Sequence[Published], digits: int = 1) -> Table | None:
     """Ours minus published, for columns with the same method and adaptation; None if there are none."""
     pairs = [
         (c, p)
@@ -184,5 +184,5 @@ def delta_table(group: Group, published: Sequence[Published], digits: int = 1) -
     )
 
 
-def _shared(group: Group, column: Column, paper: Published) -> bool:
+def _shared(group: ResultGroup, column: Column, paper: Published) -> bool:
     return any(key.dataset in paper.estimates for key in column.estimates)

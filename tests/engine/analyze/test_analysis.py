@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from smatcli.engine.analyze import AnalysisOptions, analyze
 from smatcli.engine.analyze.features import principal
-from smatcli.engine.evaluate.evaluation import evaluate
+from smatcli.engine.evaluate.evaluation import EvalOptions, evaluate
 from smatcli.engine.train.trainer import load_method, train
 from smatcli.errors import UserError
 from smatcli.experts.masks import HardConcrete
@@ -30,7 +30,7 @@ KINDS = ["masks", "gradients", "predictions-proto-3w2s2q-test", "flip-3w2s2q-tes
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("world")
     path = train(load(root, "train.steps=4", "train.groups={delta: {lr: 0.05}}", "train.valid_every=4"), SilentReporter()).path
-    evaluate(path, ["proto", "flip"], which="last")
+    evaluate(path, ["proto", "flip"], options=EvalOptions("last"))
     return path
 
 

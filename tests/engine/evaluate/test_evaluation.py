@@ -12,7 +12,7 @@ import torch
 from smatcli.config import TrainRecipe, load_recipe
 from smatcli.data.episodes.sampler import EpisodeSampler
 from smatcli.data.stores.store import Store
-from smatcli.engine.evaluate.evaluation import evaluate, fingerprint
+from smatcli.engine.evaluate.evaluation import EvalOptions, evaluate, fingerprint
 from smatcli.errors import SmatError, UserError
 from smatcli.runs.reporter import SilentReporter
 from smatcli.runs.results import Records, read_records, read_summary
@@ -193,7 +193,7 @@ def test_other_options_have_folders_of_their_own(run: Path, method: FakeMethod) 
     (folder,) = evaluate(run, ["flip"], episodes=2, overrides=asked)
     assert folder.name == "flip-leave-one-out-3w1-2s6q-test"
     assert {row.adapt for row in read_summary(folder / "summary.csv")} == {"flip-leave-one-out"}
-    (last,) = evaluate(run, ["proto"], episodes=2, which="last")
+    (last,) = evaluate(run, ["proto"], episodes=2, options=EvalOptions("last"))
     assert last.name == "proto-4w3s6q-test-last"
     settings = json.loads((folder / "settings.json").read_text())["settings"]
     assert settings["adapt"] == {"name": "flip", "rounds": 2, "rho": 0.0, "loss": "leave-one-out"}

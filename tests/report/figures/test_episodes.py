@@ -20,12 +20,12 @@ from smatcli.report.figures.episodes import (
 )
 from smatcli.report.results.baselines import find_baselines
 from smatcli.report.results.frame import read
-from smatcli.report.results.groups import Group, make_groups
+from smatcli.report.results.groups import ResultGroup, make_groups
 from smatcli.runs.statistics import Estimate
 from tests.report.fakes import ID, OOD, add_eval, draw, make_run, make_study
 
 
-def group_of(root: Path) -> Group:
+def group_of(root: Path) -> ResultGroup:
     (group,) = make_groups(read([root]), {})
     return group
 

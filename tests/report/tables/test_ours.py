@@ -10,7 +10,7 @@ from scipy import stats
 from smatcli.report.figures.curves import gains, tau_curves, training_curves
 from smatcli.report.results.compare import average_difference, best, difference
 from smatcli.report.results.frame import read
-from smatcli.report.results.groups import Group, make_groups
+from smatcli.report.results.groups import ResultGroup, make_groups
 from smatcli.report.tables.ours import gains_table, main_table, pairs_table, sweep_table
 from tests.report.fakes import ID, OOD, accuracies, add_eval, draw, make_run, make_study, set_columns
 
@@ -21,7 +21,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def group(study: Path) -> Group:
+def group(study: Path) -> ResultGroup:
     (found,) = make_groups(read([study]), {})
     return found
 
@@ -30,7 +30,7 @@ def half_width(values: np.ndarray) -> float:
     return float(1.96 * stats.sem(values))
 
 
-def test_main_table(group: Group):
+def test_main_table(group: ResultGroup):
     table = main_table(group)
     assert table.heads == ["Pre-trained", "PMF", "SMAT", "SMAT + flip"]
     assert table.families == [("Without fine-tuning", 3), ("Gradient-free", 1)]
@@ -48,7 +48,7 @@ def test_main_table(group: Group):
         assert [c.estimate.half_width for c in average.cells] == pytest.approx(np.sqrt((spread**2).sum(1)) / len(names))
 
 
-def test_bold_is_the_best_and_its_ties(group: Group):
+def test_bold_is_the_best_and_its_ties(group: ResultGroup):
     for block in main_table(group).blocks:
         for row in block.rows[:-1]:
             values = [
@@ -61,7 +61,7 @@ def test_bold_is_the_best_and_its_ties(group: Group):
     assert best(group.columns[:1], group.keys("ID")) == set()
 
 
-def test_gains_and_pairs_are_paired(group: Group):
+def test_gains_and_pairs_are_paired(group: ResultGroup):
     pre, pmf, smat, flip = group.columns
     key = group.keys("OOD")[0]
     delta = accuracies(0.01, key.dataset, 40) - accuracies(-0.02, key.dataset, 40)
@@ -131,7 +131,7 @@ def test_one_episode_has_no_interval(tmp_path: Path):
     assert [cell.bold for cell in cells] == [False, True]
 
 
-def test_sweep_table_and_curves(group: Group, study: Path):
+def test_sweep_table_and_curves(group: ResultGroup, study: Path):
     sweep = study / "smat-sweep-tau"
     rows = sweep_table(group, sweep).blocks[0].rows
     assert [row.label for row in rows[:4]] == ["tau=0.5", "tau=0.7", "tau=0.9", "tau=0.95"]
@@ -169,7 +169,7 @@ def test_training_curves(study: Path):
     assert training_curves("training", "T", []) is None
 
 
-def test_gains_data(group: Group):
+def test_gains_data(group: ResultGroup):
     found = gains(group, group.columns[0])
     assert found is not None
     assert found.series == ["PMF", "SMAT", "SMAT + flip"]

@@ -10,7 +10,7 @@ import yaml
 from scipy import stats
 
 from smatcli.report.results.frame import read
-from smatcli.report.results.groups import Group, make_groups
+from smatcli.report.results.groups import ResultGroup, make_groups
 from smatcli.report.tables.costs import cost_table, parameter_table, size_of, tensor_shapes
 from smatcli.report.tables.ours import main_table
 from smatcli.report.tables.studies import ablation_table, significance_tables, strategies_table
@@ -155,7 +155,7 @@ def save(path: Path, **shapes: list[int]) -> None:
 
 
 @pytest.fixture
-def group(tmp_path: Path) -> Group:
+def group(tmp_path: Path) -> ResultGroup:
     run = make_run(tmp_path / "smat", "smat", 0.9, 4, [0.1, 0.2, 0.3], sparsity_inference=0.75)
     save(run / "checkpoints" / "best" / "model.safetensors", theta_pre=[1000], theta_delta=[1000], log_alpha=[4, 1000], other=[3, 5])
     for adapt in ("proto", "flip"):
@@ -168,7 +168,7 @@ def group(tmp_path: Path) -> Group:
     return make_groups(read([tmp_path]), {})[0]
 
 
-def test_parameter_counts(group: Group):
+def test_parameter_counts(group: ResultGroup):
     size = size_of(group.columns[0].evaluation.run)
     assert size is not None
     assert (size.backbone, size.dense, size.experts, size.nonzero) == (1000, 6015, 4000, 1000)
@@ -181,7 +181,7 @@ def test_parameter_counts(group: Group):
     assert [c.text for c in row.cells][:5] == ["1,000", "6,015", "4,000", "1,000", "8,000"]
 
 
-def test_costs(group: Group):
+def test_costs(group: ResultGroup):
     table = cost_table(group)
     assert table.heads == ["Seconds / task", "Passes / task", "Peak memory (GiB)", "Training: seconds / update"]
     # 1.5 s for 40 episodes; validations logged at 0, 1, 2 s for updates 0, 100, 200

@@ -96,7 +96,7 @@ def choose_datasets(recipe: TrainRecipe, names: Sequence[str] | None = None) -> 
 _LATER = ("balanced", "min_images", "ontology", "ignore_hierarchy", "file")
 
 
-class Questions:
+class EvalEpisodes:
     """The episodes of a meta-test: `samplers`, `counts` and `splits` by dataset, `name` the protocol's tag without split.
 
     `folder` names the evaluation's folder, `settings` and `seed` must be equal for everything in it, `notes` are for the user. Raises
