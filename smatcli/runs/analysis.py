@@ -1,4 +1,4 @@
-"""An analysis on disk: `RUN/analysis/<name>.h5` with what it was made with, and its tables as CSV beside it."""
+"""An analysis on disk: `RUN/analysis/<name>.h5` with its settings, and its tables as CSV beside it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,16 +15,16 @@ from smatcli.safe.text import parse_json, write_csv
 
 FORMAT = 1
 FOLDER = "analysis"
-SMALL = 16384  # bytes of an array that is not compressed
+SMALL = 16384  # bytes up to which an array is not compressed
 
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass
 class Analysis:
-    """Arrays by group (a dataset, or `all`) with attributes of each group; `tables` file ending -> lines of text, "" the main one.
+    """Arrays by group (a dataset, or `all`), and attributes of each group; `tables` by file suffix, "" for the main one.
 
-    `name` is the file's stem and begins with `kind`; `settings` must be equal for a file to count as the same analysis.
+    `name` is the file's stem and starts with `kind`; files with equal `settings` are the same analysis.
     """
 
     kind: str
@@ -37,12 +37,12 @@ class Analysis:
 
 
 def texts(values: Sequence[str]) -> np.ndarray:
-    """Names as an array that HDF5 stores as UTF-8."""
+    """Return names as an array that HDF5 stores as UTF-8."""
     return np.array([str(v) for v in values], dtype=object)
 
 
 def write_analysis(folder: Path, analysis: Analysis) -> Path:
-    """Write an analysis below a run's `analysis` folder; each file whole or not at all. Returns the HDF5 file."""
+    """Write an analysis into `folder`, each file atomically, and return the HDF5 file."""
     import h5py
 
     path = folder / f"{analysis.name}.h5"
@@ -66,17 +66,17 @@ def write_analysis(folder: Path, analysis: Analysis) -> Path:
 
 
 def read_analysis(path: Path) -> Analysis:
-    """What `write_analysis` wrote (without its tables); UserError for a file that is damaged, foreign, or of a later version."""
+    """Read an analysis, without its tables; UserError for a file that is damaged, not an analysis, or of another version."""
     from smatcli.safe import hdf5 as safe_hdf5
 
     try:
         with safe_hdf5.opened(path) as file:
             facts = safe_hdf5.attributes(file)
             if int(facts.pop("format")) != FORMAT:
-                raise UserError(f"{path}: is an analysis of another version of smat; analyse the run again")
+                raise UserError(f"{path}: is an analysis by another version of smat; analyse the run again")
             kind, settings = str(facts.pop("kind")), parse_json(facts.pop("settings"))
             if not isinstance(settings, dict):
-                raise ValueError("its settings are no object")
+                raise ValueError("its settings are not an object")
             groups = {name: safe_hdf5.arrays(group) for name, group in safe_hdf5.groups(file)}
             attributes = {name: safe_hdf5.attributes(group) for name, group in safe_hdf5.groups(file)}
     except safe_hdf5.WRONG as error:
@@ -86,7 +86,7 @@ def read_analysis(path: Path) -> Analysis:
 
 
 def known_settings(path: Path) -> dict[str, Any] | None:
-    """What the analysis at `path` was made with; None where there is none that can be read."""
+    """Return the settings of the analysis at `path`: None if it does not exist, empty if it cannot be read."""
     if not path.exists():
         return None
     try:

@@ -1,4 +1,4 @@
-"""The run directory: recipe, origins, facts, metrics and checkpoints of one run; never reused or deleted unasked.
+"""The run directory: recipe, origins, facts, metrics and checkpoints of one run. It is never reused or deleted without --resume.
 
 recipe.yaml  origins.json  run.json  metrics.jsonl  checkpoints/{last,best}/
 """
@@ -32,13 +32,12 @@ if TYPE_CHECKING:
     from smatcli.runs.tracking import Tracker
 
 FORMAT = 1
-# What may differ between a run and its continuation: where and how it computes the same, how long it goes on, and what is read only after
-# training.
+# Settings that may change when a run is resumed: they do not affect its steps, extend it, or are read only after training.
 FREE = (
     "run", "device", "threads", "deterministic", "track", "train.steps", "train.checkpoint_every", "train.keep_every",
     "train.checkpoint_activations", "train.shard_optimizer", "pretrain.epochs", "eval.", "adapt.",
 )  # fmt: skip
-SHOWN = 8  # differing keys that are named
+SHOWN = 8  # differing keys in an error line
 LONGER = ("train.steps", "pretrain.epochs")
 
 
@@ -56,7 +55,7 @@ def _taken(path: Path) -> UserError:
 
 
 def _clear_dead(path: Path) -> None:
-    """Remove the drafts of processes that were killed while they made this run."""
+    """Remove the drafts of processes that were killed while they created this run."""
     for draft in path.parent.glob(f".{path.name}.tmp-*"):
         try:
             os.kill(int(draft.name.rpartition("-")[2]), 0)
@@ -67,14 +66,14 @@ def _clear_dead(path: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that numbers depend on."""
-    found = {"python": sys.version.split()[0]}
+    """Return the versions of Python and of the libraries that results depend on."""
+    numbers = {"python": sys.version.split()[0]}
     for name in ("smatcli", "torch", "timm", "numpy", "safetensors"):
         try:
-            found[name] = metadata.version(name)
+            numbers[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
 def _now() -> str:
@@ -82,7 +81,7 @@ def _now() -> str:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN: non-finite numbers become null."""
+    """Return `value` as JSON types; non-finite numbers become null."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -93,7 +92,7 @@ def _plain(value: Any) -> Any:
 
 
 class RunDir:
-    """One run on disk. `recipe` is the resolved recipe, `info` the content of run.json."""
+    """A run on disk: `recipe` is the resolved recipe, `info` the content of run.json."""
 
     def __init__(self, path: Path, recipe: "AnyRecipe", info: dict[str, Any]) -> None:
         self.path, self.recipe, self.info = path, recipe, info
@@ -110,7 +109,7 @@ class RunDir:
         origins: dict[str, str] | None = None,
         command: Sequence[str] | None = None,
     ) -> "RunDir":
-        """A new run directory, complete or not there at all; UserError when `path` exists."""
+        """Create a run directory atomically; UserError if `path` exists."""
         from smatcli.config import dump_recipe
 
         path = Path(path)
@@ -135,14 +134,14 @@ class RunDir:
             atomic_write_text(draft / "run.json", json.dumps(info, indent=1))
             draft.rename(path)
         except OSError as error:
-            raise UserError(f"run {path} cannot be made: {error.strerror or error}") from None
+            raise UserError(f"run {path} cannot be created: {error.strerror or error}") from None
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         return cls(path, recipe, info)
 
     @classmethod
     def open(cls, path: str | Path) -> "RunDir":
-        """An existing run directory; UserError naming what is missing or damaged."""
+        """Open an existing run directory; UserError names what is missing or damaged."""
         from smatcli.config import load_recipe
 
         path = Path(path)
@@ -155,14 +154,14 @@ class RunDir:
         except (ValueError, OSError) as error:
             raise UserError(f"{path / 'run.json'} cannot be read: {error}") from None
         if not isinstance(info, dict) or info.get("format") != FORMAT:
-            raise UserError(f"{path / 'run.json'} is of a format that this version does not know (expected {FORMAT})")
+            raise UserError(f"{path / 'run.json'} has a format that this version does not support (expected {FORMAT})")
         return cls(path, load_recipe(path / "recipe.yaml").recipe, info)
 
     @classmethod
     def reserve(cls, loaded: "Loaded", reporter: Reporter, resume: bool = False) -> "RunDir | None":
-        """The run to continue (perhaps `finished`), or None when it is still to be made: to be asked before costly building.
+        """Return the run to continue (it may be finished), or None if it must be created. Call this before anything expensive.
 
-        UserError when it exists without `resume`, or belongs to another recipe (naming the differing keys).
+        UserError if it exists without `resume`, or belongs to another recipe (with the differing keys).
         """
         path = Path(loaded.recipe.run)
         if names := getattr(loaded.recipe, "track", []):
@@ -198,7 +197,7 @@ class RunDir:
 
     @classmethod
     def start(cls, loaded: "Loaded", reporter: Reporter, resume: bool = False) -> "RunDir":
-        """`reserve`, and `create` where there is no run yet."""
+        """Return the run to continue, or create it."""
         return cls.reserve(loaded, reporter, resume) or cls.create(loaded.recipe.run, loaded.recipe, loaded.origins)
 
     def _adopt(self, loaded: "Loaded", keys: list[str], reporter: Reporter) -> None:
@@ -212,7 +211,7 @@ class RunDir:
 
     @property
     def finished(self) -> bool:
-        """Did the run reach its end?"""
+        """Whether the run reached its end."""
         return self.info.get("status") == "finished"
 
     @property
@@ -222,7 +221,7 @@ class RunDir:
 
     @property
     def metrics(self) -> Path:
-        """metrics.jsonl: one JSON object a line, each with `step`, `kind` and `time` (seconds of work since the start)."""
+        """The file metrics.jsonl: JSON objects with `step`, `kind` and `time` (seconds of work since the start), one per line."""
         return self.path / "metrics.jsonl"
 
     def note(self, **facts: Any) -> None:
@@ -232,7 +231,7 @@ class RunDir:
 
     @contextmanager
     def active(self) -> Iterator["RunDir"]:
-        """Work on the run: locked against a second process; run.json tells how it ended (finished, interrupted, failed)."""
+        """Lock the run against other processes; run.json records how the work ended (finished, interrupted, failed)."""
         self._acquire()
         clear_drafts(self.path)
         self._clock = time.monotonic()
@@ -252,7 +251,7 @@ class RunDir:
                 self._metrics.close()
                 self._metrics = None
             for tracker in self._trackers or []:
-                with suppress(Exception):  # the run is over; a mirror of it decides nothing
+                with suppress(Exception):  # the run has ended; an error of a mirror does not matter
                     tracker.close()
             self._trackers = None
             try:
@@ -280,7 +279,7 @@ class RunDir:
             self._lock = None
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl (`record` needs `step` and `kind`; `time` is added, but not to a deterministic run's)."""
+        """Append a record with `step` and `kind` to metrics.jsonl; `time` is added unless the run is deterministic."""
         clock = {} if getattr(self.recipe, "deterministic", False) else {"time": round(time.monotonic() - self._clock, 3)}
         timed = {"step": record["step"], **clock, **record}
         try:
@@ -293,7 +292,7 @@ class RunDir:
             raise SmatError(f"{self.metrics} cannot be written: {error.strerror}; make room and continue with --resume") from None
 
     def _track(self, record: dict[str, Any]) -> None:
-        """Hand a record to the recipe's trackers, which are opened by the first one (after a resumed run knows its step)."""
+        """Pass a record to the recipe's trackers; the first record opens them, when the step of a resumed run is known."""
         names = getattr(self.recipe, "track", [])
         if names and self._trackers is None:
             from smatcli.runs.tracking import open_trackers
@@ -304,13 +303,13 @@ class RunDir:
             tracker.log(_plain(record))
 
     def sync(self) -> None:
-        """Flush metrics.jsonl to the disk: what stands in it is as safe as the checkpoint that is written next."""
+        """Flush metrics.jsonl to disk, so that it is as durable as the next checkpoint."""
         if self._metrics is not None:
             os.fsync(self._metrics.fileno())
 
     def records(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl (of one kind); a torn last line is left out."""
-        found = []
+        """Return the records of metrics.jsonl, optionally of one kind; an incomplete last line is skipped."""
+        records = []
         if self.metrics.exists():
             for text in self.metrics.read_text(encoding="utf-8").splitlines():
                 try:
@@ -318,11 +317,11 @@ class RunDir:
                 except ValueError:
                     continue
                 if kind is None or record.get("kind") == kind:
-                    found.append(record)
-        return found
+                    records.append(record)
+        return records
 
     def truncate(self, step: int) -> None:
-        """Forget the records after `step` (-1: all) and continue their clock: what a resumed run does first."""
+        """Remove the records after `step` (-1: all) and continue their clock, at the start of a resumed run."""
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None

@@ -1,4 +1,4 @@
-"""Runs as their files tell of them: state, step, best validation, time. Nothing here needs torch, or the recipe's schema."""
+"""Overview of runs from their files: state, step, best validation, time. Needs neither torch nor the schema of recipes."""
 
 import os
 import socket
@@ -19,13 +19,13 @@ from smatcli.safe.tree import differing_values
 if TYPE_CHECKING:
     from smatcli.runs.results import SummaryRow
 
-DEEP = 4  # folders below the one asked for
+DEEP = 4  # levels of folders that are searched
 MOST_RECIPE = 1_000_000
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """One run. Accuracies are shares, `seconds` of work; None where the files do not tell."""
+    """State of a run. Accuracies are fractions, `seconds` of work; None if unknown."""
 
     path: Path
     kind: str
@@ -44,13 +44,13 @@ class RunFacts:
 
 
 def find_runs(places: Sequence[Path]) -> list[Path]:
-    """Run directories at or below `places`, sorted; UserError for a place that does not exist."""
-    found: set[Path] = set()
+    """Return the run directories at or below `places`, sorted; UserError for a place that does not exist."""
+    paths: set[Path] = set()
     for place in places:
         if not place.exists():
             raise UserError(f"{place} does not exist; give a run, or a folder of runs")
-        found.update(_below(place, DEEP))
-    return sorted(found)
+        paths.update(_below(place, DEEP))
+    return sorted(paths)
 
 
 def _below(place: Path, deep: int) -> Iterator[Path]:
@@ -61,12 +61,12 @@ def _below(place: Path, deep: int) -> Iterator[Path]:
             inner = [p for p in place.iterdir() if p.is_dir() and not p.is_symlink() and not p.name.startswith(".")]
         except OSError:
             return
-        for one in inner:
-            yield from _below(one, deep - 1)
+        for folder in inner:
+            yield from _below(folder, deep - 1)
 
 
 def facts(path: Path) -> RunFacts:
-    """What the files of a run tell; UserError where there is no run."""
+    """Read the state of a run from its files; UserError if there is no run."""
     info = read_object(path / "run.json")
     if info is None:
         raise UserError(f"{path} is not a run directory (it has no readable run.json)")
@@ -74,7 +74,7 @@ def facts(path: Path) -> RunFacts:
     kind = str(info.get("kind", "?"))
     rows = list(records(path))
     valid = [r for r in rows if r.get("kind") == "valid" and isinstance(r.get("mean"), int | float)]
-    # Step 0 is the model before training: it counts where nothing else is there.
+    # Step 0 is the model before training: it counts only if there is no other validation.
     best = max([r for r in valid if r.get("step")] or valid, key=lambda r: r["mean"], default={})
     last = rows[-1] if rows else {}
     method = recipe.get("method") if isinstance(recipe.get("method"), dict) else {}
@@ -99,23 +99,23 @@ def facts(path: Path) -> RunFacts:
 
 
 def state(path: Path, info: dict[str, Any]) -> str:
-    """The status in run.json; `dead` for a running one whose process is gone."""
-    told = str(info.get("status", "?"))
-    if told != "running":
-        return told
+    """Return the status in run.json; `dead` if it is "running" but the process has ended."""
+    status = str(info.get("status", "?"))
+    if status != "running":
+        return status
     if info.get("host") not in (None, socket.gethostname()):
-        return told  # another machine's process cannot be looked for
+        return status  # the process runs on another machine, where it cannot be checked
     try:
         os.kill(int(info["pid"]), 0)
     except (ProcessLookupError, KeyError, ValueError, TypeError):
         return "dead"
     except PermissionError:
         pass
-    return "running" if is_locked(path / ".lock") else "dead"  # the number may have been given to another process since
+    return "running" if is_locked(path / ".lock") else "dead"  # another process may have this id by now
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of metrics.jsonl; a torn one is left out."""
+    """Yield the records of metrics.jsonl; incomplete lines are skipped."""
     try:
         with (path / "metrics.jsonl").open(encoding="utf-8", errors="replace") as file:
             for line in file:
@@ -134,7 +134,7 @@ def _record(line: str) -> dict[str, Any] | None:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The run's recipe as plain data; empty where it cannot be read."""
+    """Return the run's recipe as plain data; empty if it cannot be read."""
     file = path / "recipe.yaml"
     try:
         if file.stat().st_size > MOST_RECIPE:
@@ -153,20 +153,20 @@ def differing_settings(runs: Sequence[RunFacts]) -> dict[str, list[Any]]:
 
 
 def tail(path: Path, count: int) -> list[dict[str, Any]]:
-    """The last `count` records, read from the end of the file."""
-    found = [_record(line) for line in last_lines(path / "metrics.jsonl", count + 1, 4096 * (count + 1))]
-    return [record for record in found if record is not None][-count:]
+    """Return the last `count` records, read from the end of the file."""
+    records = [_record(line) for line in last_lines(path / "metrics.jsonl", count + 1, 4096 * (count + 1))]
+    return [record for record in records if record is not None][-count:]
 
 
 def follow(path: Path, seconds: float = 1.0) -> Iterator[dict[str, Any]]:
-    """New records as they are written, until the run is no longer running (what is there by then comes too)."""
+    """Yield new records as they are written, until the run has ended; its last records are included."""
     file, place, rest = path / "metrics.jsonl", 0, ""
     place = file.stat().st_size if file.exists() else 0
     while True:
         ended = state(path, read_object(path / "run.json") or {}) != "running"
         if file.exists():
             size = file.stat().st_size
-            if size < place:  # a resumed run has cut what it does again
+            if size < place:  # a resumed run has removed the records that it repeats
                 place, rest = 0, ""
             with file.open(encoding="utf-8", errors="replace") as handle:
                 handle.seek(place)
@@ -189,7 +189,7 @@ def evaluations(path: Path) -> tuple[list["SummaryRow"], list[str]]:
 
 
 def ago(when: float) -> str:
-    """A time as the clock of today, or a date."""
+    """Return a time of today as HH:MM:SS, an earlier one as a date."""
     if not when:
         return "-"
     moment, now = datetime.fromtimestamp(when), datetime.now()
@@ -201,7 +201,7 @@ def _number(value: Any) -> int | None:
 
 
 def last_lines(path: Path, count: int = 1, most: int = 65536) -> list[str]:
-    """The last lines of a log that are not empty, without the `smat: ` of an error."""
+    """Return the last non-empty lines of a log, without the prefix `smat: ` of an error."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - most))

@@ -1,4 +1,4 @@
-"""Learning rates that a search has chosen, kept in the folder of an evaluation so that it is continued with the same ones: search.json."""
+"""Learning rates chosen by a search. search.json in the folder of an evaluation keeps them, so that it continues with the same rates."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,14 @@ from smatcli.safe.files import atomic_write_text
 from smatcli.safe.text import read_json
 
 FILE = "search.json"
-GIVEN = "given"  # the label of a rate that was not searched
+GIVEN = "given"  # label of a rate that was not searched
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The rate of one dataset: `label` says on what it was chosen, `accuracies` (shares) belong to the candidates `rates`.
+    """The learning rate of one dataset; `label` names the data it was chosen on, `accuracies` (fractions) belong to the candidates `rates`.
 
-    Labels: valid (episodes of the dataset's validation classes), support (images left out of the support sets), valid:a+b (the validation
+    Labels: valid (episodes of the dataset's validation classes), support (held-out images of the support sets), valid:a+b (validation
     classes of other datasets), paper (episodes of the evaluation itself, with their query labels).
     """
 
@@ -29,7 +29,7 @@ class Choice:
 
     @classmethod
     def best(cls, label: str, rates: Sequence[float], accuracies: Sequence[float], tasks: int) -> "Choice":
-        """The rate of the largest accuracy; of equal ones the smallest rate, so that nothing is tuned without need."""
+        """Choose the rate with the highest accuracy; the smallest of equally accurate rates."""
         rate = max(zip(accuracies, (-r for r in rates), strict=True))[1]
         return cls(label, abs(rate), tuple(rates), tuple(accuracies), tasks)
 
@@ -39,24 +39,24 @@ class Choice:
 
 
 def read_choices(folder: Path) -> dict[str, Choice]:
-    """Choices by dataset, none where nothing was searched; UserError for a damaged file."""
+    """Return the choices by dataset, empty without a search; UserError for a damaged file."""
     file = folder / FILE
     if not file.exists():
         return {}
     try:
         body = read_json(file)
-        found = {}
+        choices = {}
         for name, c in body.items():
             rates, accuracies = (tuple(float(x) for x in c[key]) for key in ("rates", "accuracies"))
             choice = Choice(str(c["label"]), float(c["rate"]), rates, accuracies, int(c["tasks"]))
             if choice.rate not in choice.rates or len(choice.rates) != len(choice.accuracies):
                 raise ValueError(name)
-            found[name] = choice
-        return found
+            choices[name] = choice
+        return choices
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{file} is damaged; move its folder away to evaluate again") from None
 
 
 def write_choices(folder: Path, choices: Mapping[str, Choice]) -> None:
-    """Write search.json, whole or not at all."""
+    """Write search.json atomically."""
     atomic_write_text(folder / FILE, json.dumps({name: asdict(choice) for name, choice in choices.items()}, indent=1) + "\n")

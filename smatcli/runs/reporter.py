@@ -1,4 +1,4 @@
-"""How an engine speaks: lines and progress, drawn by rich on a terminal and as plain lines elsewhere."""
+"""Output of engines: lines and progress, drawn by rich on a terminal and as plain lines elsewhere."""
 
 import sys
 import time
@@ -10,27 +10,27 @@ Number = float | int | str
 
 
 class Reporter(Protocol):
-    """`line` says one thing; `start`, `update`, `finish` follow one piece of work."""
+    """Receives lines of text, and the progress of one piece of work (`start`, `update`, `finish`)."""
 
     def line(self, text: str) -> None:
         """Print one line."""
         ...
 
     def start(self, total: int, what: str, done: int = 0, unit: str = "steps") -> None:
-        """Begin a piece of work of `total` units, `done` of which were done by an earlier process."""
+        """Start a piece of work of `total` units; an earlier process finished `done` units."""
         ...
 
     def update(self, done: int, **numbers: Number) -> None:
-        """`done` units are finished; `numbers` are the newest readings, shown as they are named."""
+        """Report that `done` units are finished, with the latest values by name."""
         ...
 
     def finish(self) -> None:
-        """The piece of work is over (also after a failure)."""
+        """End the piece of work, also after a failure."""
         ...
 
 
 def clock(seconds: float) -> str:
-    """Seconds as 0:07, 12:34 or 1:02:03."""
+    """Return seconds as 0:07, 12:34 or 1:02:03."""
     whole = max(0, round(seconds))
     hours, rest = divmod(whole, 3600)
     tail = f"{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
@@ -38,12 +38,12 @@ def clock(seconds: float) -> str:
 
 
 def show(numbers: dict[str, Number]) -> str:
-    """`loss 1.234 accuracy 0.567`: names with their underscores as spaces, floats with four digits."""
+    """Return `loss 1.234 accuracy 0.567`: underscores of names as spaces, floats with four digits."""
     return " ".join(f"{k.replace('_', ' ')} {v:.4g}" if isinstance(v, float) else f"{k.replace('_', ' ')} {v}" for k, v in numbers.items())
 
 
 class SilentReporter:
-    """Says nothing; keeps the lines in `lines` for whoever asks."""
+    """Prints nothing; collects the lines in `lines`."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -59,7 +59,7 @@ class SilentReporter:
 
 
 class PlainReporter:
-    """Plain lines, at most one every `every` seconds while work goes on."""
+    """Plain lines, with progress at most every `every` seconds."""
 
     def __init__(self, stream: TextIO | None = None, every: float = 10.0) -> None:
         self.stream = stream
@@ -95,7 +95,7 @@ class PlainReporter:
 
 
 class RichReporter:
-    """A progress bar on a terminal; lines appear above it."""
+    """Progress bar on a terminal, with lines above it."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -138,5 +138,5 @@ class RichReporter:
 
 
 def auto_reporter() -> Reporter:
-    """Rich on a terminal, plain lines now and then elsewhere."""
+    """Return a progress bar on a terminal, plain lines elsewhere."""
     return RichReporter() if sys.stderr.isatty() else PlainReporter()

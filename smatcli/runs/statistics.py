@@ -1,4 +1,4 @@
-"""Intervals of few-shot accuracies. An interval speaks of the draw of episodes, for one trained model and the given datasets."""
+"""Intervals of few-shot accuracies. They cover the draw of episodes, for one trained model and the given datasets."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ Z95 = 1.96
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and the half-width of its 95 % interval, both as shares; NaN where not known."""
+    """A mean and the half-width of its 95 % interval, both fractions; NaN if unknown."""
 
     mean: float
     half_width: float
@@ -35,7 +35,7 @@ UNKNOWN = Estimate(math.nan, math.nan)
 
 
 def interval(values: np.ndarray) -> Estimate:
-    """Mean and 1.96 s / sqrt(n) of `values` [E], s with n - 1; NaN entries (episodes not done) are left out."""
+    """Compute mean and half-width 1.96 s / sqrt(n) of `values` [E], s with n - 1; NaN entries (missing episodes) are skipped."""
     values = np.asarray(values, dtype=np.float64)
     values = values[np.isfinite(values)]
     if values.size == 0:
@@ -45,17 +45,17 @@ def interval(values: np.ndarray) -> Estimate:
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray) -> Estimate:
-    """Interval of `first - second`, both [E] over the same episodes in the same order."""
+    """Compute the interval of `first - second`, both [E] over the same episodes in the same order."""
     return interval(np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64))
 
 
 def unpaired_difference(first: Estimate, second: Estimate) -> Estimate:
-    """Difference of two independent estimates: variances add."""
+    """Compute the difference of two independent estimates; their variances add."""
     return Estimate(first.mean - second.mean, math.hypot(first.half_width, second.half_width))
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
-    """Unweighted mean over datasets; episodes of different datasets are independent, so the half-width is sqrt(sum h^2) / D."""
+    """Average over datasets without weights; their episodes are independent, so the half-width is sqrt(sum h^2) / D."""
     if not estimates or not all(e.known for e in estimates):
         return UNKNOWN
     mean = math.fsum(e.mean for e in estimates) / len(estimates)
@@ -63,34 +63,34 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def across_seeds(means: Sequence[float]) -> Estimate:
-    """Mean of the means [S] of S trainings and the half-width t(0.975, S - 1) s / sqrt(S); unknown width for a single training.
+    """Compute the mean of S trainings and its half-width t(0.975, S - 1) s / sqrt(S); the width of a single training is unknown.
 
-    Student's t, because three seeds say little of their own spread: 1.96 would be less than half the width that covers 95 %.
+    Student's t, because three seeds give a poor estimate of their spread: 1.96 would be less than half the width that covers 95 %.
     """
-    found = np.asarray(means, np.float64)
-    if len(found) < 2:
-        return Estimate(float(found[0]), math.nan) if len(found) else UNKNOWN
+    values = np.asarray(means, np.float64)
+    if len(values) < 2:
+        return Estimate(float(values[0]), math.nan) if len(values) else UNKNOWN
     from scipy.special import stdtrit
 
-    half_width = float(stdtrit(len(found) - 1, 0.975)) * float(found.std(ddof=1)) / math.sqrt(len(found))
-    return Estimate(float(found.mean()), half_width)
+    half_width = float(stdtrit(len(values) - 1, 0.975)) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return Estimate(float(values.mean()), half_width)
 
 
 def ranks(means: Sequence[float], tied: Callable[[int, int], bool]) -> list[float]:
-    """Ranks (1 is best) by the rule of the Meta-Dataset leaderboard: all that are tied with the best one left share their mean rank.
+    """Rank means (1 is best) by the rule of the Meta-Dataset leaderboard: all that are tied with the best remaining one share a rank.
 
-    `tied(best, other)` says whether two differ by less than their 95 % interval. Source: Triantafillou et al., ICLR 2020, and the
-    leaderboard of its repository, whose ranks the tests reproduce.
+    They share the mean of their ranks. `tied(best, other)`: whether two differ by less than their 95 % interval. Source: Triantafillou et
+    al., ICLR 2020, and the leaderboard of its repository, whose ranks the tests reproduce.
     """
     left = sorted(range(len(means)), key=lambda i: (-means[i], i))
-    found, place = [0.0] * len(means), 1
+    result, place = [0.0] * len(means), 1
     while left:
         shared = [i for i in left if i == left[0] or tied(left[0], i)]
         for i in shared:
-            found[i] = place + (len(shared) - 1) / 2
+            result[i] = place + (len(shared) - 1) / 2
         place += len(shared)
         left = [i for i in left if i not in shared]
-    return found
+    return result
 
 
 BINS = 15
@@ -98,7 +98,7 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Reliability:
-    """Equal-width bins of confidence that hold something: `count`, mean `confidence` and `accuracy` (shares) of each."""
+    """Non-empty bins of equal width in confidence, with `count`, mean `confidence` and `accuracy` (fractions) of each."""
 
     count: np.ndarray
     confidence: np.ndarray
@@ -111,7 +111,7 @@ class Reliability:
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> Reliability:
-    """Bins ((b - 1) / bins, b / bins] of `confidence` [n] in [0, 1] with `correct` [n] (0 or 1); empty ones are left out."""
+    """Compute the bins ((b - 1) / bins, b / bins] of `confidence` [n] in [0, 1] with `correct` [n] (0 or 1); empty bins are dropped."""
     places = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     count = np.bincount(places, minlength=bins)
     sums = [np.bincount(places, weights=np.asarray(values, float), minlength=bins) for values in (confidence, correct)]
@@ -120,8 +120,8 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -
 
 
 @dataclass(frozen=True)
-class ConfusedPair:
-    """Two classes of one dataset: of `asked` query images of either, in episodes that held both, `count` were taken for the other."""
+class ConfusionCount:
+    """Two classes of a dataset: in episodes with both, `count` of their `asked` query images were classified as the other class."""
 
     first: int
     second: int
@@ -134,15 +134,16 @@ class ConfusedPair:
 
     @property
     def sure(self) -> float:
-        """Lower end of the 95 % interval of the rate (Wilson 1927), so that a pair that met once does not lead."""
+        """Lower end of the 95 % interval of the rate (Wilson 1927), so that a pair seen once does not lead."""
         z, n, p = 1.96, self.asked, self.rate
         return (p + z * z / (2 * n) - z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))) / (1 + z * z / n)
 
 
-def confused_pairs(episode: np.ndarray, label: np.ndarray, predicted: np.ndarray, most: int) -> list[ConfusedPair]:
-    """The pairs that are confused most, by `ConfusedPair.sure`; pairs that were never confused are left out.
+def confused_pairs(episode: np.ndarray, label: np.ndarray, predicted: np.ndarray, most: int) -> list[ConfusionCount]:
+    """Return the pairs confused most often, by `ConfusionCount.sure`; pairs that were never confused are omitted.
 
-    `episode`, `label` and `predicted` (classes of the dataset) are [n], one entry a query image. Every class of an episode is asked.
+    `episode`, `label` and `predicted` (classes of the dataset) are [n], with an entry per query image. Every class of an episode has query
+    images.
     """
     count: dict[tuple[int, int], int] = {}
     asked: dict[tuple[int, int], int] = {}
@@ -158,5 +159,5 @@ def confused_pairs(episode: np.ndarray, label: np.ndarray, predicted: np.ndarray
             if a != b:
                 key = (min(a, b), max(a, b))
                 count[key] = count.get(key, 0) + 1
-    pairs = [ConfusedPair(*key, n, asked[key]) for key, n in count.items() if key in asked]
+    pairs = [ConfusionCount(*key, n, asked[key]) for key, n in count.items() if key in asked]
     return sorted(pairs, key=lambda p: (-p.sure, p.first, p.second))[:most]

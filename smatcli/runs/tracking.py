@@ -1,4 +1,4 @@
-"""Trackers: TensorBoard and Weights & Biases as mirrors of metrics.jsonl, which is always written; both optional, off by default."""
+"""Trackers: TensorBoard and Weights & Biases as optional mirrors of metrics.jsonl, which is always written."""
 
 import importlib
 import os
@@ -14,34 +14,34 @@ WANDB_FILE = "wandb.id"
 
 
 class Tracker(Protocol):
-    """Takes the records that metrics.jsonl takes."""
+    """Receives the records that are written to metrics.jsonl."""
 
     def log(self, record: dict[str, Any]) -> None:
-        """One record; `step` and `kind` are in it."""
+        """Log a record with `step` and `kind`."""
         ...
 
     def close(self) -> None:
-        """Nothing more comes from this process."""
+        """Close the tracker: this process logs nothing more."""
         ...
 
 
 def numbers(record: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a record as `kind/name` (`kind/group/name` for nested ones), without step, tasks, texts and what is not finite."""
-    found: dict[str, float] = {}
+    """Return the finite numbers of a record as `kind/name` (nested: `kind/group/name`), without step and tasks."""
+    flat: dict[str, float] = {}
 
     def take(prefix: str, values: dict[str, Any]) -> None:
         for name, value in values.items():
             if isinstance(value, dict):
                 take(f"{prefix}/{name}", value)
             elif isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf"):
-                found[f"{prefix}/{name}"] = float(value)
+                flat[f"{prefix}/{name}"] = float(value)
 
     take(str(record.get("kind", "run")), {k: v for k, v in record.items() if k not in ("step", "kind", "tasks")})
-    return found
+    return flat
 
 
 class TensorBoard:
-    """Event files in RUN/tensorboard; those of steps that a resumed run does again are purged."""
+    """Event files in RUN/tensorboard; events of steps that a resumed run repeats are purged."""
 
     def __init__(self, run: Path, recipe: dict[str, Any], step: int) -> None:
         writer = _need("torch.utils.tensorboard", "tensorboard").SummaryWriter
@@ -60,7 +60,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """One W&B run a run directory, continued by a resumed one (RUN/wandb.id). WANDB_MODE=offline, WANDB_PROJECT and so on are W&B's own."""
+    """A W&B run per run directory, continued on resume (RUN/wandb.id). W&B reads WANDB_MODE, WANDB_PROJECT and other variables itself."""
 
     def __init__(self, run: Path, recipe: dict[str, Any], step: int) -> None:
         wandb = _need("wandb", "wandb")
@@ -69,11 +69,11 @@ class WeightsAndBiases:
         settings: dict[str, Any] = {"project": os.environ.get("WANDB_PROJECT", "smat"), "name": run.name, "dir": str(run)}
         try:
             self.run = wandb.init(**settings, id=name, resume="allow", config=recipe)
-        except Exception as error:  # W&B has many of its own; none is ours to tell apart
+        except Exception as error:  # W&B raises many types of its own
             hint = "log in with `wandb login`, set WANDB_MODE=offline, or go on with --resume track=[]"
             raise UserError(f"track: wandb cannot start: {' '.join(str(error).split())[:200]}; {hint}") from None
         file.write_text(name + "\n", encoding="utf-8")
-        # Records of one step come one after the other, of different kinds: the step is a number of its own.
+        # A step has several records, of different kinds, so it is logged as a metric.
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
 
@@ -88,7 +88,7 @@ TRACKERS: dict[str, Callable[[Path, dict[str, Any], int], Tracker]] = {"tensorbo
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """UserError for an unknown tracker, or one that is not installed: before anything is made."""
+    """Raise UserError for a tracker that is unknown or not installed, before anything is created."""
     for name in names:
         if name not in TRACKERS:
             raise UserError(f"track: there is no tracker {name!r}{nearest(name, list(TRACKERS))} ({', '.join(TRACKERS)})")
@@ -96,7 +96,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def open_trackers(names: Sequence[str], run: Path, recipe: dict[str, Any], step: int) -> list[Tracker]:
-    """The trackers of a run that stands at `step` (0: a new one)."""
+    """Open the trackers of a run at `step` (0: a new run)."""
     check_trackers(names)
     return [TRACKERS[name](run, recipe, step) for name in names]
 
@@ -105,4 +105,4 @@ def _need(module: str, name: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError(f"track: {name} is not installed; {EXTRA}, or leave it out") from None
+        raise UserError(f"track: {name} is not installed; {EXTRA}, or remove it") from None

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from smatcli.runs.statistics import ConfusedPair, confused_pairs, reliability
+from smatcli.runs.statistics import ConfusionCount, confused_pairs, reliability
 
 
 def test_calibration_error_by_hand():
@@ -44,5 +44,5 @@ def test_pairs_that_meet_often_come_before_those_that_met_once():
 
 def test_lower_end_of_the_interval():
     # Wilson's interval of 4 in 8, from its quadratic: p0 with |p - p0| = z sqrt(p0 (1 - p0) / n)
-    low = ConfusedPair(0, 1, 4, 8).sure
+    low = ConfusionCount(0, 1, 4, 8).sure
     assert abs(0.5 - low) == pytest.approx(1.96 * math.sqrt(low * (1 - low) / 8))

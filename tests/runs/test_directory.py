@@ -47,7 +47,7 @@ def test_an_existing_folder_is_never_used(tmp_path, run):
 def test_a_run_that_cannot_be_made_leaves_nothing(tmp_path):
     loaded = load(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="cannot be created"):
         RunDir.create(tmp_path / "file" / "run", loaded.recipe)
 
 

@@ -85,7 +85,7 @@ def test_the_reports_reader_survives_a_deep_recipe(tmp_path):
     from smatcli.report.results.runs import read_run
 
     (tmp_path / "recipe.yaml").write_text("a: " + "[" * 200_000)
-    with pytest.raises(UserError, match="not YAML any more"):
+    with pytest.raises(UserError, match="not valid YAML"):
         read_run(tmp_path)
 
 

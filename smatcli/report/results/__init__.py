@@ -1,1 +1,1 @@
-"""Results of runs, read, grouped and compared."""
+"""Read, group and compare the results of runs."""

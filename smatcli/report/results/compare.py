@@ -1,4 +1,4 @@
-"""Differences between two columns over the same counted episodes, and what follows from them: ties, gains, wins."""
+"""Differences between two columns over the same episodes, and ties, ranks and tests based on them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,30 +14,30 @@ from smatcli.runs.statistics import UNKNOWN, Estimate, average, paired_differenc
 
 @dataclass(frozen=True)
 class Difference:
-    """`estimate` of first - second; `paired` if it was taken episode by episode."""
+    """`estimate` of first - second; `paired` if computed episode by episode."""
 
     estimate: Estimate
     paired: bool
 
 
 def difference(first: Column, second: Column, key: Key) -> Difference:
-    """The difference on one dataset: paired where both recorded the same episodes, else from the two intervals."""
+    """Compute the difference on one dataset: paired if both have the same episodes, else from the two intervals."""
     if key not in first.estimates or key not in second.estimates:
-        return Difference(UNKNOWN, True)
+        return Difference(UNKNOWN, paired=True)
     if same_episodes(first, second, key):
         a, b = (c.evaluation.accuracies[key.dataset] for c in (first, second))
-        return Difference(paired_difference(a[:, 1], b[:, 1]), True)
-    return Difference(unpaired_difference(first.estimates[key], second.estimates[key]), False)
+        return Difference(paired_difference(a[:, 1], b[:, 1]), paired=True)
+    return Difference(unpaired_difference(first.estimates[key], second.estimates[key]), paired=False)
 
 
 def same_episodes(first: Column, second: Column, key: Key) -> bool:
-    """Whether both recorded the same episodes: by the hash of their list, else by numbers, seed, store. (A row has one protocol.)"""
+    """Return whether both have the same episodes: equal numbers, and equal lists (a row has one protocol)."""
     a, b = (c.evaluation.accuracies.get(key.dataset) for c in (first, second))
     return a is not None and b is not None and np.array_equal(a[:, 0], b[:, 0]) and same_episode_list(first, second, key)
 
 
 def same_episode_list(first: Column, second: Column, key: Key) -> bool:
-    """Whether both were asked the same episodes, as far as their files say, even where one has lost its per-episode records."""
+    """Return whether both drew the same list of episodes: by its hash, else by seed and store."""
     a, b = (c.evaluation.by_dataset.get(key.dataset) for c in (first, second))
     if a is not None and b is not None and a.list_hash and b.list_hash:
         return a.list_hash == b.list_hash
@@ -45,7 +45,7 @@ def same_episode_list(first: Column, second: Column, key: Key) -> bool:
 
 
 def all_paired(columns: Sequence[Column]) -> bool:
-    """Whether every difference between these columns is taken episode by episode."""
+    """Return whether every difference between these columns is paired."""
     for key in {key for column in columns for key in column.estimates}:
         first, *others = [column for column in columns if key in column.estimates]
         if not all(same_episodes(first, other, key) for other in others):
@@ -58,26 +58,26 @@ def _drawn_by(evaluation: EvaluationResult, dataset: str) -> tuple[Any, Any]:
 
 
 def average_difference(first: Column, second: Column, keys: Sequence[Key]) -> Difference:
-    """The mean over datasets of their differences; unknown if a dataset is missing."""
+    """Average the differences over datasets; unknown if a dataset is missing."""
     parts = [difference(first, second, key) for key in keys]
     return Difference(average([p.estimate for p in parts]), all(p.paired for p in parts))
 
 
 def best(columns: Sequence[Column], keys: Sequence[Key]) -> set[int]:
-    """Columns to print in bold: the highest average over `keys`, and those whose difference from it has 0 in its interval."""
+    """Return the columns to print in bold: the highest average over `keys`, and those whose interval of the difference includes 0."""
     means = [c.average(keys) for c in columns]
-    known = [i for i, m in enumerate(means) if m.known]
-    if len(known) < 2:
+    complete = [i for i, m in enumerate(means) if m.known]
+    if len(complete) < 2:
         return set()
-    top = max(known, key=lambda i: (means[i].mean, -i))
-    tied = {i for i in known if not average_difference(columns[top], columns[i], keys).estimate.above_zero}
+    top = max(complete, key=lambda i: (means[i].mean, -i))
+    tied = {i for i in complete if not average_difference(columns[top], columns[i], keys).estimate.above_zero}
     return tied | {top}
 
 
 def average_ranks(columns: Sequence[Column], keys: Sequence[Key]) -> dict[int, float]:
-    """Average rank by column over the datasets `keys`, of the columns that have them all; empty if there are fewer than two.
+    """Return the average rank over the datasets `keys` of each column that has them all; empty for fewer than two columns.
 
-    Meta-Dataset's rule (see `ranks`), with the test of `best`: ties are differences whose interval has 0 in it, paired where possible.
+    The rule of Meta-Dataset (see `ranks`) with the test of `best`: a tie is a difference whose interval includes 0, paired where possible.
     """
     whole = [i for i, c in enumerate(columns) if keys and all(key in c.estimates and c.estimates[key].known for key in keys)]
     if len(whole) < 2:
@@ -94,9 +94,9 @@ def average_ranks(columns: Sequence[Column], keys: Sequence[Key]) -> dict[int, f
 
 
 def compared(pairs: Sequence[tuple[Column, Column]], keys: Sequence[Key]) -> tuple[list[int], dict[Key, list[Outcome]], list[Outcome]]:
-    """Tests of first - second for the pairs that recorded the same episodes of each of `keys`.
+    """Test first - second for the pairs that have the same episodes of all `keys`.
 
-    Returns their places in `pairs`, their outcomes by dataset, and those of the average over datasets.
+    Returns the positions of these pairs, their outcomes by dataset, and their outcomes for the average over datasets.
     """
     places = [
         i for i, (a, b) in enumerate(pairs) if keys and all(k in a.estimates and k in b.estimates and same_episodes(a, b, k) for k in keys)
@@ -106,7 +106,7 @@ def compared(pairs: Sequence[tuple[Column, Column]], keys: Sequence[Key]) -> tup
     differences, means, single = [], [], {}
     for d, key in enumerate(keys):
         own = [_aligned(*pairs[i], key) for i in places]
-        if len({len(values) for values in own}) > 1:  # more episodes than the group's number were recorded for some
+        if len({len(values) for values in own}) > 1:  # some have more episodes than the group
             return [], {}, []
         differences.append(own)
         means.append(resampled_means(np.stack(own), seed=d))

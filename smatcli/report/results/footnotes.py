@@ -1,4 +1,4 @@
-"""Footnotes that a table carries by itself: what its columns do not have in common, and what flatters one of them."""
+"""Automatic footnotes of a table: settings in which its columns differ, and what favours one of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -6,7 +6,7 @@ from smatcli.report.results.compare import same_episode_list
 from smatcli.report.results.frame import EvaluationResult
 from smatcli.report.results.groups import DOMAINS, Column, Key, ResultGroup
 
-# Settings in which fair comparisons agree: what the footnote calls them, how they read.
+# Settings that a fair comparison keeps equal, by their name in the footnote.
 _FACTS: dict[str, Callable[[EvaluationResult], str]] = {
     "Image size": lambda e: _pixels(e.settings.get("image_size") or e.run.image_size),
     "Backbone": lambda e: e.run.backbone,
@@ -18,14 +18,13 @@ MOST = 6  # columns named in a footnote
 
 
 def notes(group: ResultGroup, columns: Sequence[Column]) -> list[str]:
-    """Footnotes on episodes, sizes, searches and seeds; none where everything agrees and nothing flatters."""
+    """Return footnotes on episodes, image sizes, searches and seeds; none if all columns agree."""
     keys = [key for domain in DOMAINS for key in group.keys(domain, columns)]
-    found = [*_episodes(group, columns, keys), *_searches(columns, keys)]
+    lines = [*_episodes(group, columns, keys), *_searches(columns, keys)]
     for title, read in _FACTS.items():
         values = {column.label: read(column.evaluation) for column in columns}
-        found += _differing(title, {label: value for label, value in values.items() if value})
-    found += _seeds(columns)
-    return found
+        lines += _differing(title, {label: value for label, value in values.items() if value})
+    return [*lines, *_seeds(columns)]
 
 
 def _episodes(group: ResultGroup, columns: Sequence[Column], keys: Sequence[Key]) -> list[str]:
@@ -43,21 +42,21 @@ def _episodes(group: ResultGroup, columns: Sequence[Column], keys: Sequence[Key]
 
 
 def _searches(columns: Sequence[Column], keys: Sequence[Key]) -> list[str]:
-    """How learning rates were chosen: said where columns differ, and always where the test's own query labels were used."""
+    """Return how learning rates were chosen, if columns differ, and always if query labels of the test were used."""
     datasets = {key.dataset for key in keys}
     kinds: dict[str, str] = {}
     for column in columns:
         used = sorted({r.search.partition(":")[0] for r in column.evaluation.results if r.dataset in datasets and r.search})
         if used:
             kinds[column.label] = "+".join(used)
-    found = _differing("Learning rate chosen on", kinds)
+    lines = _differing("Learning rate chosen on", kinds)
     flattered = [label for label, kind in kinds.items() if "paper" in kind.split("+")]
     if flattered:
-        found.append(
+        lines.append(
             f"{_listed(flattered)}: the learning rate was chosen on episodes of the test itself with their query labels (search paper), "
             "as the papers did; this flatters them."
         )
-    return found
+    return lines
 
 
 def _seeds(columns: Sequence[Column]) -> list[str]:
@@ -66,11 +65,11 @@ def _seeds(columns: Sequence[Column]) -> list[str]:
         return []
     each = _listed([f"{c.label} ({len(c.evaluation.members)})" for c in means])
     single = " Other columns are single trainings." if len(means) < len(columns) else ""
-    return [f"Mean over seeds: {each}; intervals here are over episodes, those over seeds stand in the table of seeds.{single}"]
+    return [f"Mean over seeds: {each}; intervals here are over episodes; the table of seeds has those over seeds.{single}"]
 
 
 def _differing(title: str, values: Mapping[str, str]) -> list[str]:
-    """`Image size: 128 px for A and B, 224 px for C.`; nothing where all are equal."""
+    """Return `Image size differs: 128 px for A and B; 224 px for C.`, or nothing if all are equal."""
     labels: dict[str, list[str]] = {}
     for label, value in values.items():
         labels.setdefault(value, []).append(label)

@@ -22,9 +22,9 @@ Finished = TypeVar("Finished", Tuned, Segmented)
 
 @dataclass(frozen=True)
 class Result:
-    """One dataset of one evaluation; `domain` is ID or OOD, accuracies are shares, `protocol` names how episodes were drawn.
+    """One dataset of an evaluation; `domain` is ID or OOD, accuracies are fractions, `protocol` names how episodes were drawn.
 
-    `list_hash` is equal for equal lists of episodes, empty if not recorded; `search` says on what a learning rate was chosen.
+    `list_hash` is equal for equal lists of episodes, empty if unknown; `search` names the data a learning rate was chosen on.
     """
 
     dataset: str
@@ -40,7 +40,11 @@ class Result:
 
 @dataclass
 class EvaluationResult:
-    """One adaptation of one run: the folder `eval/<adapt>-<protocol>`; `members` are those it is the mean of (one for each seed)."""
+    """The evaluation of a run with one adaptation, in `eval/<adapt>-<protocol>`.
+
+    `accuracies` maps a dataset to [E, 2], episode number and accuracy; `settings` and `drawn` are those of `EvalResults`. For a mean over
+    seeds, `members` are the evaluations of the seeds.
+    """
 
     run: Run
     adapt: str
@@ -57,24 +61,24 @@ class EvaluationResult:
         return {result.dataset: result for result in self.results}
 
     def extra(self, *keys: str) -> dict[str, np.ndarray]:
-        """Those of the per-episode columns `keys` that `results.h5` has, over all datasets, [E] each; empty where it cannot be read."""
+        """Return the columns `keys` of results.h5, [E] over all datasets; missing ones are omitted, and all if it cannot be read."""
         from smatcli.safe import hdf5 as safe_hdf5
 
-        found: dict[str, list[np.ndarray]] = {}
+        columns: dict[str, list[np.ndarray]] = {}
         try:
             with safe_hdf5.opened(self.folder / RESULTS) as file:
                 for _, group in safe_hdf5.groups(file):
                     for key in keys:
                         if key in group:
-                            found.setdefault(key, []).append(np.asarray(safe_hdf5.array(group, key), np.float64).reshape(-1))
+                            columns.setdefault(key, []).append(np.asarray(safe_hdf5.array(group, key), np.float64).reshape(-1))
         except safe_hdf5.WRONG:
             return {}
-        return {key: np.concatenate(parts) for key, parts in found.items()}
+        return {key: np.concatenate(parts) for key, parts in columns.items()}
 
 
 @dataclass
 class Frame:
-    """Everything below the given folders; `lines` tell the user what was left out and why, `skipped` counts damaged or double results."""
+    """All results below some folders; `lines` name what was skipped and why, `skipped` counts invalid and duplicate results."""
 
     runs: list[Run]
     evaluations: list[EvaluationResult]
@@ -84,15 +88,15 @@ class Frame:
     segmented: list[Segmented] = field(default_factory=list)
 
     def skip(self, line: str) -> None:
-        """Leave a result out, by name."""
+        """Count a skipped result, with a line that names it."""
         self.lines.append(line)
         self.skipped += 1
 
 
 def read(roots: Sequence[Path]) -> Frame:
-    """All results below `roots`, each once, in path order; what is damaged, foreign, unfinished or a copy is left out and named.
+    """Read all results below `roots`, each once, in path order; invalid, unfinished and copied results are skipped and named.
 
-    Raises `UserError` for a path that does not exist, and when nothing is left to report.
+    Raises `UserError` for a path that does not exist, and if there are no results.
     """
     frame, seen = Frame([], [], []), set()
     for root in roots:
@@ -148,14 +152,14 @@ def _add(path: Path, frame: Frame) -> None:
 
 def _add_finished(run: Run, results: list[Finished], reader: Callable[[Run], Finished | None], frame: Frame) -> None:
     try:
-        found = reader(run)
+        result = reader(run)
     except UserError as error:
         frame.skip(skipped(run.path, error))
         return
-    if found is None:
+    if result is None:
         frame.lines.append(f"{run.path}: not finished yet (smat {run.kind} --resume)")
     else:
-        results.append(found)
+        results.append(result)
 
 
 def _evaluations(run: Run, frame: Frame) -> Iterator[EvaluationResult]:
@@ -174,16 +178,16 @@ def _result(row: SummaryRow) -> Result:
 
 
 def _drop_copies(frame: Frame) -> None:
-    """Leave out evaluations of the same weights on the same episodes with the same results: a run that was copied counts once."""
+    """Drop evaluations of the same weights on the same episodes with the same results, so that a copied run counts once."""
     first: dict[str, EvaluationResult] = {}
     kept = []
     for evaluation in frame.evaluations:
         if evaluation.settings.get("weights"):
             numbers = [(r.dataset, r.protocol, r.episodes, r.estimate.mean) for r in evaluation.results]
             key = json.dumps([evaluation.adapt, evaluation.settings, evaluation.drawn, numbers], sort_keys=True, default=str)
-            known = first.setdefault(key, evaluation)
-            if known is not evaluation:
-                frame.skip(f"{evaluation.folder}: skipped, the same results as {known.folder}")
+            original = first.setdefault(key, evaluation)
+            if original is not evaluation:
+                frame.skip(f"{evaluation.folder}: skipped, the same results as {original.folder}")
                 continue
         kept.append(evaluation)
     frame.evaluations = kept

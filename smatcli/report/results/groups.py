@@ -1,4 +1,4 @@
-"""Orders evaluations into groups whose numbers may stand side by side: same protocol, same number of episodes."""
+"""Group evaluations whose numbers can be compared: same protocol, same number of episodes."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ DOMAINS = {"ID": "In-domain", "OOD": "Out-of-domain"}
 
 @dataclass(frozen=True)
 class Key:
-    """One row of a table: a dataset, and the split of its classes that episodes were drawn from (empty if the protocol names none)."""
+    """A row of a table: a dataset, and the split of its classes that episodes were drawn from (empty if the protocol has no split)."""
 
     domain: str
     dataset: str
@@ -30,7 +30,7 @@ class Key:
 
 @dataclass
 class Column:
-    """One evaluation within a group."""
+    """An evaluation within a group."""
 
     label: str
     evaluation: EvaluationResult
@@ -38,11 +38,11 @@ class Column:
 
     @property
     def family(self) -> str:
-        """The block of Table 1 that the adaptation belongs to."""
+        """The block of Table 1 with this kind of adaptation."""
         return ADAPT_FAMILIES.get(self.evaluation.adapt.split("-")[0], GRADIENT_BASED)
 
     def average(self, keys: Sequence[Key]) -> Estimate:
-        """Average over `keys`, unknown unless each is there: averages over different datasets cannot be compared."""
+        """Average over `keys`; unknown if one is missing, because averages over different datasets cannot be compared."""
         return average([self.estimates[key] for key in keys]) if all(key in self.estimates for key in keys) else average([])
 
 
@@ -61,34 +61,34 @@ class ResultGroup:
 
     @property
     def about(self) -> str:
-        """What a caption says of the episodes."""
-        return f"{self.episodes} episodes a dataset, protocol {self.protocol}"
+        """The episodes, for a caption."""
+        return f"{self.episodes} episodes per dataset, protocol {self.protocol}"
 
     @property
     def brief(self) -> str:
-        """What a heading says of the episodes."""
+        """The episodes, for a heading."""
         return f"{self.protocol}, {self.episodes} episodes"
 
     @property
     def tag(self) -> str:
-        """A name for files, such as 5w5s10q-200."""
+        """The name in files, such as 5w5s10q-200."""
         return f"{self.protocol}-{self.episodes}"
 
     def keys(self, domain: str, columns: Sequence[Column] | None = None) -> list[Key]:
-        """Rows of a domain, in the order in which evaluations first name them."""
-        found = {key: None for c in (self.columns if columns is None else columns) for key in c.estimates if key.domain == domain}
-        return list(found)
+        """Return the rows of a domain, in order of appearance."""
+        keys = {key: None for c in (self.columns if columns is None else columns) for key in c.estimates if key.domain == domain}
+        return list(keys)
 
     def row_label(self, key: Key) -> str:
-        """The dataset's name, with the split where the group holds two splits of it."""
+        """Return the dataset's name, with its split if the group has several."""
         splits = {k.split for c in self.everything for k in c.estimates if k.dataset == key.dataset}
         return f"{key.dataset} ({key.split})" if len(splits) > 1 and key.split else key.dataset
 
 
 def make_groups(frame: Frame, names: Mapping[str, str]) -> list[ResultGroup]:
-    """Groups by (protocol, episodes), the largest first. `names` maps a run's name to its column label.
+    """Return groups by protocol and number of episodes, the largest first. `names` maps a run's name to its column label.
 
-    Raises `UserError` for a name that belongs to no run.
+    Raises `UserError` for a name that matches no run.
     """
     groups = []
     points = sweep_points(frame)
@@ -114,7 +114,7 @@ def make_groups(frame: Frame, names: Mapping[str, str]) -> list[ResultGroup]:
 
 
 def sweep_points(frame: Frame) -> set[Path]:
-    """Evaluated runs in a sweep of two points or more; a lone point is an ordinary run."""
+    """Return the evaluated runs of sweeps with several evaluated points; a single point is an ordinary run."""
     paths = {evaluation.run.path for evaluation in frame.evaluations if evaluation.run.sweep is not None}
     sizes = Counter(path.parent for path in paths)
     return {path for path in paths if sizes[path.parent] > 1}
@@ -128,19 +128,19 @@ def _order(column: Column) -> tuple[object, ...]:
 
 
 def _chosen_names(runs: Sequence[Run], names: Mapping[str, str]) -> dict[str, str]:
-    known = {key: run.name for run in runs for key in (run.path.name, str(run.path), run.name)}
+    names_of = {key: run.name for run in runs for key in (run.path.name, str(run.path), run.name)}
     chosen = {}
     for key, label in names.items():
-        text = f"{key}={label}"  # a sweep's point has "=" in its name, and so may a label: the longest name that fits is meant
-        fitting = max((name for name in known if text.startswith(f"{name}=")), key=len, default=None)
+        text = f"{key}={label}"  # names of sweep points and labels may contain "=": use the longest name that matches
+        fitting = max((name for name in names_of if text.startswith(f"{name}=")), key=len, default=None)
         if fitting is None:
-            raise UserError(f"--names {key}: no such run in this report{nearest(key, list(known))}")
-        chosen[known[fitting]] = text[len(fitting) + 1 :]
+            raise UserError(f"--names {key}: no such run in this report{nearest(key, list(names_of))}")
+        chosen[names_of[fitting]] = text[len(fitting) + 1 :]
     return chosen
 
 
 def _method_label(method: str) -> str:
-    """The heading of a method's columns; a plugin's says its own."""
+    """Return the heading of a method's columns; a plugin defines its own."""
     if method in METHOD_LABELS or method not in plugins.names("methods"):
         return METHOD_LABELS.get(method, method)
     plugin = plugins.loaded("methods").get(method)
@@ -148,7 +148,7 @@ def _method_label(method: str) -> str:
 
 
 def _label(group: ResultGroup, chosen: Mapping[str, str]) -> None:
-    """The method's name where one run has it, else the run's; ` + adaptation` unless it is proto; unique within the group."""
+    """Label columns by method, or by run if several runs share it; ` + adaptation` unless it is proto; unique within the group."""
     runs_of: dict[str, set[str]] = {}
     for column in group.columns:
         runs_of.setdefault(column.evaluation.run.method, set()).add(column.evaluation.run.name)

@@ -1,4 +1,4 @@
-"""What the rows of tuning and segmentation tables are called: one label for runs that differ in their seed and dataset alone."""
+"""Labels of rows in tuning and segmentation tables: runs that differ only in seed and dataset share a label."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,17 +8,17 @@ from typing import Protocol, TypeVar
 from smatcli.report.results.runs import Run
 from smatcli.safe.tree import differing_values, flatten
 
-# The order of rows: as in MLAE's Table 1, what is trained whole or not at all first.
+# The order of rows, as in MLAE's Table 1: full and linear first.
 ORDER = ("full", "linear", "bias", "vpt-shallow", "vpt-deep", "gapt", "adapter", "adaptformer", "ssf", "lora", "mlae", "pmoe")
-# What may differ between the runs of one row: where and how they ran; seeds are averaged and datasets are columns.
+# Settings that may differ within a row; seeds are averaged and datasets are columns.
 FREE = frozenset(
     {"run", "seed", "device", "threads", "precision", "deterministic", "data.root", "data.dataset", "tune.memory", "tune.merged"}
 )
-LONGEST = 40  # letters of a value in a label
+LONGEST = 40  # characters of a value in a label
 
 
 class Labelled(Protocol):
-    """A finished run with its row's label, its dataset (column), its tuner and its seed."""
+    """A finished run: label of its row, dataset (its column), tuner and seed."""
 
     @property
     def run(self) -> Run: ...
@@ -36,58 +36,58 @@ Item = TypeVar("Item", bound=Labelled)
 
 
 def unique_labels(items: Sequence[Item], lines: list[str]) -> list[Item]:
-    """The items in the order of their rows, with labels that differ where the recipes of one dataset do.
+    """Return the items in the order of their rows, with different labels for different recipes on a dataset.
 
-    A second run of a row on the same dataset with the same seed is left out, and named in `lines`: it would count a seed twice.
+    A second run of a row with the same dataset and seed is skipped and named in `lines`, because it would count a seed twice.
     """
     families: dict[tuple[str, str], set[str]] = {}
-    for one in items:
-        families.setdefault((one.label, one.dataset), set()).add(_settings(one.run))
-    told: dict[str, list[str]] = {}
+    for item in items:
+        families.setdefault((item.label, item.dataset), set()).add(_settings(item.run))
+    differing: dict[str, list[str]] = {}
     for (label, _), found in families.items():
         keys = differing_values([json.loads(text) for text in sorted(found)], missing=None)
-        told.setdefault(label, []).extend(key for key in keys if key not in told.get(label, ()))
+        differing.setdefault(label, []).extend(key for key in keys if key not in differing.get(label, ()))
     kept: list[Item] = []
     first: dict[tuple[str, str, int], Item] = {}
-    for one in items:
-        mine = replace(one, label=_named(one, told[one.label]))  # type: ignore[type-var]
-        known = first.setdefault((mine.label, mine.dataset, mine.seed), mine)
-        if known is mine:
+    for item in items:
+        mine = replace(item, label=_named(item, differing[item.label]))  # type: ignore[type-var]
+        earlier = first.setdefault((mine.label, mine.dataset, mine.seed), mine)
+        if earlier is mine:
             kept.append(mine)
         else:
-            lines.append(f"{one.run.path}: skipped, the settings and the seed of {known.run.path}")
-    return sorted(kept, key=lambda one: (ORDER.index(one.tuner) if one.tuner in ORDER else len(ORDER), one.label))
+            lines.append(f"{item.run.path}: skipped, the settings and the seed of {earlier.run.path}")
+    return sorted(kept, key=lambda item: (ORDER.index(item.tuner) if item.tuner in ORDER else len(ORDER), item.label))
 
 
 def renamed(items: Sequence[Item], names: Mapping[str, str]) -> tuple[list[Item], dict[str, str]]:
-    """The items with the labels of `--names` (a run's folder, or a row's label), and the names that fit none of them.
+    """Return the items with the labels of `--names` (by run or row label), and the names that match no item.
 
-    A run's name stands for its whole row.
+    The name of a run applies to its whole row.
     """
     chosen, rest = {}, {}
     for key, text in names.items():
-        whole = f"{key}={text}"  # a row's label may hold "=" itself: the longest name that fits is meant
-        known = {name: one.label for one in items for name in (one.run.path.name, str(one.run.path), one.label)}
-        fitting = max((name for name in known if whole.startswith(f"{name}=")), key=len, default=None)
+        whole = f"{key}={text}"  # labels of rows may contain "=": use the longest name that matches
+        labels = {name: item.label for item in items for name in (item.run.path.name, str(item.run.path), item.label)}
+        fitting = max((name for name in labels if whole.startswith(f"{name}=")), key=len, default=None)
         if fitting is None:
             rest[key] = text
         else:
-            chosen[known[fitting]] = whole[len(fitting) + 1 :]
-    return [replace(one, label=chosen.get(one.label, one.label)) for one in items], rest  # type: ignore[type-var]
+            chosen[labels[fitting]] = whole[len(fitting) + 1 :]
+    return [replace(item, label=chosen.get(item.label, item.label)) for item in items], rest  # type: ignore[type-var]
 
 
 def _settings(run: Run) -> str:
     return json.dumps({k: v for k, v in flatten(run.recipe).items() if k not in FREE}, sort_keys=True, default=str)
 
 
-def _named(one: Labelled, keys: Sequence[str]) -> str:
-    values = flatten(one.run.recipe)
+def _named(item: Labelled, keys: Sequence[str]) -> str:
+    values = flatten(item.run.recipe)
     words = []
     for key in keys:
         short = key.rpartition(".")[2]
         name = short if [k.rpartition(".")[2] for k in keys].count(short) == 1 else key
         value = values.get(key)
         text = f"{value:g}" if isinstance(value, float) else str(value)
-        if f"{name}={text}" not in one.label.split(" "):
+        if f"{name}={text}" not in item.label.split(" "):
             words.append(f"{name}={text if len(text) <= LONGEST else '...' + text[-LONGEST:]}")
-    return " ".join([one.label, *words])
+    return " ".join([item.label, *words])

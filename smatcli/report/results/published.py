@@ -1,4 +1,4 @@
-"""Numbers of papers, from `published/*.csv`: shown beside ours, marked, and never averaged, ranked or tested with them."""
+"""Published numbers, from `published/*.csv`: shown beside ours and marked, but never averaged, ranked or tested with them."""
 
 import csv
 import math
@@ -17,9 +17,9 @@ COLUMNS = ("table", "label", "method", "adapt", "dataset", "domain", "mean", "ha
 
 @dataclass(frozen=True)
 class Published:
-    """One column of a paper's table: accuracies (shares) by dataset, and where they stand.
+    """A column of a paper's table: accuracies (fractions) by dataset, and their source.
 
-    `method` and `adapt` are ours where the column is the same method in our names, else empty.
+    `method` and `adapt` are our names of the same method, else empty.
     """
 
     paper: str
@@ -32,27 +32,28 @@ class Published:
 
     @property
     def heading(self) -> str:
-        """The column's head."""
+        """The heading of the column."""
         return f"{self.label} [{self.paper}]"
 
     @property
     def note(self) -> str:
-        """The footnote of a table that shows it."""
-        return f"[{self.paper}]: published, not measured here; {self.table}; {self.source}. Its episodes, images and training are its own."
+        """The footnote of a table with this column."""
+        source = f"{self.table}; {self.source}"
+        return f"[{self.paper}]: published, not measured here; {source}. Its episodes, images and training differ from ours."
 
     def average(self, datasets: Sequence[str]) -> Estimate:
-        """Average over `datasets`; unknown unless the paper has each."""
+        """Average over `datasets`; unknown if the paper lacks one."""
         return average([self.estimates.get(name, UNKNOWN) for name in datasets])
 
 
 def papers() -> list[str]:
-    """Names that `--published` knows."""
+    """Return the names that `--published` accepts."""
     return sorted(path.stem for path in FOLDER.glob("*.csv"))
 
 
 def choose(wanted: Sequence[str]) -> tuple[list[Published], list[str]]:
-    """The columns of `PAPER`, `PAPER:LABEL` or `FILE.csv`, and lines on what is missing. UserError with the nearest name."""
-    found: list[Published] = []
+    """Return the columns of `PAPER`, `PAPER:LABEL` or `FILE.csv`, and lines on missing numbers; UserError with the nearest name."""
+    selected: list[Published] = []
     lines: list[str] = []
     for text in wanted:
         paper, _, label = text.partition(":")
@@ -65,16 +66,16 @@ def choose(wanted: Sequence[str]) -> tuple[list[Published], list[str]]:
         if not columns:
             lines.append(f"--published {paper}: no numbers in {path.name} yet. {' '.join(remarks)}")
         elif not chosen:
-            known = [c.label for c in columns]
-            raise UserError(f"--published {text}: {path.name} has no column {label!r}; it has {', '.join(known)}{nearest(label, known)}")
-        found += [c for c in chosen if c not in found]
-    return found, lines
+            labels = [c.label for c in columns]
+            raise UserError(f"--published {text}: {path.name} has no column {label!r}; it has {', '.join(labels)}{nearest(label, labels)}")
+        selected += [c for c in chosen if c not in selected]
+    return selected, lines
 
 
 def read_published(path: Path) -> tuple[list[Published], list[str]]:
-    """The columns of a CSV of published numbers (percent; lines that begin with # are remarks), and its remarks.
+    """Read the columns of a CSV of published numbers (percent; lines that start with # are remarks), and its remarks.
 
-    Raises `UserError`, with the line, for a number that is none, an accuracy outside [0, 100], or a row without a source.
+    Raises `UserError`, with the line, for an invalid number, an accuracy outside [0, 100], or a row without a source.
     """
     refuse_special(path)
     try:
@@ -85,26 +86,26 @@ def read_published(path: Path) -> tuple[list[Published], list[str]]:
     reader = csv.DictReader(line for line in lines if not line.startswith("#"))
     missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
     if missing:
-        raise UserError(f"{path}: is no list of published numbers; it lacks the columns {', '.join(missing)}")
-    found: dict[tuple[str, str], Published] = {}
+        raise UserError(f"{path}: is not a list of published numbers; it lacks the columns {', '.join(missing)}")
+    by_label: dict[tuple[str, str], Published] = {}
     for number, row in enumerate(reader, len(remarks) + 2):
         where = f"{path} line {number}"
         if not (row["source"] and row["table"] and row["label"] and row["dataset"]):
             raise UserError(f"{where}: each number needs table, label, dataset and source")
         place = (row["table"], row["label"])
         column = Published(path.stem, row["table"], row["label"], row["source"], row["method"] or "", row["adapt"] or "")
-        estimates = found.setdefault(place, column).estimates
+        estimates = by_label.setdefault(place, column).estimates
         if row["dataset"] in estimates:
             raise UserError(f"{where}: {row['label']} has {row['dataset']} twice")
         estimates[row["dataset"]] = Estimate(_share(where, row["mean"]), _share(where, row["half_width"] or "nan"))
-    return list(found.values()), remarks
+    return list(by_label.values()), remarks
 
 
 def _share(where: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise UserError(f"{where}: {text!r} is no number in percent") from None
+        raise UserError(f"{where}: {text!r} is not a number in percent") from None
     if math.isfinite(value) and not 0 <= value <= 100:
-        raise UserError(f"{where}: {text} is no accuracy in percent")
+        raise UserError(f"{where}: {text} is not an accuracy in percent")
     return value / 100

@@ -1,4 +1,4 @@
-"""Finds run directories and reads what a run says of itself: `recipe.yaml` and the validations in `metrics.jsonl`."""
+"""Find run directories, and read their recipes and the validations in their `metrics.jsonl`."""
 
 import math
 import os
@@ -10,14 +10,14 @@ from typing import Any
 from smatcli.errors import UserError
 from smatcli.safe.text import parse_json, read_object, yaml_value
 
-# Keys of a validation record, the best first: zeros under the gate of inference, expected zeros.
+# Keys of a validation record in order of preference: zeros under the gate of inference, expected zeros.
 SPARSITY = ("sparsity_inference", "sparsity", "sparsity_expected")
 SKIPPED_FOLDERS = {"checkpoints", "__pycache__"}
 
 
 @dataclass
 class Run:
-    """A run directory. `name` is the shortest tail of its path that no other run of the report shares."""
+    """A run directory. `name` is the shortest end of its path that is unique in the report."""
 
     path: Path
     kind: str = ""
@@ -38,7 +38,7 @@ class Run:
 
     @property
     def backbone(self) -> str:
-        """timm's name of the vision transformer, empty if the recipe does not say."""
+        """timm's name of the vision transformer, empty if unknown."""
         return str(section(self.recipe, "backbone").get("name", ""))
 
     @property
@@ -48,27 +48,27 @@ class Run:
 
     @property
     def sweep(self) -> Path | None:
-        """The sweep's folder, if this run is a point of a sweep (`.../tau=0.7`)."""
+        """The folder of the sweep, if this run is a point of one (`.../tau=0.7`)."""
         return self.path.parent if "=" in self.path.name else None
 
     @property
     def coordinates(self) -> dict[str, str]:
-        """A sweep's point `tau=0.7,experts=8` as {tau: 0.7, experts: 8}; empty for other runs."""
+        """Coordinates of a sweep point: {tau: 0.7, experts: 8} for `tau=0.7,experts=8`; empty for other runs."""
         parts = (part.partition("=") for part in self.path.name.split(",") if "=" in part)
         return {key: value for key, _, value in parts}
 
     @property
     def sparsity(self) -> float | None:
-        """Share of zeros in the experts at the checkpoint that is evaluated, with the gate of inference, as its validation logged it."""
+        """Fraction of zeros in the experts at the evaluated checkpoint, under the gate of inference, as logged by its validation."""
         state = read_object(self.path / "checkpoints" / "best" / "state.json") or {}
         best = whole(_dict(state.get("state")).get("step"))
-        found = [r for r in self.valid if best is None or r["step"] == best]
-        logged = [number(found[-1].get(key)) for key in SPARSITY] if found else []
+        records = [r for r in self.valid if best is None or r["step"] == best]
+        logged = [number(records[-1].get(key)) for key in SPARSITY] if records else []
         return next((value for value in logged if value is not None), None)
 
 
 def run_folders(root: Path) -> Iterator[Path]:
-    """Run directories at or below `root`, sorted; a run directory is not searched further."""
+    """Yield the run directories at or below `root`, sorted; folders inside a run are not searched."""
     if (root / "recipe.yaml").is_file() or (root / "eval").is_dir():
         yield root
         return
@@ -79,7 +79,7 @@ def run_folders(root: Path) -> Iterator[Path]:
 
 
 def read_run(path: Path) -> Run:
-    """The run at `path`, from its recipe and its log; both may be missing. Raises `UserError` for a recipe that is not YAML."""
+    """Read a run from its recipe and log; both may be missing. Raises `UserError` for a recipe that is not YAML."""
     recipe = _recipe(path / "recipe.yaml")
     method = _dict(recipe.get("method"))
     run = Run(path, str(recipe.get("kind", "")), str(method.get("name", "")), experts=whole(method.get("experts")), recipe=recipe)
@@ -91,7 +91,7 @@ def read_run(path: Path) -> Run:
 
 
 def _validations(path: Path) -> Iterator[dict[str, Any]]:
-    """The validation records of a `metrics.jsonl`; a half-written line is left out."""
+    """Yield the validation records of a `metrics.jsonl`; incomplete lines are skipped."""
     for line in _text(path).splitlines():
         if '"valid"' in line:
             try:
@@ -106,9 +106,9 @@ def _recipe(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        return _dict(yaml_value(yaml.SafeLoader(_text(path)), frozenset({"timestamp"})))  # libyaml ends the process on a deep one
+        return _dict(yaml_value(yaml.SafeLoader(_text(path)), frozenset({"timestamp"})))  # libyaml crashes on deep nesting
     except (yaml.YAMLError, ValueError):
-        raise UserError(f"{path}: not YAML any more; restore it, or leave this run out of the report") from None
+        raise UserError(f"{path}: not valid YAML; restore it, or exclude this run from the report") from None
 
 
 def _text(path: Path) -> str:
@@ -120,30 +120,30 @@ def _dict(value: Any) -> dict[str, Any]:
 
 
 def section(recipe: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    """The part of a recipe below `keys`; empty where there is none."""
-    found: Any = recipe
+    """Return the part of a recipe below `keys`; empty if it is missing."""
+    part: Any = recipe
     for key in keys:
-        found = _dict(found).get(key)
-    return _dict(found)
+        part = _dict(part).get(key)
+    return _dict(part)
 
 
 def number(value: Any) -> float | None:
-    """`value` as a finite float, else None."""
+    """Return `value` as a finite float, or None."""
     try:
-        found = float(value)
+        result = float(value)
     except (TypeError, ValueError):
         return None
-    return found if math.isfinite(found) else None
+    return result if math.isfinite(result) else None
 
 
 def whole(value: Any) -> int | None:
-    """`value` as an int, else None."""
+    """Return `value` as an int, or None."""
     found = number(value)
     return None if found is None else int(found)
 
 
 def shortest_names(paths: Sequence[Path]) -> list[str]:
-    """For each path the shortest tail that is its own among `paths`; a sweep's point keeps its sweep's name."""
+    """Return the shortest unique end of each path; sweep points include the name of their sweep."""
     parts = [path.resolve().parts for path in paths]
     names = []
     for own in parts:

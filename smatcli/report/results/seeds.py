@@ -1,4 +1,4 @@
-"""Trainings that differ in nothing but their seed become one column: the mean over seeds, with intervals over episodes and over seeds."""
+"""Average trainings that differ only in their seed into one column, with intervals over episodes and over seeds."""
 
 import json
 import re
@@ -12,26 +12,26 @@ from smatcli.report.results.frame import EvaluationResult, Frame, Result
 from smatcli.report.results.runs import Run
 from smatcli.runs.statistics import Estimate, average, interval
 
-# What may differ between the seeds of one training: where it ran, and what it was evaluated with.
+# Settings that may differ between seeds of one training: where it ran, and how it was evaluated.
 _FREE = ("run", "seed", "device", "threads", "precision", "eval", "adapt")
 
 
 def merge_seeds(frame: Frame) -> Frame:
-    """The frame with one evaluation in place of those of several seeds; `members` keeps them. Single trainings stay as they are."""
+    """Return the frame with the evaluations of several seeds replaced by their mean, which keeps them as `members`."""
     families: dict[str, list[EvaluationResult]] = {}
     for evaluation in frame.evaluations:
         families.setdefault(_family(evaluation), []).append(evaluation)
     merged: dict[str, EvaluationResult] = {}
     taken = {run.name for run in frame.runs}
-    made: dict[tuple[Path, ...], Run] = {}
+    joint_runs: dict[tuple[Path, ...], Run] = {}
     for key, members in families.items():
         if len({m.run.seed for m in members}) == len(members) > 1:
             paths = tuple(m.run.path for m in members)
-            if paths not in made:
-                made[paths] = _joined_run([m.run for m in members], taken)
-                seeds = ", ".join(str(s) for s in made[paths].seeds)
-                frame.lines.append(f"{made[paths].name}: mean over the seeds {seeds} ({', '.join(m.run.name for m in members)})")
-            merged[key] = join(members, made[paths])
+            if paths not in joint_runs:
+                joint_runs[paths] = _joined_run([m.run for m in members], taken)
+                seeds = ", ".join(str(s) for s in joint_runs[paths].seeds)
+                frame.lines.append(f"{joint_runs[paths].name}: mean over the seeds {seeds} ({', '.join(m.run.name for m in members)})")
+            merged[key] = join(members, joint_runs[paths])
     kept, done = [], set()
     for evaluation in frame.evaluations:
         key = _family(evaluation)
@@ -44,7 +44,7 @@ def merge_seeds(frame: Frame) -> Frame:
 
 
 def _family(evaluation: EvaluationResult) -> str:
-    """Equal for evaluations of trainings that differ in their seed alone; unequal for runs whose recipe is not known."""
+    """Return a key that is equal for trainings that differ only in their seed, and unique for runs without a recipe."""
     run = evaluation.run
     if run.seed is None:
         return f"{run.path}/{evaluation.folder.name}/{evaluation.adapt}"
@@ -55,7 +55,7 @@ def _family(evaluation: EvaluationResult) -> str:
 
 
 def _sweep(run: Run) -> str:
-    """The sweep and the coordinates of a point, the seed aside."""
+    """Return the sweep and the coordinates of a point, without the seed."""
     others = sorted((k, v) for k, v in run.coordinates.items() if k != "seed")
     return f"{run.sweep}: {others}" if others else ""
 
@@ -76,13 +76,13 @@ def _joined_run(runs: Sequence[Run], taken: set[str]) -> Run:
 
 
 def _common_start(names: Sequence[str]) -> str:
-    """The characters with which all names begin."""
+    """Return the common prefix of names."""
     length = next((i for i, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), min(map(len, names)))
     return names[0][:length]
 
 
 def join(members: Sequence[EvaluationResult], run: Run) -> EvaluationResult:
-    """The mean over `members`, episode by episode where all recorded the same ones; its intervals are those over episodes."""
+    """Average `members`, episode by episode where all have the same episodes; intervals are over episodes."""
     first = members[0]
     tables = [member.accuracies for member in members]
     accuracies = {}
@@ -97,17 +97,17 @@ def join(members: Sequence[EvaluationResult], run: Run) -> EvaluationResult:
 def _mean(result: Result, members: Sequence[EvaluationResult], recorded: np.ndarray | None) -> Result:
     each = [r for m in members for r in m.results if (r.dataset, r.protocol) == (result.dataset, result.protocol)]
     searches = sorted({r.search for r in each})
-    found = average([r.estimate for r in each]) if recorded is None else interval(recorded[:, 1])
+    estimate = average([r.estimate for r in each]) if recorded is None else interval(recorded[:, 1])
     seconds = sum(r.seconds for r in each) / len(each)
-    return replace(result, estimate=found, seconds=seconds, lr=None, search="+".join(filter(None, searches)))
+    return replace(result, estimate=estimate, seconds=seconds, lr=None, search="+".join(filter(None, searches)))
 
 
 def seed_means(evaluation: EvaluationResult, datasets: Sequence[tuple[str, str]]) -> list[float]:
-    """For each seed the mean over (dataset, domain) pairs of its accuracies; empty if one is missing."""
-    found = []
+    """Return the mean accuracy of each seed over (dataset, domain) pairs; empty if one is missing."""
+    means = []
     for member in evaluation.members:
         own: list[Estimate] = [r.estimate for r in member.results if (r.dataset, r.domain) in datasets]
         if len(own) != len(datasets):
             return []
-        found.append(average(own).mean)
-    return found
+        means.append(average(own).mean)
+    return means

@@ -1,4 +1,4 @@
-"""Results of segmentation runs, `RUN/segment/`, as `smat segment` wrote them."""
+"""Results of segmentation runs, `RUN/segment/fold<k>.json`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +13,9 @@ SCALES = ("single", "multi")
 
 @dataclass(frozen=True)
 class Segmented:
-    """The measures (shares) of one run of smat segment: by fold and scale (`single`, `multi`), each with `miou`, `dice`, `accuracy`.
+    """Measures (fractions) of a run of smat segment, by fold and scale (`single`, `multi`): `miou`, `dice`, `accuracy`.
 
-    `parameters` are those that were trained, by group (tuner, backbone, head); `label` is what its row is called.
+    `parameters` counts the trained ones by group (tuner, backbone, head); `label` is the label of its row.
     """
 
     run: Run
@@ -31,18 +31,18 @@ class Segmented:
 
     @property
     def seed(self) -> int:
-        """The seed; it also draws the parts of a set without a published split."""
+        """The seed; it also draws the splits of a dataset without a published split."""
         return self.run.seed or 0
 
     @property
     def dataset(self) -> str:
-        """The set's folder, or the name of its layout where it has none."""
+        """The folder of the dataset, or the name of its layout."""
         data = section(self.run.recipe, "data")
         return Path(str(data.get("root") or "")).name or str(data.get("layout", "?"))
 
     @property
     def conditions(self) -> str:
-        """What must be equal for numbers to stand in one table: the set, how it was split and tested, and the image size."""
+        """Settings that are equal within a table: the dataset, how it was split and tested, and the image size."""
         data, found = section(self.run.recipe, "data"), section(self.run.recipe, "segment").get("folds", 0)
         size = section(self.run.recipe, "eval").get("size", "mask")
         return repr((sorted((k, repr(v)) for k, v in data.items()), found, size, self.run.image_size if size == "image" else None))

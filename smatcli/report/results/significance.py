@@ -1,4 +1,4 @@
-"""Is a difference between two columns on the same episodes chance? Paired bootstrap and Wilcoxon's signed-rank test."""
+"""Significance of differences on the same episodes: paired bootstrap and Wilcoxon's signed-rank test."""
 
 import math
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 RESAMPLES = 4000
-_BLOCK = 1000  # resamples at a time: 600 episodes of them are 5 MB
-FEW = 13  # differences that are tested over all signs
+_BLOCK = 1000  # resamples at a time, 5 MB for 600 episodes
+FEW = 13  # differences up to which all signs are enumerated
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`low`, `high`: 95 % percentile interval of the mean difference (shares); two-sided p of the bootstrap and of Wilcoxon's test."""
+    """`low`, `high`: 95 % percentile interval of the mean difference (fractions); two-sided p of the bootstrap and of Wilcoxon's test."""
 
     low: float
     high: float
@@ -22,7 +22,7 @@ class Outcome:
 
 
 def resampled_means(values: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Means [R, C] of `values` [C, E] over episodes drawn with replacement; each resample draws the same episodes for every row."""
+    """Return the means [R, C] of `values` [C, E] over episodes drawn with replacement, the same episodes for every row."""
     episodes, rng = values.shape[1], np.random.default_rng(seed)
     columns = np.ascontiguousarray(values.T, dtype=np.float64)
     means = []
@@ -35,10 +35,10 @@ def resampled_means(values: np.ndarray, resamples: int = RESAMPLES, seed: int = 
 
 
 def outcomes(differences: Sequence[Sequence[np.ndarray]], means: Sequence[np.ndarray]) -> list[Outcome]:
-    """The outcome of C comparisons over D datasets: `differences[d][c]` [E_d] episode by episode, `means[d]` [R, C] of their resamples.
+    """Test C comparisons over D datasets: `differences[d][c]` [E_d] per episode, `means[d]` [R, C] of their resamples.
 
-    The statistic is the mean over datasets of the mean differences; the bootstrap draws episodes within each dataset, which are fixed
-    (Efron & Tibshirani 1993). Its p is twice the smaller share of resamples on one side of 0, at least 1 / R. Wilcoxon's test pools the
+    The statistic is the mean over datasets of the mean differences. The bootstrap draws episodes within each dataset; datasets are fixed
+    (Efron & Tibshirani 1993). Its p is twice the smaller fraction of resamples on one side of 0, at least 1 / R. Wilcoxon's test pools the
     episodes of all datasets.
     """
     drawn = np.mean(means, axis=0)
@@ -49,8 +49,8 @@ def outcomes(differences: Sequence[Sequence[np.ndarray]], means: Sequence[np.nda
 
 
 def wilcoxon(differences: np.ndarray) -> float:
-    """Two-sided p of the signed-rank test of `differences` [E] (shares) against a centre of 0; zeros are left out, 1 if all are."""
-    rounded = np.round(differences, 12)  # 0.8 - 0.6 and 0.4 - 0.2 are the same step, and ranked as one
+    """Return the two-sided p of the signed-rank test of `differences` [E] (fractions) around 0; zeros are dropped, 1 if all are zero."""
+    rounded = np.round(differences, 12)  # 0.8 - 0.6 and 0.4 - 0.2 are ties
     if not rounded.any():
         return 1.0
     kept = rounded[rounded != 0]
@@ -62,7 +62,7 @@ def wilcoxon(differences: np.ndarray) -> float:
 
 
 def _exact(differences: np.ndarray) -> float:
-    """The same test of few differences [n], none of them 0, over all 2^n signs; with ties scipy's own enumeration takes seconds."""
+    """Compute the test of few non-zero differences [n] over all 2^n signs; with ties, scipy's enumeration takes seconds."""
     from scipy.stats import rankdata
 
     ranks = rankdata(np.abs(differences))
@@ -72,10 +72,10 @@ def _exact(differences: np.ndarray) -> float:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """p values adjusted for their number by Holm's step-down method (1979); unknown ones stay unknown and are not counted."""
-    known = sorted((i for i, p in enumerate(values) if math.isfinite(p)), key=lambda i: values[i])
-    found, highest = list(values), 0.0
-    for place, i in enumerate(known):
-        highest = max(highest, min(1.0, (len(known) - place) * values[i]))
-        found[i] = highest
-    return found
+    """Adjust p values by Holm's step-down method (1979); unknown ones stay unknown and are not counted."""
+    order = sorted((i for i, p in enumerate(values) if math.isfinite(p)), key=lambda i: values[i])
+    adjusted, highest = list(values), 0.0
+    for place, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - place) * values[i]))
+        adjusted[i] = highest
+    return adjusted

@@ -1,4 +1,4 @@
-"""Results of tuning runs, `RUN/tune.json`, as `smat tune` wrote them."""
+"""Results of tuning runs, `RUN/tune.json`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Tuned:
-    """The test score (share) of one run of smat tune; `label` is what its row is called, `facts` the whole tune.json."""
+    """Test score (fraction) of a run of smat tune; `label` is the label of its row, `facts` the content of tune.json."""
 
     run: Run
     dataset: str
@@ -30,40 +30,40 @@ class Tuned:
 
     @property
     def metric(self) -> str:
-        """What the score is."""
+        """The metric of the score."""
         return str(self.facts.get("metric", "accuracy"))
 
     @property
     def parameters(self) -> int | None:
-        """Trained parameters without the head."""
+        """Number of trained parameters without the head."""
         return whole(section(self.facts, "parameters").get("tuner"))
 
     @property
     def images(self) -> tuple[Any, ...]:
-        """What must be equal for numbers to be compared: the split and how many images of it were trained and tested on."""
+        """What must be equal to compare scores: the split, the numbers of training and test images, and the content of the store."""
         images = section(self.facts, "images")
         return (self.facts.get("split"), self.facts.get("fitted"), images.get("test"), self.facts.get("content_hash"))
 
 
 def read_tuned(run: Run) -> Tuned | None:
-    """The result of a run of `smat tune`, None where it is not finished; UserError for a damaged one."""
+    """Read the result of a run of `smat tune`; None if it is unfinished, UserError if it is damaged."""
     path = run.path / FILE
     if not path.is_file():
         return None
     try:
         facts = read_json(path)
         if not isinstance(facts, dict) or int(facts.get("format", 0)) > FORMAT:
-            raise ValueError("it is of another version of smat")
+            raise ValueError("it was written by another version of smat")
         dataset, score = str(facts["dataset"]), number(facts["score"])
         if score is None or not 0 <= score <= 1:
-            raise ValueError(f"its score {facts['score']} is no share in [0, 1]")
+            raise ValueError(f"its score {facts['score']} is not a fraction in [0, 1]")
         return Tuned(run, dataset, label_of(facts), score, whole(facts.get("seed")) or 0, facts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read as a result of smat tune ({error}); move it away and tune again") from None
 
 
 def label_of(facts: Mapping[str, Any]) -> str:
-    """A tuner's name with those of its settings that tell variants apart."""
+    """Return the tuner's name with the settings that distinguish its variants."""
     tuner = section(facts, "tuner")
     name = str(tuner.get("name", "?"))
     words = [name]

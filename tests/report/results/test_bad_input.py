@@ -90,7 +90,7 @@ def attribute(group: str, key: str, value: object = None) -> Callable[[Path], No
         (replaced("accuracy", np.full(40, np.nan)), "not fractions"),
         (replaced("accuracy", np.full(39, 0.5)), "different lengths"),
         (replaced("accuracy", np.zeros((40, 2))), "different lengths"),
-        (lambda f: (f.parents[1] / "recipe.yaml").write_text("a: ["), "not YAML"),
+        (lambda f: (f.parents[1] / "recipe.yaml").write_text("a: ["), "not valid YAML"),
     ],
 )
 def test_what_is_damaged_is_named_counted_and_skipped(tmp_path: Path, spoil: Callable[[Path], None], message: str):

@@ -104,7 +104,7 @@ def test_damaged_logs_and_recipes(tmp_path: Path):
         file.write('{"step": 300, "kind": "valid", "mean": 0.')
     assert len(read([tmp_path]).runs[0].valid) == 3
     (run / "recipe.yaml").write_text("a: [")
-    with pytest.raises(UserError, match=r"recipe\.yaml: not YAML"):
+    with pytest.raises(UserError, match=r"recipe\.yaml: not valid YAML"):
         read([tmp_path])
 
 

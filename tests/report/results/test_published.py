@@ -83,8 +83,8 @@ def test_wrong_names_and_files(tmp_path: Path):
     own = tmp_path / "own.csv"
     for text, message in [
         ("a,b\n", "lacks the columns"),
-        (HEAD + "Table 1,A,,,x,ID,101,,s\n", "line 2: 101 is no accuracy"),
-        (HEAD + "Table 1,A,,,x,ID,many,,s\n", "no number in percent"),
+        (HEAD + "Table 1,A,,,x,ID,101,,s\n", "line 2: 101 is not an accuracy"),
+        (HEAD + "Table 1,A,,,x,ID,many,,s\n", "not a number in percent"),
         (HEAD + "Table 1,A,,,x,ID,50,,\n", "each number needs"),
         (HEAD + "Table 1,A,,,x,ID,50,,s\nTable 1,A,,,x,ID,51,,s\n", "twice"),
     ]:
