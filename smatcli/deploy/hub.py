@@ -1,4 +1,4 @@
-"""Runs on the Hugging Face hub: what is uploaded, and how it comes back."""
+"""Runs on the Hugging Face hub: upload (push) and download (pull)."""
 
 import json
 import re
@@ -17,14 +17,14 @@ from smatcli.runs.reporter import Reporter, SilentReporter
 from smatcli.safe.files import publish
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-LOCAL = ("pid", "command")  # of run.json: of no use elsewhere, and they name the author's folders
+LOCAL = ("pid", "command")  # keys of run.json that are useless elsewhere and contain names of the author's folders
 EVALUATION = ("results.h5", "settings.json", "search.json", "summary.csv")  # without settings.json it could not be extended
 RESULTS = (*(f"eval/*/{name}" for name in EVALUATION), "tune.json", "segment/fold*.json", "segment/summary.csv")
 FILES = ["recipe.yaml", "origins.json", "run.json", "backbone.*", "checkpoints/**", *RESULTS, "README.md"]
 
 
 def stage(run: str | Path, folder: Path, which: str = "best", licence: str | None = None) -> Path:
-    """Write into the new `folder` what is uploaded of a run: recipe, one checkpoint without optimizer, results, model card."""
+    """Write the upload of a run into the new `folder`: recipe, one checkpoint without optimizer, results, model card."""
     opened = RunDir.open(run)
     kept = _chosen(opened, which)
     if folder.exists() or folder.is_symlink():
@@ -57,7 +57,7 @@ def push(
     public: bool = False,
     reporter: Reporter | None = None,
 ) -> str:
-    """Upload a run as the model `hub_id` (made if it is not there, private unless `public`); its address. `UserError` when it cannot be."""
+    """Upload a run as the model `hub_id`, which is created if needed (private unless `public`), and return its address."""
     import huggingface_hub
 
     reporter = reporter or SilentReporter()
@@ -74,7 +74,7 @@ def push(
 
 
 def pull(hub_id: str, out: Path, revision: str | None = None, reporter: Reporter | None = None) -> RunDir:
-    """Download the run `hub_id` into the new folder `out`, checked; `UserError` when there is none, or it is no run of `smat push`."""
+    """Download the run `hub_id` into the new folder `out` and check it; `UserError` if it does not exist or is not a run of `smat push`."""
     import huggingface_hub
 
     reporter = reporter or SilentReporter()
@@ -115,17 +115,17 @@ def _check_run(hub_id: str, folder: Path) -> None:
             load_checkpoint(kept)
     except SmatError as error:
         reason = str(error).replace(str(folder), hub_id)
-        raise UserError(f"{hub_id}: is no run of `smat push` ({reason}); official checkpoints come by `smat import {hub_id}`") from None
+        raise UserError(f"{hub_id}: is not a run of `smat push` ({reason}); official checkpoints come by `smat import {hub_id}`") from None
 
 
 def _check_id(hub_id: str) -> None:
     if not HUB_ID.fullmatch(hub_id):
-        raise UserError(f"{hub_id}: is no model id of the Hugging Face hub; give OWNER/NAME")
+        raise UserError(f"{hub_id}: is not a model id of the Hugging Face hub; give OWNER/NAME")
 
 
 @contextmanager
 def _hub_errors(hub_id: str, what: str) -> Iterator[None]:
-    """Everything that the hub's client raises, as one line."""
+    """Turn all errors of the hub's client into UserError, in one line."""
     from huggingface_hub import constants, errors
 
     try:

@@ -4,7 +4,7 @@ import numpy as np
 
 from smatcli.adaptation.grouped import Grouping
 from smatcli.config.schema import AdaptConfig
-from smatcli.engine.evaluate.rate_search import Rated, leave_out, tried
+from smatcli.engine.evaluate.rate_search import Rated, candidates, support_halves
 from smatcli.errors import UserError
 from smatcli.methods.base import FlatMethod
 from smatcli.methods.prototypes import accuracy
@@ -29,14 +29,14 @@ def with_rate(
             f"{adapt}: there is no {settings.search.kind} search on a support set alone; {give}, or use adapt.search.kind=valid"
         )
     known = Episode(support, support.images[:0], support.labels[:0], "support", 0, 0)
-    halves = list(leave_out(known))
+    halves = list(support_halves(known))
     if not halves:
         raise UserError(f"{adapt}: every class has a single image, so that no learning rate can be chosen; {give}, or use --adapt proto")
     rates = tuple(sorted({0.0, *settings.search.rates}))
     shares, grouping = [], Grouping(settings.group)
     for half in halves:
         task = method.task(half.support)
-        portions = tried(rated, task, half.support, rates, grouping)
+        portions = candidates(rated, task, half.support, rates, grouping)
         logits = [classifier.predict(half.query_images) for _, adapted in portions for classifier in adapted()]
         shares.append([accuracy(found, half.query_labels) for found in logits])
     choice = Choice.best("support", rates, np.mean(shares, 0).tolist(), len(halves))

@@ -85,7 +85,7 @@ def test_what_is_no_run_is_refused_and_nothing_is_left(tmp_path: Path, hub: Fake
     other = tmp_path / "hub" / "me" / "other"
     other.mkdir(parents=True)
     (other / "README.md").write_text("x")
-    with pytest.raises(UserError, match="no run of `smat push`"):
+    with pytest.raises(UserError, match="not a run of `smat push`"):
         pull("me/other", tmp_path / "back")
     push(make_run(tmp_path), "me/cut")
     weights = tmp_path / "hub" / "me" / "cut" / "checkpoints" / "last" / "model.safetensors"

@@ -1,4 +1,4 @@
-"""Episodes to look at and to keep: drawn from stores by a protocol, described from specifications, or read from a list."""
+"""Episodes to inspect and to save: drawn from stores by a protocol, described from specifications, or read from a list."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from smatcli.errors import UserError
 
 @dataclass(frozen=True)
 class Drawn:
-    """Numbers of a dataset's episodes: `ways` [E], `support` and `query` images [E]; `hash` of the list (empty for a specification)."""
+    """Sizes of a dataset's episodes: `ways` [E], `support` and `query` images [E]; `hash` of the list (empty for a specification)."""
 
     dataset: str
     protocol: str
@@ -32,7 +32,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Episodes:
-    """Lists by dataset and their stores, if found; `drawn` the numbers of each; `notes` for the user."""
+    """Lists by dataset and their stores, if available; `drawn` has the sizes of each; `notes` are for the user."""
 
     lists: Mapping[str, EpisodeList]
     stores: Mapping[str, Store]
@@ -44,9 +44,9 @@ class Episodes:
         if len(self.lists) != 1:
             names = ", ".join(self.lists) or "none with images"
             raise UserError(f"a picture shows an episode of one dataset; name one (there: {names})")
-        ((name, found),) = self.lists.items()
-        plan = ListSampler(self.stores[name], found).plan(index)
-        title = f"{name}, {found.protocol}-{found.split}, seed {found.seed}, episode {index}"
+        ((name, own),) = self.lists.items()
+        plan = ListSampler(self.stores[name], own).plan(index)
+        title = f"{name}, {own.protocol}-{own.split}, seed {own.seed}, episode {index}"
         return write_episode_picture(self.stores[name], plan, title, out, replace)
 
 
@@ -59,9 +59,10 @@ def draw(
     seed: int = 0,
     root: Path | None = None,
 ) -> Episodes:
-    """Episodes 0 to `episodes` - 1 of each dataset in `names` (stores, or dataset_spec.json files, whose episodes have no images).
+    """Draw episodes 0 to `episodes` - 1 of each dataset in `names` (stores, or dataset_spec.json files, whose episodes have no images).
 
-    `protocol` is a name or the file of a list. `smat eval` asks the same with equal protocol, split and seed. UserError for what cannot be.
+    `protocol` is a name or the file of a list. `smat eval` draws the same episodes with equal protocol, split and seed. UserError for
+    invalid arguments.
     """
     config = episode_config(protocol, overrides)
     specs = [name for name in names if _is_spec(name)]
@@ -70,8 +71,8 @@ def draw(
     if config.kind == "list":
         if specs or not stores:
             raise UserError(f"{config.file}: is a list of episodes; name the stores that it was drawn from")
-        found = open_lists(str(config.file), stores)
-        return _of_lists({name: made for name, made in found.items() if name in stores}, stores, [])
+        lists = open_lists(str(config.file), stores)
+        return _of_lists({name: own for name, own in lists.items() if name in stores}, stores, [])
     outlines = {spec.name: SpecStore(spec) for spec in map(read_spec, specs)}
     described = EpisodeSampler(outlines, split, config, seed) if outlines else None
     sampler = EpisodeSampler(stores, split, config, seed) if stores else None
@@ -83,7 +84,7 @@ def draw(
 
 
 def read(file: str | Path, root: Path | None = None, stores: bool = False) -> Episodes:
-    """The episodes of a list; with `stores`, also the stores below `root` that they were drawn from."""
+    """Read the episodes of a list; with `stores`, also open the stores below `root` that they were drawn from."""
     lists = read_list(file)
     return _of_lists(lists, {name: Store.open(find_store(name, root)) for name in lists} if stores else {}, [])
 
@@ -94,17 +95,17 @@ def _is_spec(name: str) -> bool:
 
 
 def _of_lists(lists: Mapping[str, EpisodeList], stores: Mapping[str, Store], notes: Sequence[str]) -> Episodes:
-    def drawn(name: str, found: EpisodeList) -> Drawn:
-        episode = np.repeat(np.arange(len(found)), found.ways)
-        support, query = (np.bincount(episode, each, len(found)).astype(np.int64) for each in (found.shots, found.queries))
-        return Drawn(name, f"{found.protocol}-{found.split}", found.ways, support, query, found.hash)
+    def drawn(name: str, own: EpisodeList) -> Drawn:
+        episode = np.repeat(np.arange(len(own)), own.ways)
+        support, query = (np.bincount(episode, each, len(own)).astype(np.int64) for each in (own.shots, own.queries))
+        return Drawn(name, f"{own.protocol}-{own.split}", own.ways, support, query, own.hash)
 
     return Episodes(dict(lists), dict(stores), [drawn(*item) for item in lists.items()], list(notes))
 
 
 def _described(name: str, store: SpecStore, sampler: EpisodeSampler, episodes: int) -> Drawn:
     alone = EpisodeSampler({name: store}, sampler.split, sampler.config, sampler.seed)
-    found = [alone.describe(i) for i in range(episodes)]
-    ways = np.array([len(d.classes) for d in found])
-    support = np.array([int(d.shots.sum()) for d in found])
-    return Drawn(name, protocol_tag(sampler.config, sampler.split), ways, support, ways * np.array([d.queries for d in found]))
+    outlines = [alone.describe(i) for i in range(episodes)]
+    ways = np.array([len(d.classes) for d in outlines])
+    support = np.array([int(d.shots.sum()) for d in outlines])
+    return Drawn(name, protocol_tag(sampler.config, sampler.split), ways, support, ways * np.array([d.queries for d in outlines]))

@@ -1,6 +1,6 @@
-"""What a meta-test does with an episode: its task is made once, every adaptation works on it, and a record is kept of each.
+"""Evaluation of an episode: its task is computed once, every adaptation uses it, and each adaptation adds a record.
 
-Fine-tunings that pay side by side wait for more episodes of their shape; what is not yet recorded when a meta-test stops is done again.
+Fine-tunings that are faster side by side wait for more episodes of their shape; those without a record when a meta-test stops are repeated.
 """
 
 import time
@@ -43,7 +43,7 @@ class EvalSetup:
 
 @dataclass
 class PendingEpisode:
-    """An episode at work: its task with what it cost, the records so far, and the fine-tunings that wait for `size` of their shape."""
+    """An open episode: its task and the cost of it, its records, and the fine-tunings that wait for `size` episodes of their shape."""
 
     episode: Episode
     task: Task
@@ -54,13 +54,13 @@ class PendingEpisode:
     size: int = 1
 
     def joins(self, other: "PendingEpisode") -> bool:
-        """May the fine-tunings of both be done together?"""
+        """Return whether the fine-tunings of both can run side by side."""
         pairs = (self.task, self.episode.support), (other.task, other.episode.support)
         return self.waiting == other.waiting and self.size == other.size and alike(*pairs)
 
 
 class EpisodeWork:
-    """Makes the records of episodes; `spread` are seconds that all episodes of the dataset at hand share."""
+    """Computes the records of episodes; `spread`: seconds added to every episode of the current dataset, for their shared tables."""
 
     def __init__(self, setup: EvalSetup) -> None:
         self.method, self.settings, self.device = setup.method, setup.recipe.adapt, setup.device
@@ -68,11 +68,11 @@ class EpisodeWork:
         self.meter, self.spread = Meter(setup.device), 0.0
 
     def open(self, episode: Episode, adaptations: Mapping[str, Adaptation]) -> PendingEpisode:
-        """The episode's task, and a record of every adaptation that needs to wait for no other episode."""
+        """Compute the episode's task, and the record of every adaptation that does not wait for other episodes."""
         self.meter.start()
         begun = time.perf_counter()
         noise = counted_key("adaptation", episode.seed, episode.dataset, episode.index) % 2**63
-        self.features.bind(episode, joined=any(type(one) is Proto for one in adaptations.values()))
+        self.features.bind(episode, joined=any(type(each) is Proto for each in adaptations.values()))
         task = self.features.of(replace(self.method.task(episode.support), seed=noise))
         self._synchronise()
         pending = PendingEpisode(episode, task, self.spread + time.perf_counter() - begun, self.meter.read())
@@ -87,13 +87,13 @@ class EpisodeWork:
         return pending
 
     def close(self, group: Sequence[PendingEpisode]) -> list[Rows]:
-        """All records of the episodes, which join each other, one by adaptation."""
+        """Return the records of episodes that can be fine-tuned together, by adaptation."""
         for name, adaptation in group[0].waiting.items():
             self.meter.start()
             begun = time.perf_counter()
             rate = adaptation.rate
             assert rate is not None
-            tasks, supports = [one.task for one in group], [one.episode.support for one in group]
+            tasks, supports = [pending.task for pending in group], [pending.episode.support for pending in group]
             try:
                 classifiers = adapt_many(adaptation, tasks, supports, [rate] * len(group))
             except SmatError as error:
@@ -102,9 +102,9 @@ class EpisodeWork:
             each, spent = (time.perf_counter() - begun) / len(group), self.meter.read()
             if "energy" in spent:
                 spent["energy"] /= len(group)
-            for one, classifier in zip(group, classifiers, strict=True):
-                one.rows[name] = self._recorded(one, name, classifier, time.perf_counter() - each, spent)
-        return [one.rows for one in group]
+            for pending, classifier in zip(group, classifiers, strict=True):
+                pending.rows[name] = self._recorded(pending, name, classifier, time.perf_counter() - each, spent)
+        return [pending.rows for pending in group]
 
     def _watched(self, name: str) -> bool:
         return bool(getattr(getattr(self.settings, name, None), "trajectory", False))
@@ -125,7 +125,7 @@ class EpisodeWork:
     def _recorded(
         self, pending: PendingEpisode, name: str, classifier: Classifier, begun: float, spent: dict[str, float] | None = None
     ) -> dict[str, Any]:
-        """The record of a classifier whose making began at `begun`; `spent` if it was measured before, else from the meter."""
+        """Return the record of a classifier whose adaptation started at `begun`; `spent` are its costs if already measured."""
         episode = pending.episode
         try:
             logits = classifier.predict(episode.query_images)
@@ -146,7 +146,7 @@ class EpisodeWork:
 
 
 def record(episode: Episode, task: Task, logits: torch.Tensor, info: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """What is kept of an episode under one adaptation (see `smatcli.runs.results.Records`)."""
+    """Return the record of an episode with one adaptation (see `smatcli.runs.results.Records`)."""
     row: dict[str, Any] = {
         "index": episode.index,
         "accuracy": float((logits.argmax(1) == episode.query_labels).double().mean()),

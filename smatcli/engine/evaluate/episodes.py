@@ -1,4 +1,4 @@
-"""Which episodes a meta-test asks: drawn by a protocol, or read from a fixed list; their name, and the hash of each."""
+"""The episodes of an evaluation: drawn by a protocol or read from a fixed list, with their name and hashes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ FREE = ("eval", "adapt", "data.id", "data.ood", "data.ood_split", "data.root", "
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset's part in the meta-test: `domain` ID or OOD, and the split of its classes."""
+    """A dataset of the meta-test: `domain` ID or OOD, and the split of its classes."""
 
     name: str
     domain: str
@@ -30,7 +30,7 @@ class Dataset:
 
 
 def plan(run: Path | str, adapts: Sequence[str] | None = None, episodes: int | None = None, overrides: Sequence[str] = ()) -> TrainRecipe:
-    """The run's recipe as it will be evaluated; UserError for whatever can be refused without loading weights."""
+    """Return the run's recipe with the settings of the evaluation; UserError for everything that can be checked without weights."""
     path = RunDir.open(run).path
     for text in overrides:
         key = text.partition("=")[0].strip()
@@ -44,7 +44,7 @@ def plan(run: Path | str, adapts: Sequence[str] | None = None, episodes: int | N
     recipe = load_recipe(path / "recipe.yaml", given).recipe
     if not isinstance(recipe, TrainRecipe):
         raise UserError(
-            f"{run}: is a {recipe.kind} run; meta-test a run of `smat train` (method 'pretrained' evaluates a backbone as it is)"
+            f"{run}: is a {recipe.kind} run; meta-test a run of `smat train` (method 'pretrained' evaluates a backbone without training)"
         )
     if not recipe.eval.adapt:
         raise UserError("no adaptation is named; add --adapt proto")
@@ -60,7 +60,7 @@ def plan(run: Path | str, adapts: Sequence[str] | None = None, episodes: int | N
 
 
 def _check_rates(recipe: TrainRecipe, overrides: Sequence[str]) -> None:
-    """A rate is given or searched; what is asked of fine-tuning is asked of an adaptation that does it."""
+    """Raise UserError for a missing learning rate, and for options of fine-tuning without an adaptation that fine-tunes."""
     adapts, settings = recipe.eval.adapt, recipe.adapt
     asked = {key.strip(): value.strip() for key, _, value in (text.partition("=") for text in overrides)}
     for name in adapts:
@@ -74,33 +74,33 @@ def _check_rates(recipe: TrainRecipe, overrides: Sequence[str]) -> None:
 
 
 def choose_datasets(recipe: TrainRecipe, names: Sequence[str] | None = None) -> list[Dataset]:
-    """The recipe's in-domain and out-of-domain datasets, or those of `names` among them; UserError with the nearest name."""
+    """Return the recipe's datasets, in domain first, or those of them in `names`; UserError with the nearest name."""
     data = recipe.data
     both = sorted(set(data.id) & set(data.ood))
     if both:
         raise UserError(f"data.id and data.ood both name {', '.join(both)}; a dataset is one or the other")
-    known = [Dataset(n, "ID", "test") for n in dict.fromkeys(data.id)] + [
+    datasets = [Dataset(n, "ID", "test") for n in dict.fromkeys(data.id)] + [
         Dataset(n, "OOD", data.ood_split) for n in dict.fromkeys(data.ood)
     ]
-    if not known:
+    if not datasets:
         raise UserError("the recipe names no dataset to meta-test on; add data.id=[...] or data.ood=[...]")
-    roles = [d.name for d in known]
+    roles = [d.name for d in datasets]
     for name in names or []:
         if name not in roles:
             hint = nearest(name, roles) or f"; they are {', '.join(roles)} (add it by data.ood=[{name}])"
             raise UserError(f"dataset {name}: not in data.id or data.ood of this run{hint}")
-    return [d for d in known if not names or d.name in names]
+    return [d for d in datasets if not names or d.name in names]
 
 
-# Settings of later versions: left out where they are the default, so that folders which were written before them are continued.
+# Settings added later: omitted if they are the default, so that folders from before can be continued.
 _LATER = ("balanced", "min_images", "ontology", "ignore_hierarchy", "file")
 
 
 class EvalEpisodes:
     """The episodes of a meta-test: `samplers`, `counts` and `splits` by dataset, `name` the protocol's tag without split.
 
-    `folder` names the evaluation's folder, `settings` and `seed` must be equal for everything in it, `notes` are for the user. Raises
-    UserError for a dataset that cannot give the episodes asked for, and for a list that is none of these datasets'.
+    `folder` is the end of the folder's name; all episodes in it have the same `settings` and `seed`; `notes` are for the user. Raises
+    UserError for a dataset from which the episodes cannot be drawn, and for a list of other datasets.
     """
 
     def __init__(self, config: EvalConfig, datasets: Sequence[Dataset], stores: Mapping[str, Store]) -> None:
@@ -142,36 +142,36 @@ class EvalEpisodes:
         self.seed, self.settings = 0, {"kind": "list", "hash": found}
 
     def protocol(self, dataset: str) -> str:
-        """The tag that stands in the dataset's results."""
+        """Return the protocol in the dataset's results."""
         return f"{self.name}-{self.splits[dataset]}"
 
     def plan_of(self, dataset: str) -> Callable[[int], EpisodePlan]:
-        """The plans of a dataset's episodes, by number; those of one dataset are remembered."""
+        """Return a function from episode number to plan; the plans of one dataset are cached."""
         if self._planned[0] != dataset:
             self._planned = (dataset, {})
-        known, sampler = self._planned[1], self.samplers[dataset]
+        plans, sampler = self._planned[1], self.samplers[dataset]
 
         def plan(index: int) -> EpisodePlan:
-            if index not in known:
-                known[index] = sampler.plan(index)
-            return known[index]
+            if index not in plans:
+                plans[index] = sampler.plan(index)
+            return plans[index]
 
         return plan
 
     def digest(self, dataset: str, index: int) -> np.uint64:
-        """Hash of what episode `index` asks."""
+        """Return the hash of the classes and images of episode `index`."""
         return plan_digest(self.plan_of(dataset)(index))
 
 
 def settings_of(config: EpisodeConfig) -> dict[str, Any]:
-    """The settings as an evaluation's folder keeps them."""
+    """Return the settings as stored in the folder of an evaluation."""
     default = EpisodeConfig()
     same = {key for key in _LATER if getattr(config, key) == getattr(default, key)}
     return config.model_dump(mode="json", exclude=same)
 
 
 def open_lists(file: str | Path, stores: Mapping[str, Store]) -> dict[str, EpisodeList]:
-    """The lists of a file by dataset: one of ours, or PMF's fixed validation episodes (.h5) of which `stores` was prepared."""
+    """Return the lists of a file by dataset: our format, or PMF's fixed validation episodes (.h5) that `stores` were prepared from."""
     if Path(file).suffix != ".h5":
         return read_list(file)
     from smatcli.data.sources.pmf_episodes import PmfEpisodesSource

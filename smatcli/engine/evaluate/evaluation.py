@@ -1,4 +1,4 @@
-"""Meta-test of a run: counted episodes of the test classes, every adaptation on the same ones, continued where it stopped."""
+"""Meta-test of a run: every adaptation on the same counted episodes of the test classes; an interrupted one continues."""
 
 import hashlib
 import time
@@ -73,17 +73,17 @@ def evaluate(
 
 
 def fingerprint(method: nn.Module) -> str:
-    """Hash of a method's tensors: names, shapes, types and contents."""
-    found = hashlib.blake2b(digest_size=16)
+    """Return a hash of the tensors of a method: names, shapes, types and contents."""
+    digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(method.state_dict().items()):
         raw = tensor.detach().cpu().contiguous()
-        found.update(f"{name} {tuple(raw.shape)} {raw.dtype}".encode())
-        found.update(raw.flatten().view(torch.uint8).numpy())
-    return found.hexdigest()
+        digest.update(f"{name} {tuple(raw.shape)} {raw.dtype}".encode())
+        digest.update(raw.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class Evaluation:
-    """One meta-test of one run: loaded and checked first, then `execute`."""
+    """A meta-test of a run. The constructor loads and checks everything; `execute` runs it."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class Evaluation:
         return self.folders[adapt].choices.get(dataset)
 
     def _rated(self, adapt: str, dataset: str, stop: StopRequest) -> Adaptation:
-        """An adaptation as it is used for a dataset: at the rate that was, or now is, chosen for it."""
+        """Return an adaptation with the learning rate of a dataset, which is searched unless it was chosen before."""
         adaptation = self.adaptations[adapt]
         if adapt not in self.searched:
             return adaptation
@@ -163,7 +163,7 @@ class Evaluation:
         return EvalFolder(path, settings, about)
 
     def execute(self) -> list[Path]:
-        """Evaluate what is missing, then join the results."""
+        """Evaluate the missing episodes, then join the results."""
         with ExitStack() as stack:
             with self.world.fail_together():
                 if self.world.is_main:
@@ -173,14 +173,14 @@ class Evaluation:
                 if not self.world.is_main:
                     folder.read()
             todo = [(d, index, missing) for d in self.datasets for index, missing in self._missing(d.name)]
-            self.world.wait()  # all have read what there was; parts are new from here on
+            self.world.wait()  # all processes have read the existing parts
             if todo:
                 self._evaluate(todo)
                 self.world.wait()
             else:
                 each = " or ".join(str(n) for n in sorted(set(self.episodes.counts.values())))
                 self.reporter.line(f"{self.run}: all {each} episodes of {len(self.datasets)} datasets are evaluated already")
-            with self.world.fail_together():  # nobody looks at results that are not there yet
+            with self.world.fail_together():  # no process reads results before they are written
                 for name, folder in self.folders.items() if self.world.is_main else ():
                     if self.world.size > 1:
                         folder.read()
@@ -199,7 +199,7 @@ class Evaluation:
         }
 
     def _missing(self, dataset: str) -> list[tuple[int, list[str]]]:
-        """Episode indices of a dataset that some adaptation lacks, and which."""
+        """Return the indices of incomplete episodes of a dataset, with the adaptations that lack them."""
         done = {name: folder.done(dataset) for name, folder in self.folders.items()}
         wanted = [(i, [n for n in done if i not in done[n]]) for i in range(self.episodes.counts[dataset])]
         return [(i, names) for i, names in wanted if names]
@@ -224,9 +224,9 @@ class Evaluation:
             self.reporter.finish()
 
     def _dataset(self, name: str, work: dict[int, list[str]], needed: set[str], done: int, total: int, stop: StopRequest) -> int:
-        """Evaluate the episodes `work` (index -> adaptations) of a dataset, storing parts as it goes.
+        """Evaluate the episodes `work` (index -> adaptations) of a dataset, and store them in parts.
 
-        `needed`: the adaptations that some process evaluates; their rates are searched by all of them.
+        `needed`: the adaptations that any process evaluates; all processes take part in the searches of their rates.
         """
         adaptations = {a: self._rated(a, name, stop) for a in self.adaptations if a in needed}
         episodes = self._episodes(name, {i: [adaptations[a] for a in names] for i, names in work.items()}, stop)
@@ -256,7 +256,7 @@ class Evaluation:
     def _groups(
         self, adaptations: Mapping[str, Adaptation], work: Mapping[int, list[str]], episodes: Iterator[Episode]
     ) -> Iterator[tuple[list[PendingEpisode], Episode]]:
-        """Episodes whose fine-tunings are done together (mostly one alone; none where more are awaited), and the last that was read."""
+        """Yield groups of episodes to fine-tune together (usually one; empty while more are needed), and the last episode read."""
         waiting: list[PendingEpisode] = []
         for episode in episodes:
             opened = self.work.open(episode, {a: adaptations[a] for a in work[episode.index]})
@@ -271,7 +271,7 @@ class Evaluation:
             yield waiting, waiting[-1].episode
 
     def _episodes(self, name: str, work: Mapping[int, list[Adaptation]], stop: StopRequest) -> Iterator[Episode]:
-        """The episodes of a dataset; after the first one without images where the tables of `features` answer for all of them."""
+        """Yield the episodes of a dataset; after the first one without images, if the tables of `features` cover them all."""
         features, sampler, size = self.features, self.episodes.samplers[name], self.recipe.backbone.image_size
         features.begin(self.stores[name])
         self.work.spread = 0.0

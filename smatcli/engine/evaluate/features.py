@@ -1,13 +1,13 @@
-"""Features of images that come again in a meta-test: every image of a dataset once under parameters that are the same for every task.
+"""Per-image cache of features in a meta-test: each image is embedded once under parameters that all tasks share.
 
-While a `Features` is attached, the method's `embed` looks first whether it is asked for the images of the episode at hand:
-- Under parameters that are the method's own (theta_pre, which routers read; theta of PMF), features come from a table of the dataset, which
-  is made after its first episode, in batches of a fixed size. Their rows do not depend on which episodes are evaluated, or in what order.
-- Under the task's own theta, support and query features are kept until the next episode, and made in one forward pass where both are
-  certain to be wanted.
+While a `Features` is attached, the method's `embed` uses it for the images of the current episode:
+- With parameters of the method itself (theta_pre, which routers read; theta of PMF), features come from a table of the dataset. It is
+  computed after the first episode, in batches of a fixed size, so that its rows do not depend on the episodes or their order.
+- With the task's own theta, support and query features are kept until the next episode, and computed in one forward pass if both are
+  certain to be needed.
 
-Against embedding every episode by itself only the composition of batches changes, hence rounding: none in fp32 and bf16 on the CPUs that
-were tried, the last bits where a device chooses its kernels by the number of images. Whatever else is embedded passes through.
+Compared with embedding every episode alone, only the composition of batches changes, hence rounding: no difference in fp32 and bf16 on the
+CPUs tested, the last bits on devices that choose kernels by the number of images. Other images are embedded as usual.
 """
 
 import time
@@ -28,15 +28,15 @@ from smatcli.errors import SmatError
 from smatcli.seams import Episode, Method, Support, Task
 
 BATCH = 64
-LIMIT = 2**30  # bytes of features a dataset
-WORTH = 0.8  # distinct images / images asked for, above which a table does not pay
+LIMIT = 2**30  # bytes of features per dataset
+WORTH = 0.8  # distinct images / images needed, above which a table does not pay off
 JOINED = 512  # images of support and query up to which one forward pass embeds both
 Key = tuple[int, int]
 
 
 @dataclass
 class FeatureTable:
-    """Features [K, D] of some rows of a store: those of row r are at `place[r]` (-1: not there)."""
+    """Features [K, D] of some rows of a store: those of row r are at `place[r]` (-1: missing)."""
 
     place: np.ndarray
     features: Tensor
@@ -46,26 +46,26 @@ class FeatureTable:
         self.device = self.features.device
 
     def get(self, rows: np.ndarray) -> Tensor | None:
-        """Features [B, D], or None if one is missing."""
+        """Return features [B, D], or None if one is missing."""
         places = self.place[rows]
         return None if (places < 0).any() else self.features[torch.from_numpy(places).to(self.device)]
 
 
 class Images:
-    """The images of a store as episodes have them: normalised, on a device."""
+    """The images of a store, normalised and on a device as in episodes."""
 
     def __init__(self, store: Store, device: torch.device, size: int | None) -> None:
         self.store, self.device, self.size = store, device, size
 
     def raw(self, rows: np.ndarray) -> Tensor:
-        """uint8 [B, H, W, 3]."""
+        """Return images uint8 [B, H, W, 3]."""
         images = self.store.images
-        found = _buffer(len(rows), images, self.device.type == "cuda")
-        gather(images, rows, found.numpy())
-        return found
+        pixels = _buffer(len(rows), images, self.device.type == "cuda")
+        gather(images, rows, pixels.numpy())
+        return pixels
 
     def ready(self, raw: Tensor) -> Tensor:
-        """float32 [B, 3, size, size]."""
+        """Return normalised images float32 [B, 3, size, size]."""
         return normalise(raw.to(self.device, non_blocking=True), self.size)
 
     def __call__(self, rows: np.ndarray) -> Tensor:
@@ -73,13 +73,13 @@ class Images:
 
 
 class Features:
-    """The features of one evaluation of `method`; `enabled` False leaves every episode to itself."""
+    """The features of an evaluation of `method`; with `enabled` False, every episode is embedded alone."""
 
     def __init__(self, method: Method, device: torch.device, image_size: int | None, enabled: bool = True, limit: int = LIMIT) -> None:
         self.method, self.device, self.image_size, self.enabled, self.limit = method, device, image_size, enabled, limit
         self.plain: Callable[[Tensor, Tensor], Tensor] | None = getattr(method, "embed", None)
         state: dict[str, Tensor] = getattr(method, "state_dict", dict)()
-        # The tensors are held, so that no other tensor can come to lie where they are.
+        # Keep references, so that no other tensor can reuse their addresses.
         self._own = {t.data_ptr(): t for t in state.values() if t.is_floating_point() and t.ndim == 1 and t.is_contiguous()}
         self._tables: dict[Key, FeatureTable] = {}
         self._asked: dict[Key, set[str]] = {}
@@ -93,7 +93,7 @@ class Features:
 
     @contextmanager
     def attached(self) -> Iterator["Features"]:
-        """The method embeds through this object."""
+        """Route the method's `embed` through this object."""
         if not self.enabled or self.plain is None:
             yield self
             return
@@ -106,13 +106,13 @@ class Features:
             self._forget()
 
     def begin(self, store: Store) -> None:
-        """A new dataset."""
+        """Start a dataset."""
         self._tables, self._asked, self.seconds = {}, {}, 0.0
         self._images = Images(store, self.device, self.image_size)
         self._forget()
 
     def bind(self, episode: Episode, joined: bool) -> None:
-        """`episode` is at hand; `joined`: its query is embedded under the task's theta for certain."""
+        """Set the current episode; `joined`: its query is certain to be embedded with the task's theta."""
         support = episode.support.images
         self._roles = {"support": support, "query": episode.query_images}
         self._rows = {}
@@ -122,7 +122,7 @@ class Features:
         self._theta, self._known, self._joined = None, {}, joined and len(support) + len(episode.query_images) <= JOINED
 
     def of(self, task: Task) -> Task:
-        """Told what the method made of the episode at hand; returns it."""
+        """Set the task of the current episode, and return it."""
         self._theta, self._known = task.theta, {}
         return task
 
@@ -131,18 +131,18 @@ class Features:
         self._theta, self._joined = None, False
 
     def embed(self, images: Tensor, theta: Tensor) -> Tensor:
-        """Features [B, D] of `images` [B, 3, H, W] under `theta` [P]."""
+        """Return features [B, D] of `images` [B, 3, H, W] under `theta` [P]."""
         assert self.plain is not None
-        role = next((name for name, known in self._roles.items() if known is images), None)
+        role = next((name for name, own in self._roles.items() if own is images), None)
         if role is None or (torch.is_grad_enabled() and theta.requires_grad):
             return self.plain(images, theta)
         key = self._key(theta)
         if key is not None and self._rows:
             self._asked.setdefault(key, set()).add(role)
             table = self._tables.get(key)
-            found = None if table is None else table.get(self._rows[role])
-            if found is not None:
-                return found
+            features = None if table is None else table.get(self._rows[role])
+            if features is not None:
+                return features
         if theta is self._theta:
             return self._of_task(role, theta)
         return self.plain(self._real(role), theta)
@@ -158,7 +158,7 @@ class Features:
         return self._known[role]
 
     def _real(self, role: str) -> Tensor:
-        """The images of the episode at hand, read now if it came without."""
+        """Return the images of the current episode, read now if it has none."""
         images = self._roles[role]
         if images.device.type != "meta":
             return images
@@ -170,9 +170,9 @@ class Features:
         return None if own is None or own.shape != theta.shape else (own.data_ptr(), own._version)
 
     def tabulate(self, plans: Mapping[int, EpisodePlan], first: Episode, stop: object = False) -> None:
-        """After the dataset's first episode: make tables of what it asked for, for the episodes `plans`, if that saves forward passes.
+        """Compute tables of the features that the first episode needed, for the episodes `plans`, if that saves forward passes.
 
-        Ends early when `stop` becomes true; what is missing then is embedded when it is asked for. Raises SmatError for unreadable images.
+        Ends early when `stop` becomes true; missing features are then embedded on demand. Raises SmatError for unreadable images.
         """
         begun = time.perf_counter()
         asked, self._asked = self._asked, {}
@@ -199,7 +199,7 @@ class Features:
         try:
             for chunk, raw in zip(chunks, reading, strict=True):
                 ready = images.ready(raw)
-                if len(ready) < BATCH:  # always the same shape, so that a feature does not depend on how many there are
+                if len(ready) < BATCH:  # a fixed shape, so that a feature does not depend on the number of images
                     ready = torch.cat([ready, ready.new_zeros(BATCH - len(ready), *ready.shape[1:])])
                 parts.append(self.plain(ready, theta.detach())[: len(chunk)])
                 done = len(parts) * BATCH
@@ -212,7 +212,7 @@ class Features:
         return FeatureTable(place, features)
 
     def complete(self, plans: Mapping[int, EpisodePlan]) -> bool:
-        """Does a table hold both the support and the query images of all `plans`, under the theta of the task at hand?"""
+        """Return whether a table has the support and query images of all `plans`, under the theta of the current task."""
         key = None if self._theta is None else self._key(self._theta)
         table = None if key is None else self._tables.get(key)
         if table is None or not plans:
@@ -221,12 +221,12 @@ class Features:
 
 
 def without_images(plan: EpisodePlan, seed: int, size: tuple[int, ...], device: torch.device) -> Episode:
-    """An episode that names its images and does not hold them: tensors that refuse to be read."""
-    made: dict[str, Any] = {"device": "meta", "dtype": torch.float32}
-    known = torch.from_numpy(plan.support_labels).to(device)
+    """Return an episode with the rows of its images instead of pixels (tensors on the meta device)."""
+    meta: dict[str, Any] = {"device": "meta", "dtype": torch.float32}
+    labels = torch.from_numpy(plan.support_labels).to(device)
     return Episode(
-        support=Support(torch.empty(len(plan.support), *size, **made), known, len(plan.classes)),
-        query_images=torch.empty(len(plan.query), *size, **made),
+        support=Support(torch.empty(len(plan.support), *size, **meta), labels, len(plan.classes)),
+        query_images=torch.empty(len(plan.query), *size, **meta),
         query_labels=torch.from_numpy(plan.query_labels).to(device),
         dataset=plan.dataset,
         index=plan.index,
@@ -236,5 +236,5 @@ def without_images(plan: EpisodePlan, seed: int, size: tuple[int, ...], device: 
 
 
 def plans_of(plan: Callable[[int], EpisodePlan], indices: Sequence[int]) -> dict[int, EpisodePlan]:
-    """Plans by episode number."""
+    """Return plans by episode number."""
     return {index: plan(index) for index in indices}

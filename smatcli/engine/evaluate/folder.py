@@ -1,4 +1,4 @@
-"""The folder of one evaluation, `eval/<adapt>-<protocol>/`: what it was made with, the episodes done so far, and its results.
+"""The folder of an evaluation, `eval/<adapt>-<protocol>/`: its settings, the finished episodes, and the results.
 
 settings.json  search.json (learning rates that were searched)  parts/<dataset>-<from>-<to>.h5 (while unfinished)  results.h5  summary.csv
 """
@@ -33,7 +33,7 @@ FORMAT = 1
 
 
 class EvalFolder:
-    """Episodes of one adaptation under one protocol. `settings` must be equal for everything in it; `datasets` maps names to facts."""
+    """Episodes of one adaptation under one protocol. All have equal `settings`; `datasets` maps names to facts."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any], datasets: Mapping[str, Mapping[str, Any]]):
         self.path = path
@@ -51,35 +51,35 @@ class EvalFolder:
         return self.path / SUMMARY
 
     def check(self) -> None:
-        """UserError, naming what differs, when the folder's episodes were made with other settings; writes nothing."""
-        known = self._known()
-        if known is None:
+        """Raise UserError if the folder's episodes have other settings, naming the differences; write nothing."""
+        earlier = self._earlier()
+        if earlier is None:
             return
         self.choices = read_choices(self.path)
-        changed = differing_keys(known["settings"], self.settings)
-        shared = known["datasets"].keys() & self.datasets.keys()
-        changed += [f"dataset {n} ({d})" for n in sorted(shared) for d in differing_keys(known["datasets"][n], self.datasets[n])]
+        changed = differing_keys(earlier["settings"], self.settings)
+        shared = earlier["datasets"].keys() & self.datasets.keys()
+        changed += [f"dataset {n} ({d})" for n in sorted(shared) for d in differing_keys(earlier["datasets"][n], self.datasets[n])]
         if changed:
             raise UserError(
-                f"{self.path} holds episodes made with other settings ({', '.join(changed)}); move that folder away to evaluate again"
+                f"{self.path} contains episodes with other settings ({', '.join(changed)}); move that folder away to evaluate again"
             )
-        self.datasets = {**known["datasets"], **self.datasets}
+        self.datasets = {**earlier["datasets"], **self.datasets}
 
-    def _known(self) -> dict[str, Any] | None:
+    def _earlier(self) -> dict[str, Any] | None:
         file = self.path / "settings.json"
         if not file.exists():
             if self.results.exists():
                 raise UserError(f"{self.path} has results but no settings.json to compare with; move that folder away to evaluate again")
             return None
         try:
-            known = read_json(file)
-            return {"settings": dict(known["settings"]), "datasets": dict(known["datasets"])}
+            body = read_json(file)
+            return {"settings": dict(body["settings"]), "datasets": dict(body["datasets"])}
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{file} is damaged; move its folder away to evaluate again") from None
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Make or continue the folder, locked against a second process."""
+        """Create or continue the folder, locked against other processes."""
         self.path.mkdir(parents=True, exist_ok=True)
         with _locked(self.path):
             for folder in (self.path, self.path / "parts"):
@@ -100,20 +100,20 @@ class EvalFolder:
                 self.kept.setdefault(name, []).append(records)
 
     def choose(self, dataset: str, choice: Choice, write: bool = True) -> None:
-        """Keep the learning rate of a dataset."""
+        """Store the learning rate of a dataset."""
         self.choices[dataset] = choice
         if write:
             write_choices(self.path, self.choices)
 
     def rate(self, dataset: str) -> dict[str, Any]:
-        """`lr` of the dataset and on what it was chosen (`search`); empty where the adaptation has none."""
+        """Return `lr` of the dataset and what it was chosen on (`search`); empty if the adaptation has none."""
         if dataset in self.choices:
             return {"lr": self.choices[dataset].rate, "search": self.choices[dataset].label}
         lr = self.settings.get("adapt", {}).get("lr")
         return {} if lr is None else {"lr": float(lr), "search": GIVEN}
 
     def done(self, dataset: str) -> set[int]:
-        """Indices of the episodes that are on disk."""
+        """Return the indices of the episodes on disk."""
         return {int(i) for records in self.kept.get(dataset, []) for i in records["index"]}
 
     def add(self, dataset: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -162,7 +162,7 @@ class EvalFolder:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """An exclusive lock on a folder; SmatError when another process has it. File systems without locks are taken as they are."""
+    """Lock a folder; SmatError if another process has the lock. On file systems without locks, continue without one."""
     with ExitStack() as stack:
         handle = os.open(folder, os.O_RDONLY)
         stack.callback(os.close, handle)

@@ -1,4 +1,4 @@
-"""What an episode costs beside time: peak memory of the process or the GPU, and the GPU's energy where its driver tells."""
+"""Costs of an episode besides time: peak memory of the process or the GPU, and the energy of the GPU if its driver reports it."""
 
 import ctypes
 import resource
@@ -17,11 +17,11 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Meter:
-    """Measures from one `start` to the `read` after it.
+    """Measures from `start` to the next `read`.
 
-    `peak_memory` (bytes): the most that the allocator of a GPU held; on a CPU the most resident memory of the process, weights, libraries
-    and what the allocator keeps included (on systems that cannot set their high-water mark back: since the process began).
-    `energy` (J): of the whole GPU by NVML's counter, whose steps are some tens of milliseconds; absent where there is none.
+    `peak_memory` (bytes): on a GPU the peak of its allocator; on a CPU the peak resident memory of the process, with weights, libraries and
+    memory cached by the allocator (since the start of the process on systems that cannot reset the high-water mark).
+    `energy` (J): of the whole GPU, by NVML's counter, which is updated every few tens of milliseconds; absent without a counter.
     """
 
     def __init__(self, device: torch.device, counter: Callable[[], float | None] | None = None) -> None:
@@ -30,7 +30,7 @@ class Meter:
         self._begun: float | None = None
 
     def start(self) -> None:
-        """From here on."""
+        """Start measuring."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
@@ -38,14 +38,14 @@ class Meter:
         self._begun = self._joules()
 
     def read(self) -> dict[str, float]:
-        """`peak_memory`, and `energy` if known."""
+        """Return `peak_memory`, and `energy` if known."""
         now = self._joules()
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else high_water()
         return {"peak_memory": float(peak), **({} if now is None or self._begun is None else {"energy": now - self._begun})}
 
 
 def combined(shared: dict[str, float], own: dict[str, float]) -> dict[str, float]:
-    """The costs of a part that several share, and of what came after: memory by the larger, energy by the sum."""
+    """Combine the costs of a shared part and of an own part: the maximum of memory, the sum of energy."""
     joined = {"peak_memory": max(shared["peak_memory"], own["peak_memory"])}
     return joined | ({"energy": shared["energy"] + own["energy"]} if "energy" in shared and "energy" in own else {})
 
@@ -55,12 +55,12 @@ def _unknown() -> float | None:
 
 
 def _reset_high_water() -> None:
-    with suppress(OSError):  # not Linux, or not allowed: the mark stays that of the process
+    with suppress(OSError):  # not Linux, or not permitted: the mark is not reset
         CLEAR.write_text("5")
 
 
 def high_water() -> int:
-    """Bytes of resident memory at the high-water mark of the process."""
+    """Return the peak resident memory of the process, bytes."""
     try:
         line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
         return 1024 * int(line.split()[1])
@@ -70,7 +70,7 @@ def high_water() -> int:
 
 
 def nvml_counter(device: torch.device, library: str = "libnvidia-ml.so.1") -> Callable[[], float | None]:
-    """A function that reads the energy (J) a GPU has used since its driver was loaded; None from it where the driver does not tell."""
+    """Return a function that reads the energy (J) used by a GPU since its driver was loaded, or None if the driver does not report it."""
     try:
         nvml = ctypes.CDLL(library)
         uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
@@ -92,7 +92,7 @@ def nvml_counter(device: torch.device, library: str = "libnvidia-ml.so.1") -> Ca
 
 
 class Trajectory:
-    """Query accuracies (shares) of an episode, of every classifier that it is called with: what an adaptation shows, and never hears of."""
+    """Query accuracies (fractions) of an episode, one per classifier it is called with; the adaptation never sees them."""
 
     def __init__(self, episode: Episode) -> None:
         self.episode, self.shares, self.seconds = episode, list[float](), 0.0
@@ -104,5 +104,5 @@ class Trajectory:
         self.seconds += time.perf_counter() - begun
 
     def padded(self, steps: int) -> np.ndarray:
-        """[1 + steps] float32, from before the first step to after the last; where fewer were taken, nothing changed after them."""
+        """Return float32 [1 + steps], from before the first step to after the last; after an early end the last value repeats."""
         return np.array(self.shares + self.shares[-1:] * (1 + steps - len(self.shares)), np.float32)

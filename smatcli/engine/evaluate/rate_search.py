@@ -1,7 +1,7 @@
-"""The learning rate of an adaptation, chosen once a dataset: on validation classes, on parts of support sets, or as the papers did.
+"""Search of the learning rate of an adaptation, once per dataset: on validation classes, on parts of support sets, or as in the papers.
 
-Each candidate is tried on the same tasks, rate 0 (no adaptation) among them, so the choice is never worse on these tasks than none. The
-query labels of the episodes that are evaluated are seen by `--search paper` alone.
+All candidates, rate 0 (no adaptation) included, are tried on the same tasks, so the choice is never worse there than no adaptation. Only
+`--search paper` uses query labels of the evaluated episodes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,13 +34,13 @@ class Rated(Adaptation, Protocol):
     """An adaptation with a learning rate."""
 
     def at(self, rate: float) -> Self:
-        """The same at another rate."""
+        """Return the adaptation with another learning rate."""
         ...
 
 
 @dataclass(frozen=True)
 class TaskSource:
-    """Where the tasks of a search come from: `sampler`'s first `count` episodes, or (`split`) their support sets alone."""
+    """The tasks of a search: the first `count` episodes of `sampler`, or (`split`) only their support sets."""
 
     label: str
     sampler: EpisodeSampler | ListSampler
@@ -48,10 +48,10 @@ class TaskSource:
     split: bool = False
 
 
-def leave_out(episode: Episode) -> Iterator[Episode]:
+def support_halves(episode: Episode) -> Iterator[Episode]:
     """Two episodes from a support set alone: its images are dealt to two halves class by class, and each half is asked of the other.
 
-    A class with a single image stays in both supports and is not asked. Labels of the query set are not read.
+    A class with a single image is in both supports and in no query. Labels of the query set are not read.
     """
     support = episode.support
     key = counted_key("leave-out", episode.seed, episode.dataset, episode.index)
@@ -62,18 +62,18 @@ def leave_out(episode: Episode) -> Iterator[Episode]:
         if len(members) > 1:
             half[members] = torch.arange(len(members), device=half.device) % 2
     for fold in (0, 1):
-        asked = half == fold
-        if bool(asked.any()):
-            kept = Support(support.images[~asked], support.labels[~asked], support.ways)
-            yield replace(episode, support=kept, query_images=support.images[asked], query_labels=support.labels[asked], rows=None)
+        held_out = half == fold
+        if bool(held_out.any()):
+            kept = Support(support.images[~held_out], support.labels[~held_out], support.ways)
+            yield replace(episode, support=kept, query_images=support.images[held_out], query_labels=support.labels[held_out], rows=None)
 
 
-def tried(
+def candidates(
     adaptation: Rated, task: Task, support: Support, rates: Sequence[float], grouping: Grouping
 ) -> Iterator[tuple[Sequence[float], Callable[[], Sequence[Classifier]]]]:
-    """The candidates of one task in portions: their rates, and what adapts the task at each of them (side by side where that pays).
+    """Yield the candidates of a task in groups: their rates, and a function that adapts the task at these (side by side if faster).
 
-    A fine-tuning embeds the support set under the task's own parameters once for all rates.
+    Fine-tuning embeds the support set with the task's own parameters once for all rates.
     """
     if not isinstance(adaptation, FineTune):
         for rate in rates:
@@ -84,7 +84,7 @@ def tried(
     size = grouping.size(tuning, task, support) if len(rates) > 1 else 1
     still = [rate for rate in rates if not rate]
     moving = [rate for rate in rates if rate]
-    # Rate 0 costs nothing: alone, so that no group waits for it.
+    # Rate 0 costs nothing and is tried alone.
     for part in [still, *(moving[i : i + size] for i in range(0, len(moving), size))]:
         count = len(part)
         if part:
@@ -108,36 +108,36 @@ class RateSearch:
         self.sources = {name: self._source(name) for name in self.stores}
 
     def check(self, adapt: str, dataset: str) -> None:
-        """UserError where a search would find nothing to choose on."""
+        """Raise UserError if there are no tasks to choose a rate on."""
         if self.chosen(adapt, dataset) is None and self.sources[dataset] is None and not self._others():
             raise UserError(
-                f"{adapt} on {dataset}: nothing to choose a learning rate on (no validation classes apart from those evaluated, and "
-                f"support sets of one image a class); give adapt.{adapt}.lr, or evaluate a dataset with validation classes along with it"
+                f"{adapt} on {dataset}: nothing to choose a learning rate on (no validation classes besides those evaluated, and "
+                f"support sets of single images); give adapt.{adapt}.lr, or evaluate a dataset with validation classes along with it"
             )
 
     def choose(self, adapt: str, adaptation: Rated, dataset: str, stop: StopRequest) -> Choice:
-        """The rate of a dataset; raises `Interrupted` when asked to stop (nothing of an unfinished search is kept)."""
+        """Choose the rate of a dataset; raises `Interrupted` on a stop request (an unfinished search is discarded)."""
         source = self.sources[dataset]
-        found = self._search(adapt, adaptation, dataset, source, stop) if source else self._borrowed(adapt, adaptation, stop)
-        self.reporter.line(f"{adapt} on {dataset}: {found}")
-        return found
+        choice = self._search(adapt, adaptation, dataset, source, stop) if source else self._borrowed(adapt, adaptation, stop)
+        self.reporter.line(f"{adapt} on {dataset}: {choice}")
+        return choice
 
     def _borrowed(self, adapt: str, adaptation: Rated, stop: StopRequest) -> Choice:
-        """The best rate over the validation classes of the other datasets, each counted alike."""
-        found = {}
+        """Choose the best rate over the validation classes of the other datasets, with equal weights."""
+        choices = {}
         for name in self._others():
             source = self.sources[name]
             assert source is not None
-            found[name] = self.chosen(adapt, name) or self._search(adapt, adaptation, name, source, stop)
-        mean = np.mean([choice.accuracies for choice in found.values()], 0)
-        return Choice.best(f"valid:{'+'.join(found)}", self.rates, mean.tolist(), sum(c.tasks for c in found.values()))
+            choices[name] = self.chosen(adapt, name) or self._search(adapt, adaptation, name, source, stop)
+        mean = np.mean([choice.accuracies for choice in choices.values()], 0)
+        return Choice.best(f"valid:{'+'.join(choices)}", self.rates, mean.tolist(), sum(c.tasks for c in choices.values()))
 
     def _others(self) -> list[str]:
         return [name for name, source in self.sources.items() if source is not None and source.label == "valid"]
 
     def _source(self, dataset: str) -> TaskSource | None:
         config, sampler = self.recipe.adapt.search, self.episodes.samplers[dataset]
-        # Not of as many as are evaluated: more episodes added later must not need another rate.
+        # Independent of the number of evaluated episodes: adding episodes later must not change the rate.
         count = min(config.episodes, len(sampler.episodes)) if isinstance(sampler, ListSampler) else config.episodes
         if config.kind == "paper":
             return TaskSource("paper", sampler, count)
@@ -151,7 +151,7 @@ class RateSearch:
         return TaskSource("support", sampler, count, split=True) if several else None
 
     def _protocol(self) -> EpisodeConfig:
-        """How validation episodes are drawn: as those of the evaluation, or (for a fixed list of episodes) as in training."""
+        """Return the protocol of validation episodes: that of the evaluation or, for a fixed list, that of training."""
         return self.recipe.episode if self.recipe.eval.episode.kind == "list" else self.recipe.eval.episode
 
     def _search(self, adapt: str, adaptation: Rated, dataset: str, source: TaskSource, stop: StopRequest) -> Choice:
@@ -160,22 +160,22 @@ class RateSearch:
         loader = EpisodeLoader(source.sampler, mine, self.device, image_size=self.recipe.backbone.image_size)
         rows: list[list[float]] = []
         for episode in loader:
-            tasks = leave_out(episode) if source.split else [episode]
-            found = [self._tried(adapt, adaptation, dataset, task, stop) for task in tasks]
-            rows.append([len(found), *(share for one in found for share in one)])
+            tasks = support_halves(episode) if source.split else [episode]
+            shares = [self._accuracies(adapt, adaptation, dataset, task, stop) for task in tasks]
+            rows.append([len(shares), *(share for own in shares for share in own)])
         width = len(self.rates)
         table = self.world.gather_rows(source.count, mine, rows)
-        shares = [row[1 + k * width : 1 + (k + 1) * width] for row in table for k in range(int(row[0]))]
-        return Choice.best(source.label, self.rates, np.mean(shares, 0).tolist(), len(shares))
+        by_task = [row[1 + k * width : 1 + (k + 1) * width] for row in table for k in range(int(row[0]))]
+        return Choice.best(source.label, self.rates, np.mean(by_task, 0).tolist(), len(by_task))
 
-    def _tried(self, adapt: str, adaptation: Rated, dataset: str, episode: Episode, stop: StopRequest) -> list[float]:
-        """Query accuracy (share) of every candidate on one task."""
+    def _accuracies(self, adapt: str, adaptation: Rated, dataset: str, episode: Episode, stop: StopRequest) -> list[float]:
+        """Return the query accuracy (fraction) of every candidate on one task."""
         noise = counted_key("search", episode.seed, episode.dataset, episode.index) % 2**63
         # All rates start at the same theta: compute its features once, those of the query included, because rate 0 needs them.
         self.features.bind(replace(episode, rows=None), joined=True)
         task = self.features.of(replace(self.method.task(episode.support), seed=noise))
-        found = []
-        for rates, adapted in tried(adaptation, task, episode.support, self.rates, self.grouping):
+        accuracies: list[float] = []
+        for rates, adapted in candidates(adaptation, task, episode.support, self.rates, self.grouping):
             if stop:
                 assert stop.signum is not None
                 raise Interrupted(stop.signum, f"stopped in the rate search of {adapt} on {dataset}; run the same command to continue")
@@ -184,5 +184,5 @@ class RateSearch:
             except SmatError as error:
                 named = ", ".join(f"{rate:g}" for rate in rates)
                 raise type(error)(f"{adapt} at rate {named}, search on {episode}: {error}") from None
-            found += [float((one.argmax(1) == episode.query_labels).double().mean()) for one in logits]
-        return found
+            accuracies += [float((scores.argmax(1) == episode.query_labels).double().mean()) for scores in logits]
+        return accuracies

@@ -22,7 +22,7 @@ from smatcli.data.episodes.loader import EpisodeLoader
 from smatcli.data.episodes.sampler import EpisodeSampler
 from smatcli.data.stores.store import Store, write_store
 from smatcli.engine.evaluate.evaluation import evaluate
-from smatcli.engine.evaluate.rate_search import RateSearch, leave_out
+from smatcli.engine.evaluate.rate_search import RateSearch, support_halves
 from smatcli.errors import SmatError, UserError
 from smatcli.runs.rates import Choice, read_choices
 from smatcli.runs.reporter import SilentReporter
@@ -103,7 +103,7 @@ def test_without_validation_classes_images_are_left_out_of_the_support_sets(run:
     recipe = recipe_of(run)
     store = Store.open(Path(recipe.data.root) / "far.h5")
     sampler = EpisodeSampler({"far": store}, "all", recipe.eval.episode, 0)
-    tasks = [half for episode in EpisodeLoader(sampler, range(4), image_size=16) for half in leave_out(episode)]
+    tasks = [half for episode in EpisodeLoader(sampler, range(4), image_size=16) for half in support_halves(episode)]
     choice = read_choices(folder)["far"]
     assert (choice.label, choice.tasks) == ("support", 8)
     np.testing.assert_allclose(choice.accuracies, by_hand(tasks, method, list(choice.rates)), atol=1e-7)
@@ -116,9 +116,9 @@ def episode(labels: list[int], ways: int) -> Episode:
     return Episode(Support(images, y, ways), None, None, "x", 3, 0)  # type: ignore[arg-type]
 
 
-def test_leave_out_deals_a_support_set_to_two_halves() -> None:
+def test_support_halves_deals_a_support_set_to_two_halves() -> None:
     labels = [0, 1, 2, 0, 1, 0, 1, 0, 3, 0]
-    halves = list(leave_out(episode(labels, 4)))
+    halves = list(support_halves(episode(labels, 4)))
     assert len(halves) == 2
     asked = torch.cat([half.query_images[:, 0, 0, 0] for half in halves]).long()
     assert sorted(asked.tolist()) == [i for i, y in enumerate(labels) if y in (0, 1)]
@@ -133,7 +133,7 @@ def test_leave_out_deals_a_support_set_to_two_halves() -> None:
         assert sizes[0] in (2, 3)
         assert sizes[1] in (1, 2)
         assert sizes[2:] == [0, 0]
-    assert list(leave_out(episode([0, 1, 2], 3))) == []
+    assert list(support_halves(episode([0, 1, 2], 3))) == []
 
 
 def test_query_labels_of_the_evaluation_are_read_by_paper_alone(run: Path, method: FakeMethod, monkeypatch: pytest.MonkeyPatch) -> None:
