@@ -138,7 +138,7 @@ def test_a_full_disk_is_said_in_one_line(run, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "cannot be read"), ('{"format": 99}', "format that this version does not know"), ("3", "format")]
+    ("text", "message"), [("{", "cannot be read"), ('{"format": 99}', "format that this version does not support"), ("3", "format")]
 )
 def test_damaged_runs(run, text, message):
     (run.path / "run.json").write_text(text)
