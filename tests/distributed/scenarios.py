@@ -19,7 +19,7 @@ FOUR = ("train.meta_batch=4", f"train.groups.delta={SGD}", f"train.groups.masks=
 STOP_AT, RESUMED = 2, "stopped"
 SHORT = ("train.steps=4", "train.valid_every=2", "train.checkpoint_every=4")
 
-# name -> overrides; two processes need at least two tasks an update
+# name -> overrides; two processes need at least two tasks per update
 TRAININGS: dict[str, tuple[str, ...]] = {
     "smat": (),
     "counted": ("method.sparsity.measure=counted", "method.sparsity.tau=0.18", "method.sparsity.lr=5.0", "seed=1", *FOUR),

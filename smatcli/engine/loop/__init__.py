@@ -1,1 +1,1 @@
-"""What every training loop shares."""
+"""The training loop and what belongs to it. Start with loop.py and learner.py."""

@@ -1,4 +1,4 @@
-"""`smat train --memory-report`: the peak memory of a training step, predicted from two or three small ones."""
+"""`smat train --memory-report`: predict the peak memory of a training step from two or three small ones."""
 
 import resource
 import sys
@@ -25,11 +25,11 @@ from smatcli.runs.reporter import SilentReporter
 from smatcli.seams import Episode, Support
 
 MIB = 2**20
-HOLES = 1.2  # resident over live bytes of a step on a CPU: a heap has holes, a tenth to a quarter of it (benchmarks/memory.py)
+HOLES = 1.2  # resident over live bytes of a step on a CPU: heap fragmentation, 10 to 25 % (benchmarks/memory.py)
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the tensor storages that were made inside and still live (`live`), and their most since `mark` (`peak`). CPU."""
+    """Bytes of the CPU tensor storages allocated inside the block and still alive (`live`), and their maximum since `mark` (`peak`)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,14 +58,14 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
     def mark(self) -> int:
-        """The peak since the last call."""
-        found, self.peak = self.peak, self.live
-        return found
+        """Return the peak since the last call, and start a new one."""
+        peak, self.peak = self.peak, self.live
+        return peak
 
 
 @dataclass
 class PeakRecorder(Recorder):
-    """A recorder that also takes the peak of each phase: of `tracker` on a CPU, of the allocator on a GPU."""
+    """A recorder that also measures peak memory per phase: by `tracker` on a CPU, by the allocator on a GPU."""
 
     tracker: LiveBytes = field(default_factory=LiveBytes)
 
@@ -83,7 +83,7 @@ class PeakRecorder(Recorder):
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Predicted bytes: `before` the first step (the process on a CPU, the allocator on a GPU), and `phases` on top of it at their peaks."""
+    """Predicted bytes: `before` the first step (of the process on a CPU, the allocator on a GPU), and the peak of each phase above that."""
 
     before: int
     phases: dict[str, int]
@@ -93,23 +93,23 @@ class MemoryReport:
 
     @property
     def peak(self) -> int:
-        """Bytes at the step's peak."""
+        """Peak memory of the step in bytes."""
         return self.before + max(self.phases.values())
 
     def lines(self) -> list[str]:
-        """The report as text."""
+        """Return the report as lines of text."""
         worst = max(self.phases, key=lambda name: self.phases[name])
-        head = f"largest episode: {self.support} support and {self.query} query images, {self.meta_batch} tasks an update"
+        head = f"largest episode: {self.support} support and {self.query} query images, {self.meta_batch} tasks per update"
         rows = [f"  {name:12} {(self.before + size) / MIB:10,.0f} MiB" for name, size in self.phases.items()]
-        return [head, f"before the first step {self.before / MIB:,.0f} MiB; with the peak of each phase:", *rows, self.summary(worst)]
+        return [head, f"before the first step {self.before / MIB:,.0f} MiB; at the peak of each phase:", *rows, self.summary(worst)]
 
     def summary(self, worst: str) -> str:
-        """The last line."""
+        """Return the last line of the report."""
         return f"predicted peak: {self.peak / MIB:,.0f} MiB ({worst})"
 
 
 def largest(episode: EpisodeConfig) -> tuple[int, int, int]:
-    """(ways, support images, query images) of the largest episode that a recipe can draw."""
+    """Return (ways, support images, query images) of the largest episode that a recipe can draw."""
     if episode.kind == "fixed":
         ways, shots = (max(v) if isinstance(v, tuple) else v for v in (episode.ways, episode.shots))
         queries = 10 if episode.queries == "auto" else episode.queries
@@ -119,10 +119,10 @@ def largest(episode: EpisodeConfig) -> tuple[int, int, int]:
 
 
 def predict_memory(recipe: TrainRecipe) -> MemoryReport:
-    """The peak of the recipe's largest training step.
+    """Predict the peak memory of the recipe's largest training step.
 
-    Runs two steps of a smaller episode at each of two sizes (with train.chunk three) and continues the peak of each phase linearly in the
-    number of images (and of the chunk). Compilation is left out: a compiled step needs less.
+    Runs two steps of a smaller episode at each of two sizes (three with train.chunk) and extrapolates the peak of each phase linearly in
+    the number of images (and the chunk size). Steps are not compiled: a compiled step needs less.
     """
     train = recipe.train.model_copy(update={"compile": False})
     method = prepare_method(recipe, "none")
@@ -143,14 +143,14 @@ def predict_memory(recipe: TrainRecipe) -> MemoryReport:
         peaks = _measured(method, optimizers, recipe, (min(ways, cut), cut, images - cut))
         points.append((images, part or images, peaks))
     if method.theta_pre.device.type == "cpu":
-        # What the first steps load (libraries, kernels) stays; what they freed is given back first.
+        # What the first steps load (libraries, kernels) stays in memory; what they freed is released first.
         give_back_memory()
         before = max(before, _used(method.theta_pre.device) - _state_bytes(optimizers))
     wanted = (total, chunk or total)
     phases = {name: _continued([(n, c, peaks.get(name, 0)) for n, c, peaks in points], wanted, chunk is not None) for name in points[0][2]}
-    # Cosine similarities hold a few [Q, C, D] tensors, which grow faster than the images do.
+    # Cosine similarities need a few [Q, C, D] tensors, which grow faster than the number of images.
     extra = 4 * 4 * query * ways * int(method.backbone.num_features)  # type: ignore[arg-type]
-    # The images of a meta-batch; on a GPU those of the next episode, in main memory those that wait as bytes.
+    # The images of a meta-batch; on a GPU also those of the next episode, in main memory the prefetched bytes.
     waiting = 4 if method.theta_pre.device.type == "cuda" else 5
     pixels = 3 * recipe.backbone.image_size**2 * total * (4 * train.meta_batch + waiting)
     busy = {name: size + pixels + (extra if name in ("student", "teacher", "backward") else 0) for name, size in phases.items()}
@@ -160,7 +160,7 @@ def predict_memory(recipe: TrainRecipe) -> MemoryReport:
 
 
 def _probe_images(method: FlatMethod, recipe: TrainRecipe) -> int:
-    """So many images that their activations are about as large as the parameters, at least 16: smaller ones would hide behind them."""
+    """Return how many images (at least 16) have activations about as large as the parameters, which would hide smaller ones."""
     tokens = (recipe.backbone.image_size // 16) ** 2 + 1
     depth = len(getattr(method.backbone, "blocks", [])) or 12
     image = 4 * 20 * tokens * depth * int(method.backbone.num_features)  # type: ignore[arg-type]
@@ -168,18 +168,18 @@ def _probe_images(method: FlatMethod, recipe: TrainRecipe) -> int:
 
 
 def _continued(points: list[tuple[int, int, int]], wanted: tuple[int, int], chunked: bool) -> int:
-    """The plane through peaks at (images, chunk), at `wanted`; never below what was measured."""
+    """Extrapolate the peaks at (images, chunk) linearly to `wanted`; never below a measured one."""
     (n0, _, first), (n1, c1, second) = points[0], points[1]
     slope = max(0.0, (second - first) / (n1 - n0)) if n1 > n0 else 0.0
-    found = second + slope * (wanted[0] - n1)
+    peak = second + slope * (wanted[0] - n1)
     if chunked:
         _, c2, third = points[2]
-        found += max(0.0, (third - second) / (c2 - c1)) * (wanted[1] - c1)
-    return max(first, round(found))
+        peak += max(0.0, (third - second) / (c2 - c1)) * (wanted[1] - c1)
+    return max(first, round(peak))
 
 
 def _measured(method: FlatMethod, optimizers: Optimizers, recipe: TrainRecipe, sizes: tuple[int, int, int]) -> dict[str, int]:
-    """Peak of each phase of the second of two steps, the optimizers' states included (the first step makes them), images not."""
+    """Return the peak of each phase in the second of two steps, with the optimizer states (created by the first) but without the images."""
     device = method.theta_pre.device
     batch = [_random_episode(*sizes, recipe.backbone.image_size, device, k) for k in range(recipe.train.meta_batch)]
     recorder, held = PeakRecorder(device), 0
@@ -224,7 +224,7 @@ def _state_bytes(optimizers: Optimizers) -> int:
 
 
 def _used(device: torch.device) -> int:
-    """Bytes in use now: resident memory of the process, or of the allocator of a GPU."""
+    """Return the bytes in use now: resident memory of the process, or allocated memory of a GPU."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     pages = Path("/proc/self/statm")

@@ -1,4 +1,4 @@
-"""`smat train --profile`: what each phase of some updates takes, as a table, and a trace for chrome://tracing or Perfetto."""
+"""`smat train --profile`: time per phase of some updates as a table, and a trace for chrome://tracing or Perfetto."""
 
 import csv
 import os
@@ -16,10 +16,10 @@ WARMUP, UPDATES, TRACED = 1, 5, 1
 
 
 class StepProfile:
-    """Measures updates `WARMUP` + 1 to `WARMUP` + `updates`; call `after_update` behind each, and `close` at the end.
+    """Measures updates `WARMUP` + 1 to `WARMUP` + `updates`; call `after_update` after each update, and `close` at the end.
 
-    Writes `phases.csv` (seconds an update by the clock and of the CPU, share of the clock) and `trace.json` (one further update, because
-    tracing slows down) into `folder`. Time between the phases (logging, bookkeeping) is the row `other`.
+    Writes `phases.csv` (wall and CPU seconds per update, share of the wall time) and `trace.json` (of one further update, because tracing
+    is slow) into `folder`. Time outside the phases (logging, bookkeeping) is in the row `other`.
     """
 
     def __init__(self, folder: Path, device: torch.device, reporter: Reporter, updates: int = UPDATES) -> None:
@@ -30,7 +30,7 @@ class StepProfile:
         self._done = 0
 
     def after_update(self) -> None:
-        """Counts an update; begins, ends and writes where it is time to."""
+        """Count an update; start or end a measurement if it is due."""
         self._done += 1
         if self._done == WARMUP:
             self._begin(recording(self.recorder))
@@ -47,7 +47,7 @@ class StepProfile:
             self._end()
 
     def close(self) -> None:
-        """Writes what was measured if training ended before its time."""
+        """Write what was measured so far, if training ended early."""
         if WARMUP <= self._done < WARMUP + self.updates + TRACED:
             self._end()
         if self._done <= WARMUP:
@@ -75,7 +75,7 @@ class StepProfile:
             writer.writerow(["phase", "wall_s", "cpu_s", "share"])
             writer.writerows((name, f"{wall:.6f}", f"{cpu:.6f}", f"{share:.4f}") for name, wall, cpu, share in rows)
         say = self.reporter.line
-        say(f"{updates} updates measured; seconds an update:")
+        say(f"{updates} updates measured; seconds per update:")
         say(f"  {'phase':12} {'clock':>9} {'CPU':>9} {'share':>7}")
         for name, wall, cpu, share in rows:
             say(f"  {name:12} {wall:9.4f} {cpu:9.4f} {100 * share:6.1f}%")
@@ -83,9 +83,9 @@ class StepProfile:
 
 
 def table(recorder: Recorder, updates: int) -> list[tuple[str, float, float, float]]:
-    """(phase, seconds an update by the clock, of the CPU, share of the clock), in the order of the flow, and `total` at the end."""
-    found = recorder.phases
-    order = [*PHASES, *(name for name in found if name not in PHASES)]
-    rows = [(n, found[n].wall / updates, found[n].cpu / updates) for n in order if n in found]
+    """Return rows (phase, wall seconds per update, CPU seconds per update, share of the wall time) in execution order, then `total`."""
+    phases = recorder.phases
+    order = [*PHASES, *(name for name in phases if name not in PHASES)]
+    rows = [(n, phases[n].wall / updates, phases[n].cpu / updates) for n in order if n in phases]
     total = ("total", sum(wall for _, wall, _ in rows), sum(cpu for _, _, cpu in rows))
     return [(name, wall, cpu, wall / total[1] if total[1] else 0.0) for name, wall, cpu in [*rows, total]]
