@@ -1,1 +1,1 @@
-"""Segmentation: networks, masks, augmentation and measures."""
+"""Segmentation: networks, masks, augmentation and metrics."""

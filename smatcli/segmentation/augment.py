@@ -1,4 +1,4 @@
-"""Chance in segmentation training: mirror images and random zoom, the same for image and mask."""
+"""Augmentation in segmentation training: horizontal flips and random zoom, the same for image and mask."""
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +9,10 @@ from smatcli.segmentation.masks import IGNORE
 
 
 def augmented(images: Tensor, masks: Tensor, flip: float, zoom: tuple[float, float], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Normalised float32 [B, 3, S, S] and classes int64 [B, S, S] of uint8 [B, S, S, 3] and [B, S, S].
+    """Augment uint8 images [B, S, S, 3] and masks [B, S, S]; return normalised float32 [B, 3, S, S] and int64 classes [B, S, S].
 
-    An image is mirrored with probability `flip` and enlarged by a factor drawn log-uniformly from `zoom` about a random place; what is
-    sampled from outside of it becomes the mean colour and is ignored. All numbers come from `generator` (a CPU generator).
+    Each image is flipped with probability `flip` and enlarged about a random centre by a factor drawn log-uniformly from `zoom`. Pixels
+    from outside the image get the mean colour and are ignored. All random numbers come from `generator` (a CPU generator).
     """
     pixels, classes = normalise(images), masks.long()
     count, device = len(pixels), pixels.device
@@ -31,5 +31,5 @@ def augmented(images: Tensor, masks: Tensor, flip: float, zoom: tuple[float, flo
     grid = F.affine_grid(theta.to(device), list(pixels.shape), align_corners=False)
     pixels = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     shifted = F.grid_sample((classes + 1).float().unsqueeze(1), grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    found = shifted.squeeze(1).round().long() - 1
-    return pixels, torch.where(found < 0, torch.full_like(found, IGNORE), found)
+    zoomed = shifted.squeeze(1).round().long() - 1
+    return pixels, torch.where(zoomed < 0, torch.full_like(zoomed, IGNORE), zoomed)

@@ -1,4 +1,4 @@
-"""Images and masks of a segmentation set by row: resized and kept in memory where they fit, and at their own size for the measures."""
+"""Images and masks of a segmentation dataset by row: resized and kept in memory if they fit, and at full size for the metrics."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +22,10 @@ THREADS = 4
 
 
 class SegmentSet:
-    """A set at `size` pixels, images squashed to the square (masks by the nearest pixel); UserError names a file that cannot be used.
+    """A dataset at `size` pixels, with images squashed to a square (masks by nearest neighbour).
 
-    Every file is read once at the start, so that a damaged one is found before training; what is larger than 2 GB in memory is read again.
+    Every file is read once at the start, so that damaged files are reported before training. Datasets over 2 GB in memory are read again
+    when needed. Raises `UserError` that names a file that cannot be used.
     """
 
     def __init__(self, data: SegmentData, size: int, seed: int, reporter: Reporter) -> None:
@@ -42,34 +43,34 @@ class SegmentSet:
             for i, (image, mask) in enumerate(pool.map(self._load, range(count))):
                 if self._kept:
                     self._images[i], self._masks[i] = image, mask
-                found = np.bincount(mask.ravel(), minlength=256)
-                self.pixels += found[: data.number]
-                ignored += int(found[IGNORE])
+                counts = np.bincount(mask.ravel(), minlength=256)
+                self.pixels += counts[: data.number]
+                ignored += int(counts[IGNORE])
                 reporter.update(i + 1)
         reporter.finish()
         if data.kind == "index" and (said := check_binary(self.pixels, ignored, data.root)):
             raise UserError(said)
         if np.count_nonzero(self.pixels) < 2:
-            raise UserError(f"{data.root or data.layout}: all pixels that count are of one class; there is nothing to tell apart")
+            raise UserError(f"{data.root or data.layout}: all pixels that count are of one class; segmentation needs two or more")
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 [B, S, S, 3] and masks uint8 [B, S, S]."""
+        """Return images uint8 [B, S, S, 3] and masks uint8 [B, S, S]."""
         if self._kept:
             return self._images[rows], self._masks[rows]
         loaded = [self._load(int(row)) for row in rows]
         return np.stack([image for image, _ in loaded]), np.stack([mask for _, mask in loaded])
 
     def image_at(self, row: int, size: int) -> np.ndarray:
-        """Image uint8 [size, size, 3], resized from its own size."""
+        """Return an image uint8 [size, size, 3], resized from its original size."""
         if size == self.size and self._kept:
             return np.asarray(self._images[row])
         return np.asarray(fit_image(self._whole(row)[0], size, "squash"))
 
     def mask_at(self, row: int, whole: bool) -> np.ndarray:
-        """Mask uint8 [H, W] at its own size (`whole`), or [S, S]."""
+        """Return a mask uint8 [H, W] at its original size (`whole`), or [S, S]."""
         return self._whole(row)[1] if whole else self.read(np.array([row]))[1][0]
 
     def content_hash(self) -> str:
@@ -113,36 +114,36 @@ def _decoded(path: Path, how):  # type: ignore[no-untyped-def]
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of a set for training, for choosing the best epoch, and for the test."""
+    """Rows of a dataset for training, for the choice of the best epoch, and for the test."""
 
     train: np.ndarray
     valid: np.ndarray
     test: np.ndarray
 
 
-def splits(found: SegmentSet, folds: int, seed: int) -> list[Split]:
-    """One split, or one for each fold; equal for equal `seed`. UserError where too few images are left for a part.
+def splits(dataset: SegmentSet, folds: int, seed: int) -> list[Split]:
+    """Return one split, or one per fold; equal for equal `seed`. Raises `UserError` if a part would be empty.
 
-    Without folds a published split is kept: its test images, or its validation images where it has no test ones (ADE20K).
+    Without folds, a published split is kept, with its test images, or with its validation images if there are no test images (ADE20K).
     """
-    parts = np.array([pair.part for pair in found.pairs])
-    order = counted_rng("segment-split", seed).permutation(len(found))
-    data = found.data
+    parts = np.array([pair.part for pair in dataset.pairs])
+    order = counted_rng("segment-split", seed).permutation(len(dataset))
+    data = dataset.data
     if folds:
         tests = np.array_split(order, folds)
-        made = [_with_valid(np.setdiff1d(order, test), np.sort(test), data.valid, seed, k) for k, test in enumerate(tests)]
+        result = [_with_valid(np.setdiff1d(order, test), np.sort(test), data.valid, seed, k) for k, test in enumerate(tests)]
     elif parts[0]:
         train, valid, test = (np.flatnonzero(parts == name) for name in ("train", "valid", "test"))
         if len(valid) and len(test):
-            made = [Split(train, valid, test)]
+            result = [Split(train, valid, test)]
         else:
-            made = [_with_valid(train, test if len(test) else valid, data.valid, seed, 0)]
+            result = [_with_valid(train, test if len(test) else valid, data.valid, seed, 0)]
     else:
         held = round(data.test * len(order))
-        made = [_with_valid(order[held:], np.sort(order[:held]), data.valid, seed, 0)]
-    if not all(len(s.train) and len(s.valid) and len(s.test) for s in made):
-        raise UserError(f"{data.root or data.layout}: {len(found)} images are too few for training, validation and test parts; add images")
-    return made
+        result = [_with_valid(order[held:], np.sort(order[:held]), data.valid, seed, 0)]
+    if not all(len(s.train) and len(s.valid) and len(s.test) for s in result):
+        raise UserError(f"{data.root or data.layout}: {len(dataset)} images are too few for training, validation and test; add images")
+    return result
 
 
 def _with_valid(rest: np.ndarray, test: np.ndarray, share: float, seed: int, fold: int) -> Split:

@@ -1,4 +1,4 @@
-"""Which image belongs to which mask: folders of the user, and those of Kvasir-SEG, ISIC and ADE20K as they are published."""
+"""Pairs of images and masks in user folders and in the published layouts of Kvasir-SEG, ISIC and ADE20K."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class ImageMaskPair:
-    """An image and its mask; `part` is train, valid or test where the set is split as published, else empty."""
+    """An image and its mask; `part` is train, valid or test if the published dataset is split, else empty."""
 
     name: str
     image: Path
@@ -24,10 +24,10 @@ class ImageMaskPair:
 
 
 def list_pairs(data: SegmentData) -> list[ImageMaskPair]:
-    """The pairs of a set, sorted by name; UserError naming the files that have no partner, or two."""
+    """Return the pairs of a dataset, sorted by name. Raises `UserError` that names files without a partner, or with two."""
     root = Path(data.root)
     if not root.is_dir():
-        raise UserError(f"data.root: {root} is no folder")
+        raise UserError(f"data.root: {root} is not a folder")
     if data.layout == "isic":
         return _isic(root)
     if data.layout == "folders":
@@ -46,7 +46,7 @@ def _below(root: Path, name: str) -> Path:
 
 
 def _isic(root: Path) -> list[ImageMaskPair]:
-    """ISIC 2017 and 2018, task 1: `ISIC*_{Training,Validation,Test}*_{Input,Data}` and `..._GroundTruth` beside it."""
+    """List ISIC 2017 and 2018, task 1: `ISIC*_{Training,Validation,Test}*_{Input,Data}` and `..._GroundTruth` beside it."""
     folders = sorted(p for p in root.iterdir() if p.is_dir())
     pairs: list[ImageMaskPair] = []
     for part in ("Training", "Validation", "Test"):
@@ -68,7 +68,7 @@ def _isic(root: Path) -> list[ImageMaskPair]:
 
 
 def _paired(images: Path, masks: Path, suffix: str, without: str = "\0") -> list[ImageMaskPair]:
-    """Images and masks of equal name, sorted; parts by the first folder, if all are in such."""
+    """Pair images and masks by name, sorted. Parts are the first folders, if all images are in folders of parts."""
     ours = _named(images, "", without)
     theirs = _named(masks, suffix, without)
     if not ours:
@@ -88,8 +88,8 @@ def _only(here: dict[str, Path], there: dict[str, Path], folder: Path, said: str
 
 
 def _named(folder: Path, suffix: str, without: str) -> dict[str, Path]:
-    """Name without ending and `suffix` -> file, below a folder."""
-    found: dict[str, Path] = {}
+    """Map names without extension and `suffix` to files, below a folder."""
+    files: dict[str, Path] = {}
     for path in _files(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name.endswith(without):
@@ -97,10 +97,10 @@ def _named(folder: Path, suffix: str, without: str) -> dict[str, Path]:
         if not name.endswith(suffix):
             raise UserError(f"{path}: a mask's name must end in {suffix!r}, the image's name before it; see data.suffix")
         name = name.removesuffix(suffix) if suffix else name
-        if name in found:
-            raise UserError(f"{path}: has the same name as {found[name].name}; which one belongs to the pair? Move one away")
-        found[name] = path
-    return found
+        if name in files:
+            raise UserError(f"{path}: has the same name as {files[name].name}, so the pair is ambiguous; move one of them away")
+        files[name] = path
+    return files
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""One mask file to classes uint8 [H, W], 255 = ignored: palette, binary, 8- and 16-bit, and what is wrong with the others."""
+"""Decode a mask file to classes uint8 [H, W], 255 = ignored: palette, binary, 8- and 16-bit; errors for other formats."""
 
 import numpy as np
 from PIL import Image
@@ -9,9 +9,9 @@ IGNORE = 255
 
 
 def decode_mask(data: bytes, kind: str, classes: int, zero_ignored: bool = False) -> np.ndarray:
-    """Classes uint8 [H, W] of an encoded mask; `kind` index (pixel or palette index = class) or binary (bright = 1).
+    """Return classes uint8 [H, W] of an encoded mask; `kind`: index (pixel value or palette index = class) or binary (bright = 1).
 
-    With `zero_ignored` (ADE20K) 0 means ignored and the classes begin at 1. Raises Unreadable with the reason.
+    With `zero_ignored` (ADE20K), 0 is ignored and classes start at 1. Raises `Unreadable` with the reason.
     """
     with _opened(data) as image:
         image.load()
@@ -29,7 +29,7 @@ def decode_mask(data: bytes, kind: str, classes: int, zero_ignored: bool = False
 
 
 def _indices(image: Image.Image) -> np.ndarray:
-    """Whole numbers [H, W]."""
+    """Return integers [H, W]."""
     if image.mode == "LA":
         image = image.getchannel(0)
     values = np.asarray(image)
@@ -39,12 +39,12 @@ def _indices(image: Image.Image) -> np.ndarray:
             raise Unreadable("coloured mask, not one of class numbers; save it as a palette or grey image")
         values = colours[..., 0]
     if values.dtype.kind == "f" and (not np.isfinite(values).all() or (values != np.rint(values)).any()):
-        raise Unreadable("holds values that are no whole numbers")
+        raise Unreadable("contains values that are not integers")
     return values.astype(np.int64)
 
 
 def _binary(image: Image.Image) -> np.ndarray:
-    """0 and 1: as they are where there is nothing else, else above the middle (JPEG masks are not exactly black and white)."""
+    """Return 0 and 1: the values themselves if there are no others, else thresholded at the middle (JPEG masks are inexact)."""
     if image.mode in ("P", "1"):
         values = np.asarray(image).astype(np.int64)
         if values.max(initial=0) > 1:
@@ -55,13 +55,13 @@ def _binary(image: Image.Image) -> np.ndarray:
         values = np.asarray(image.convert("L")).astype(np.int64)
     top = int(values.max(initial=0))
     if values.min(initial=0) < 0:
-        raise Unreadable("holds negative values")
+        raise Unreadable("contains negative values")
     middle = next(m for m, bound in ((1, 1), (128, 255), (32768, float("inf"))) if top <= bound)
     return (values >= middle).astype(np.uint8)
 
 
 def check_binary(counts: np.ndarray, ignored: int, where: str) -> str:
-    """Why masks read by index look binary (only class 0 and 255 occur), or an empty string; `counts` [C] are pixels a class."""
+    """Return an error line if masks read by index look binary (only 0 and 255 occur), else ""; `counts` [C] are pixels per class."""
     if ignored and counts[0] and not counts[1:].any():
-        return f"{where}: the masks hold 0 and 255 only, and 255 = ignored; set data.values=binary"
+        return f"{where}: the masks contain only 0 and 255, and 255 is ignored; set data.values=binary"
     return ""

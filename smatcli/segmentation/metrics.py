@@ -1,4 +1,4 @@
-"""Measures of segmentation, all from one confusion matrix over the pixels of all test images."""
+"""Segmentation metrics from one confusion matrix over the pixels of all test images."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from smatcli.segmentation.masks import IGNORE
 
 
 def confusion(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """Pixels int64 [C, C]: row = true class, column = predicted class; pixels whose truth is 255 do not count."""
+    """Count pixels, int64 [C, C]: row = true class, column = predicted class; pixels with truth 255 do not count."""
     counted = truth != IGNORE
     codes = truth[counted].long() * classes + predicted[counted].long()
     return torch.bincount(codes, minlength=classes * classes).view(classes, classes)

@@ -1,4 +1,4 @@
-"""What is trained in segmentation: a tuner's patch tokens under the SETR-PUP head."""
+"""Segmentation networks: patch tokens of a tuner, and the SETR-PUP head."""
 
 import math
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ class PlainTokens(nn.Module):
         self.trained, self.width = trained, int(self.vit.embed_dim)
 
     def train(self, mode: bool = True) -> "PlainTokens":
-        """Training mode; a frozen ViT stays in inference mode."""
+        """Set the training mode; a frozen ViT stays in inference mode."""
         super().train(mode)
         if not self.trained:
             self.vit.eval()
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Patch tokens [B, N, D]."""
+        """Return patch tokens [B, N, D]."""
         tokens = self.vit.norm(self.vit.blocks(embed(self.vit, images)))
         return tokens[:, self.vit.num_prefix_tokens :]
 
@@ -42,7 +42,7 @@ class ExpertTokens(nn.Module):
         self.experts, self.width = experts, experts.width
 
     def forward(self, images: Tensor) -> Tensor:
-        """Patch tokens [B, N, D]."""
+        """Return patch tokens [B, N, D]."""
         return self.experts.patches(self.experts.blocks(self.experts.embed(images)))
 
 
@@ -55,19 +55,19 @@ class SegmentNet(nn.Module):
         self.head = SetrPup(tokens.width, classes, head.channels, head.stages or stages_of(patch))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits at the images' size."""
+        """Return logits at the size of the images."""
         height, width = images.shape[-2:]
         return self.head(self.tokens(images), (height // self.patch, width // self.patch), (height, width))
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Optimizer groups: `tuner` (prompts and dispatchers) or `backbone` (all of it), where there are such, and `head`."""
+        """Return optimizer groups: `tuner` (prompts and dispatchers) or `backbone` (if trained), and `head`."""
         own = [p for p in self.tokens.parameters() if p.requires_grad]
         name = "backbone" if isinstance(self.tokens, PlainTokens) else "tuner"
         return {**({name: own} if own else {}), "head": list(self.head.parameters())}
 
 
 def build_net(recipe: SegmentRecipe, backbones: Sequence[nn.Module]) -> SegmentNet:
-    """The net of a recipe over its backbones (the recipe's own, then those of pmoe); UserError where they do not go together."""
+    """Build the network of a recipe over its backbones (its own, then those of pmoe). Raises `UserError` if they do not fit together."""
     tuner = recipe.tuner
     tokens: PlainTokens | ExpertTokens
     if isinstance(tuner, PmoeConfig):
@@ -82,8 +82,11 @@ def build_net(recipe: SegmentRecipe, backbones: Sequence[nn.Module]) -> SegmentN
 
 
 class SetrPup(nn.Module):
-    """Tokens [B, N, D] of a grid [h, w] -> logits [B, C, size, size]: `stages` times 3x3 convolution, batch norm, ReLU and doubling, then a
-    1x1 convolution, and a bilinear step to `size` where the doublings do not end there. No auxiliary heads."""
+    """SETR-PUP head: tokens [B, N, D] of a grid [h, w] -> logits [B, C, *size].
+
+    `stages` times 3x3 convolution, batch norm, ReLU and 2x upsampling, then a 1x1 convolution, and bilinear resizing if the result does
+    not have `size`. No auxiliary heads.
+    """
 
     def __init__(self, width: int, classes: int, channels: int = 256, stages: int = 4) -> None:
         super().__init__()
@@ -94,7 +97,7 @@ class SetrPup(nn.Module):
         self.classify = nn.Conv2d(channels, classes, 1)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-        """Logits [B, C, *size]."""
+        """Return logits [B, C, *size]."""
         maps = self.norm(tokens).transpose(1, 2).unflatten(2, grid)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             maps = F.interpolate(F.relu(norm(conv(maps))), scale_factor=2, mode="bilinear", align_corners=False)
@@ -103,5 +106,5 @@ class SetrPup(nn.Module):
 
 
 def stages_of(patch: int) -> int:
-    """Doublings from a patch grid to less than two pixels a step: 4 for patches of 16, 3 for 8 and 14, at least 1."""
+    """Return the number of 2x upsamplings from the patch grid to a stride below two pixels: 4 for patches of 16, 3 for 8 and 14."""
     return max(1, int(math.log2(patch)))

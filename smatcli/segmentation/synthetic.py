@@ -1,4 +1,4 @@
-"""Images with masks that are drawn: discs, squares and triangles on noisy ground, each of one tint, which little training tells apart."""
+"""Synthetic images with masks: tinted discs, squares and triangles on noisy ground, which are easy to learn."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ TINTS = np.array([(0.8, 0.3, 0.2), (0.2, 0.4, 0.8), (0.3, 0.8, 0.3)])
 
 
 def draw(index: int, seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 [size, size, 3] and mask uint8 [size, size] (0 ground, 1 disc, 2 square, 3 triangle) number `index`."""
+    """Draw image `index`, uint8 [size, size, 3], and its mask, uint8 [size, size] (0 ground, 1 disc, 2 square, 3 triangle)."""
     rng = counted_rng("segment-synthetic", seed, index)
     y, x = (np.mgrid[:size, :size] + 0.5) / size
     slope = rng.uniform(-0.4, 0.4, (2, 3))
@@ -29,6 +29,6 @@ def draw(index: int, seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _triangle(u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
-    """The equilateral triangle with corners at `radius` from the middle."""
+    """Return the equilateral triangle with corners at `radius` from the centre."""
     turns = [np.pi / 2 + 2 * np.pi * i / 3 for i in range(3)]
     return np.asarray(np.all([u * np.cos(t) + v * np.sin(t) < radius / 2 for t in turns], 0))
