@@ -1,13 +1,13 @@
-"""How fast do images and episodes come from a store, and what does it cost to have many of them?
+"""How fast are images and episodes read from a store, and how does the cost grow with their number?
 
     python benchmarks/loader.py [--sizes 64,128,224] [--workers 1,2] [--seconds 1]
 
-Episodes of 5 ways, 5 shots and 10 queries, normalised on the CPU, from raw and jpeg stores ("uint8": as they would go to a GPU, which
-normalises them there), from files (torchvision's ImageFolder and Pillow, image by image), and from one HDF5 file a class in PMF's manner:
-a group for each image, files opened in every episode, images of 224 px, shorter side to 256/224 of the size, centre crop, normalised one by
-one. All hold the same images, drawn at 320 x 240 px. One thread of PyTorch. "a CPU second" counts the process's CPU time over all its
-threads: the number to read on a machine that others use too. Everything is in the page cache.
-Goals: raw at 128 px above 8,000 images a second and core, and 20 times PMF's manner; 1,000 classes opened in 50 ms.
+Episodes of 5 ways, 5 shots and 10 queries, normalised on the CPU, from raw and JPEG stores ("uint8": not normalised, as for a GPU, which
+normalises them), from files (torchvision's ImageFolder and Pillow, image by image), and from HDF5 files as in PMF, one per class: one
+group per image, files opened in every episode, images of 224 px, shorter side resized to 256/224 of the size, centre crop, normalised one
+by one. All sources have the same images, drawn at 320 x 240 px. PyTorch uses one thread. "per CPU second" counts the CPU time of all
+threads of the process; read this column on a shared machine. Everything is in the page cache.
+Goals: raw at 128 px above 8,000 images per second and core, and 20 times as fast as PMF; 1,000 classes opened in 50 ms.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def write_pmf(source: Path, folder: Path) -> None:
 
 
 def rates(step: Callable[[], int], seconds: float) -> tuple[float, float]:
-    """Images a second by the clock, and a CPU second; two calls are not counted."""
+    """Return images per second and per CPU second, after two warm-up calls."""
     step(), step()
     done, start, cpu = 0, time.perf_counter(), time.process_time()
     while (passed := time.perf_counter() - start) < seconds or not done:
@@ -112,7 +112,7 @@ def from_pmf(folder: Path, size: int) -> Callable[[], int]:
 def throughput(folder: Path, sizes: list[int], workers: list[int], seconds: float) -> None:
     draw_files(folder / "images")
     write_pmf(folder / "images", folder / "pmf")
-    print(f"{'px':>4} {'from':22} {'images/s':>9} {'a CPU second':>13} {'episodes/s':>11} {'x PMF':>6} {'kB an image':>12}")
+    print(f"{'px':>4} {'from':22} {'images/s':>9} {'per CPU second':>13} {'episodes/s':>11} {'x PMF':>6} {'kB an image':>12}")
     for size in sizes:
         files, classes = sum(p.stat().st_size for p in (folder / "images").rglob("*.jpg")), CLASSES * EACH
         rows: list[tuple[str, Callable[[], int], float]] = [

@@ -1,8 +1,8 @@
 """How long do masks + merge + expected L0 take, forward and backward, by autograd and in closed form?
 
-The bytes that must move (log_alpha read twice, its gradient written; for all tasks of a meta-batch once) over the time are compared with
-the rate of a copy on the same device. On a CPU the time is CPU time (of all threads), so that other work on the machine does not count; on
-a GPU it is wall time.
+The bandwidth (log_alpha read twice, its gradient written, once for all tasks of a meta-batch) is compared with that of a copy on the same
+device. On a CPU, the time is CPU time of all threads, so that other work on the machine does not count; on a GPU it is wall time.
+`merge_compile.py` compares the C kernel with `torch.compile`.
 
 python benchmarks/merge.py [--parameters 1000000] [--experts 8] [--device cpu] [--threads 1] [--repeat 10]
 """
@@ -46,7 +46,7 @@ def measure(work: Callable[[], object], device: torch.device, repeat: int) -> tu
 
 
 def main() -> None:
-    """Measures and prints one line a variant."""
+    """Measure and print one line per variant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters", type=int, default=1_000_000)
     parser.add_argument("--experts", type=int, default=8)
@@ -102,8 +102,8 @@ def main() -> None:
         f"at sparsity {1 - sum(compressed.nonzeros) / experts / size:.2f} (dense masks {4 * experts * size / 2**20:.0f} MiB)"
     )
     variants: dict[str, Callable[[], object]] = {
-        "reference, deterministic": lambda: plain(False),
-        "reference, stochastic": lambda: plain(True),
+        "reference, deterministic": lambda: plain(stochastic=False),
+        "reference, stochastic": lambda: plain(stochastic=True),
         "closed form, deterministic": lambda: fast(None),
         "closed form, stochastic": lambda: fast(1),
         "4 tasks one by one, deterministic": lambda: each([None] * TASKS),
@@ -123,7 +123,7 @@ def main() -> None:
         memory = f" {peak:9.0f} MiB" if device.type == "cuda" else ""
         moved = ""
         if not name.startswith("inference"):
-            # log_alpha is read in both directions, and its gradient written: what no way of computing it can leave out.
+            # The minimum of any implementation: log_alpha is read in both directions, and its gradient is written.
             achieved = 12 * experts * size / milliseconds / 1e6
             moved = f" {achieved:7.2f} GB/s, {achieved / rate:5.2f} of the copy's"
             rows.append([name, size, experts, milliseconds, achieved, achieved / rate])

@@ -63,7 +63,7 @@ def main() -> None:
     method = build(args, args.precision)
     device = method.theta_pre.device
     tasks = [episode(args, k) for k in range(args.tasks)]
-    method.execution = Execution(method.backbone, lean=not args.compile)  # what is made again is no progress
+    method.execution = Execution(method.backbone, lean=not args.compile)  # recomputation does not count as useful work
     with FlopCounterMode(display=False) as counter:
         step(method, tasks, plain=False)
     flops = counter.get_total_flops()

@@ -59,7 +59,7 @@ def measured(root: Path, processes: int, experts: int, tasks: int) -> dict[str, 
 
 def measure(args: argparse.Namespace) -> None:
     """Prints one line a number of processes."""
-    print(f"{'processes':>9} {'tasks each':>10} {'clock s':>8} {'CPU s':>8} {'CPU s without talk':>18} {'all-reduce clock s':>18}")
+    print(f"{'processes':>9} {'tasks each':>10} {'clock s':>8} {'CPU s':>8} {'CPU s w/o reduce':>18} {'all-reduce clock s':>18}")
     for processes in map(int, args.processes.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             phases = measured(Path(folder) / "data", processes, args.experts, args.tasks)
@@ -78,7 +78,7 @@ class Cost:
 
     @property
     def gradient_bytes(self) -> int:
-        """fp32 gradients that are summed once an update: theta_delta, log_alpha, router, multipliers."""
+        """Bytes of the fp32 gradients summed per update: theta_delta, log_alpha, router, multipliers."""
         return 4 * ((1 + self.experts) * self.parameters + self.rest)
 
     def state_bytes(self, processes: int, split: bool) -> float:
@@ -158,7 +158,7 @@ def compute(args: argparse.Namespace) -> None:
     """Prints what a process holds and moves, and the simulation."""
     one = cost(args.model, args.experts, args.support, args.query)
     print(f"{args.model}, {args.experts} experts: {one.parameters:,} backbone parameters, {one.rest:,} of router and multipliers")
-    print(f"gradients summed once an update: {one.gradient_bytes / 1e6:,.1f} MB")
+    print(f"gradients summed per update: {one.gradient_bytes / 1e6:,.1f} MB")
     for n in (2, 8, 64):
         print(f"  sent and received by each of {n} processes (ring): {2 * (n - 1) / n * one.gradient_bytes / 1e6:,.1f} MB")
     print(f"values, gradients and Adam's moments in a process: {one.state_bytes(1, False) / 1e6:,.0f} MB")

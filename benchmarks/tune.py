@@ -60,7 +60,7 @@ def timed(work: Callable[[], object], device: torch.device) -> tuple[float, floa
 
 
 def held(model: nn.Module, work: Callable[[], object], device: torch.device) -> float:
-    """MB of a step: the peak over what is there before (CUDA), or what autograd keeps, parameters left out (CPU)."""
+    """Return the MB of a step: the peak above the memory allocated before (CUDA), or what autograd keeps, without parameters (CPU)."""
     if device.type == "cuda":
         wait(device)
         before = torch.cuda.memory_allocated(device)
