@@ -112,7 +112,7 @@ def from_pmf(folder: Path, size: int) -> Callable[[], int]:
 def throughput(folder: Path, sizes: list[int], workers: list[int], seconds: float) -> None:
     draw_files(folder / "images")
     write_pmf(folder / "images", folder / "pmf")
-    print(f"{'px':>4} {'from':22} {'images/s':>9} {'per CPU second':>13} {'episodes/s':>11} {'x PMF':>6} {'kB an image':>12}")
+    print(f"{'px':>4} {'from':22} {'images/s':>9} {'per CPU s':>13} {'episodes/s':>11} {'x PMF':>6} {'kB per image':>12}")
     for size in sizes:
         files, classes = sum(p.stat().st_size for p in (folder / "images").rglob("*.jpg")), CLASSES * EACH
         rows: list[tuple[str, Callable[[], int], float]] = [
