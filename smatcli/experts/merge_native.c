@@ -2,8 +2,8 @@
  *
  * theta_b = theta_pre + theta_delta * sum_m alphas[b][m] z_g(b)m. The formulas are those of merge_reference (smatcli/experts/merge.py), with
  * the logistic written without logarithms: for beta = 2/3, sigmoid((logit(u) + log_alpha) / beta) = y / (1 + y), y = x sqrt(x),
- * x = u / (1 - u) exp(log_alpha). Plain C without libraries, in loops that compilers turn into vector code. Comparisons rather than
- * fminf keep a NaN a NaN. Sums over columns are left to the caller, chunk by chunk, so that results do not depend on the threads' ranges.
+ * x = u / (1 - u) exp(log_alpha). Plain C without libraries, in loops that compilers vectorise. Comparisons propagate NaN, unlike fminf.
+ * The caller adds up the sums over columns, chunk by chunk, so that results do not depend on the ranges of the threads.
  */
 #include <stdint.h>
 #include <string.h>
@@ -41,7 +41,7 @@ static inline float exponential(float x)
     return p * power;
 }
 
-/* u / (1 - u) of the column's counter-based uniform number u: smatcli/experts/noise.py says how it is made. */
+/* u / (1 - u) of the counter-based uniform number u of a column, see smatcli/experts/noise.py. */
 static inline float odds(uint32_t column, uint32_t k0, uint32_t k1)
 {
     uint32_t x = column * k1 + k0;
@@ -199,7 +199,7 @@ void smat_merge_backward(const Merge *q, const float *const *grad, const float *
                     float w = em[j] * odds_l0, under = 1.0f / (1.0f + w);
                     pull[j] += c * (w * under * under);
                 }
-                /* Sums over tasks in loops of their own, as below: tasks at once are tasks one by one, bit for bit. */
+                /* Separate loops for sums over tasks, here and below: the result equals that of separate calls bit for bit. */
                 if (g)
                     for (int j = 0; j < n; j++)
                         out[j] += pull[j];
