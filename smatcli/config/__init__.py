@@ -1,4 +1,4 @@
-"""Recipes: schema, loading, overrides, origins. Knows no torch."""
+"""Recipes: schema, loading, overrides, origins. Does not import torch."""
 
 from smatcli.config.find import find_recipe, packaged_recipes, recipes_root
 from smatcli.config.loader import Loaded, build_recipe, dump_recipe, load_recipe

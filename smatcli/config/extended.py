@@ -1,4 +1,4 @@
-"""The recipe's models with the settings of the plugins that a recipe names."""
+"""Recipe models extended by the settings of the plugins that a recipe uses."""
 
 from functools import cache
 from typing import Annotated, Any, Union, get_args
@@ -15,15 +15,15 @@ ADAPT_NAMES = {"proto", *AdaptConfig.model_fields}
 
 
 def with_plugins(model: type[BaseModel], data: dict[str, Any]) -> type[BaseModel]:
-    """`model`, or a subclass that also takes the settings of the method and the adaptations of plugins which the recipe `data` names.
+    """Return `model`, or a subclass with the settings of the plugin methods and adaptations that the recipe `data` names.
 
-    A name that is neither built in nor installed is left for the validation to refuse; UserError for a broken plugin.
+    A name that is neither built in nor installed is left to the validation. UserError for a broken plugin.
     """
     if not issubclass(model, TrainRecipe):
         return model
     method, adapt, evaluation = (_dict(data.get(key)) for key in ("method", "adapt", "eval"))
-    asked = evaluation.get("adapt")
-    wanted = {name for name in [*adapt, *(asked if isinstance(asked, list) else [])] if isinstance(name, str)} - ADAPT_NAMES
+    evaluated = evaluation.get("adapt")
+    wanted = {name for name in [*adapt, *(evaluated if isinstance(evaluated, list) else [])] if isinstance(name, str)} - ADAPT_NAMES
     adapts = {name: plugins.find("adaptations", name) for name in sorted(wanted)}
     settings = {name: plugin.settings for name, plugin in adapts.items() if plugin is not None and plugin.settings is not None}
     name = method.get("name")

@@ -1,4 +1,4 @@
-"""Where the packaged recipes are, and a recipe by path or name."""
+"""Find recipes by path or by the name of a packaged one."""
 
 from pathlib import Path
 
@@ -8,21 +8,21 @@ SUFFIXES = (".yaml", ".yml")
 
 
 def recipes_root() -> Path:
-    """The `recipes/` folder: of the source tree where there is one, else the copy inside the installed package."""
+    """Return the `recipes/` folder of the source tree, if there is one, else of the installed package."""
     package = Path(__file__).resolve().parent.parent
     source = package.parent / "recipes"
     return source if source.is_dir() and (package.parent / "pyproject.toml").is_file() else package / "_recipes"
 
 
 def packaged_recipes() -> dict[str, Path]:
-    """Name ("quickstart/smat") -> file of every packaged recipe, sorted."""
+    """Return name ("quickstart/smat") -> file of every packaged recipe, sorted."""
     root = recipes_root()
     files = sorted(p for p in root.rglob("*") if p.suffix in SUFFIXES and p.is_file()) if root.is_dir() else []
     return {p.relative_to(root).with_suffix("").as_posix(): p for p in files}
 
 
 def find_recipe(name: str | Path) -> Path:
-    """The file of a recipe given as a path or as a packaged name, with or without `recipes/` and `.yaml`."""
+    """Return the file of a recipe given by path or by packaged name, with or without `recipes/` and `.yaml`."""
     path = Path(name).expanduser()
     if path.is_file():
         return path
@@ -36,4 +36,4 @@ def find_recipe(name: str | Path) -> Path:
         return packaged[key]
     beside = [str(p) for p in path.parent.glob("*") if p.suffix in SUFFIXES] if path.parent.is_dir() else []
     hint = nearest(str(name), beside) or nearest(key, list(packaged)) or "; `smat recipes ls` lists the packaged ones"
-    raise UserError(f"{name}: there is no such recipe{hint}")
+    raise UserError(f"{name}: this recipe does not exist{hint}")

@@ -10,45 +10,44 @@ Rate = Annotated[float, Field(ge=0)]
 Group = Annotated[
     Literal["auto"] | Annotated[int, Field(gt=0)],
     Field(
-        description="full, lora: so many fine-tunings side by side (episodes of one shape, rates of a search), equal up to rounding; "
-        "auto: one after the other on a CPU, on CUDA measured once a shape"
+        description="full, lora: fine-tunings run in parallel (episodes of the same shape, rates of a search), with equal results up to "
+        "rounding; auto: 1 on a CPU, measured per shape on CUDA"
     ),
 ]
 
 
 class SearchConfig(Strict):
-    """How the rate of an adaptation is chosen, once a dataset, where the adaptation's own `lr` is null.
+    """Choice of the learning rate of an adaptation whose `lr` is null, per dataset.
 
-    valid: episodes of the dataset's validation classes; a dataset without any (or whose evaluation uses them) leaves out images of the
-    support sets instead. paper: episodes of the evaluation itself with their query labels, as the papers did (labelled in every result).
-    none: only rates that are given.
+    valid: on episodes of the dataset's validation classes; without any (or if the evaluation uses them), on held-out images of the support
+    sets. paper: on episodes of the evaluation with their query labels, as in the papers (stated in every result). none: no search.
     """
 
     kind: Literal["valid", "paper", "none"] = "valid"
-    episodes: int = Field(10, gt=0, description="tasks of a search; the release of SMAT: 5")
-    rates: tuple[Rate, ...] = Field((1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1), description="candidates beside 0, which always is one")
+    episodes: int = Field(10, gt=0, description="tasks per search; SMAT release: 5")
+    rates: tuple[Rate, ...] = Field((1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1), description="candidates, in addition to 0")
 
 
 class FullConfig(Strict):
-    """Fine-tuning of all parameters by Adam on the augmented support set, with prototypes of the support set made anew at every step."""
+    """Fine-tuning of all parameters by Adam on the augmented support set; prototypes are recomputed at every step."""
 
-    lr: Rate | None = Field(None, description="rate of Adam; null = searched (adapt.search)")
+    lr: Rate | None = Field(None, description="learning rate of Adam; null = searched (adapt.search)")
     steps: int = Field(50, gt=0)
-    probability: float = Field(0.9, ge=0, le=1, description="DiffAugment: chance that a step's batch is changed; 0 = off")
+    probability: float = Field(0.9, ge=0, le=1, description="DiffAugment: probability that a step's batch is augmented; 0 = off")
     colour: bool = Field(True, description="DiffAugment: brightness, saturation, contrast")
-    translation: float = Field(0.125, ge=0, lt=1, description="DiffAugment: largest shift, share of the side")
-    batch: int = Field(1024, gt=0, description="more images than these are embedded in parts, twice each: less memory, a third more time")
-    trajectory: bool = Field(False, description="record the query accuracy after every step; never used for choosing")
+    translation: float = Field(0.125, ge=0, lt=1, description="DiffAugment: largest shift as a share of the side")
+    batch: int = Field(1024, gt=0, description="more images are embedded in parts, twice each: less memory, a third more time")
+    trajectory: bool = Field(False, description="record the query accuracy after every step; never used for selection")
 
 
 class LoraAdaptConfig(FullConfig):
-    """Fine-tuning of low-rank changes of the q and v projections (Hu et al. 2022); rank, alpha and dropout as in the release of SMAT."""
+    """Low-rank updates of the q and v projections (Hu et al. 2022); rank, alpha and dropout as in the SMAT release."""
 
     rank: int = Field(8, gt=0)
-    alpha: float = Field(32.0, gt=0, description="the change is alpha / rank * B A")
+    alpha: float = Field(32.0, gt=0, description="the update is alpha / rank * B A")
     dropout: float = Field(0.1, ge=0, lt=1, description="on the input of the low-rank branch")
-    factor: float = Field(10.0, gt=0, description="the optimizer's rate is lr times this (release: 10)")
+    factor: float = Field(10.0, gt=0, description="the optimizer's learning rate is lr times this (release: 10)")
 
 
 class JointConfig(FullConfig):
-    """Fine-tuning of everything that theta_i is made of: theta_delta, the masks' logits and the router (Table 4, column 4)."""
+    """Fine-tuning of all components of theta_i: theta_delta, mask logits and router (Table 4, column 4)."""

@@ -1,4 +1,4 @@
-"""A recipe from YAML and overrides, with the origin of every value."""
+"""Load recipes from YAML and overrides, with the origin of every value."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -44,13 +44,13 @@ class Loaded:
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), kind: str | None = None) -> Loaded:
-    """Read, override and validate a recipe (a path, or the name of a packaged one), of `kind` if given; UserError in one line otherwise."""
+    """Read, override and validate a recipe, given by path or packaged name. UserError if it is invalid or not of `kind`."""
     file = find_recipe(path)
     return build_recipe(_read(file), file, overrides, kind)
 
 
 def build_recipe(given: Mapping[str, Any], file: Path, overrides: Sequence[str] = (), kind: str | None = None) -> Loaded:
-    """Override and validate recipe data that came from `file`, which need not be a recipe itself; UserError in one line otherwise."""
+    """Override and validate recipe data from `file`, which may be another kind of file. UserError if they are invalid or not of `kind`."""
     data, keys = apply_overrides(expand(given), expand_overrides(overrides))
     if kind in KINDS and data.get("kind") in KINDS and data["kind"] != kind:
         raise UserError(f"{file}: is a {data['kind']} recipe; run it with `smat {data['kind']} {file}`")
@@ -60,7 +60,7 @@ def build_recipe(given: Mapping[str, Any], file: Path, overrides: Sequence[str] 
 
 
 def dump_recipe(recipe: BaseModel) -> str:
-    """YAML of every value, that loads again to an equal recipe."""
+    """Return the YAML of all values; loading it gives an equal recipe."""
     return yaml_text.dump(recipe.model_dump(mode="json"))
 
 
@@ -75,7 +75,7 @@ def _read(file: Path) -> dict[str, Any]:
     if not raw.strip():
         raise UserError(f"{file}: the recipe is empty; `smat recipes ls` lists examples")
     if kind := pointer_kind(raw):
-        raise UserError(f"{file}: is a {kind} pointer, not the file itself; fetch its content first")
+        raise UserError(f"{file}: is a {kind} pointer, not the file itself; download its content first")
     try:
         data = yaml_text.parse(raw.decode("utf-8-sig"))
     except (UnicodeDecodeError, yaml.reader.ReaderError):
@@ -87,9 +87,9 @@ def _read(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: not valid YAML: {str(error).splitlines()[0]}") from None
     if data is None:
-        raise UserError(f"{file}: the recipe holds comments only; `smat recipes ls` lists examples")
+        raise UserError(f"{file}: the recipe contains only comments; `smat recipes ls` lists examples")
     if not isinstance(data, dict):
-        raise UserError(f"{file}: a recipe is a mapping (key: value), this is a {type(data).__name__}")
+        raise UserError(f"{file}: a recipe must be a mapping (key: value), not a {type(data).__name__}")
     return data
 
 
@@ -113,7 +113,7 @@ def _validate(data: dict[str, Any], file: Path, keys: Sequence[str]) -> AnyRecip
 
 
 def _parse(model: type[AnyRecipe], data: dict[str, Any]) -> AnyRecipe:
-    """Validate without guessing: text is no number and true is no 1, but a list is a tuple and 1e3 is an integer."""
+    """Validate strictly: no conversion of text or booleans to numbers, but of lists to tuples, and of 1e3 to an integer."""
     try:
         text = json.dumps(data)
     except ValueError:
@@ -128,8 +128,8 @@ def _parse(model: type[AnyRecipe], data: dict[str, Any]) -> AnyRecipe:
 
 
 def _whole_floats(error: ValidationError, data: dict[str, Any]) -> bool:
-    """Make integers of the whole floats (`steps: 1e3`) that stand where an integer is expected; whether there were any."""
-    found = False
+    """Convert whole floats (`steps: 1e3`) to integers where these are expected. Returns whether there were any."""
+    converted = False
     for item in error.errors(include_url=False):
         value = item["input"]
         if item["type"] in ("int_type", "int_from_float") and isinstance(value, float) and value.is_integer():
@@ -138,8 +138,8 @@ def _whole_floats(error: ValidationError, data: dict[str, Any]) -> bool:
             for step in parents:
                 target = target[step]
             target[last] = int(value)
-            found = True
-    return found
+            converted = True
+    return converted
 
 
 def _where(key: str, file: Path, keys: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Settings of the meta-tuning methods, one model each; `method.name` chooses."""
+"""Settings of the meta-tuning methods, one model each, selected by `method.name`."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -8,7 +8,7 @@ from smatcli.config.base import Strict
 
 
 class PretrainedConfig(Strict):
-    """No meta-tuning: prototypes of the pre-trained model."""
+    """No meta-tuning: prototypes under the pre-trained model."""
 
     name: Literal["pretrained"] = "pretrained"
     scale: float = Field(10.0, gt=0, description="logits = scale * cosine(query, prototype)")
@@ -31,54 +31,54 @@ class MaskConfig(Strict):
     eval_beta: float = Field(1.0, gt=0, description="temperature of the inference gate: 1 (Louizos et al. and the release) or beta")
     init_mean: float = Field(0.0, description="log_alpha ~ N(init_mean, init_std^2)")
     init_std: float = Field(0.5, ge=0)
-    clamp: float = Field(4.605170185988092, gt=0, description="log_alpha is kept within +-clamp; release: log 100")
+    clamp: float = Field(4.605170185988092, gt=0, description="log_alpha is clamped to [-clamp, clamp]; release: log 100")
     kind: Literal["learned", "random", "magnitude", "dense"] = Field(
-        "learned", description="random, magnitude: drawn once with a share tau of zeros, not trained; dense: no zeros at all"
+        "learned", description="random, magnitude: fixed from the start with a share tau of zeros; dense: no zeros"
     )
     group: Literal["element", "input", "output"] = Field(
-        "element", description="what one mask entry switches: a parameter, or all weights of an input or output feature"
+        "element", description="scope of a mask entry: a parameter, or all weights of an input or output feature"
     )
 
 
 class RouterConfig(Strict):
     """The hypernetwork: class prototypes under theta_pre -> one transformer block -> M logits."""
 
-    pool: Literal["mean", "first"] = Field("mean", description="mean: permutation-invariant; first: class 0's token, as in the release")
+    pool: Literal["mean", "first"] = Field("mean", description="mean: permutation-invariant; first: token of class 0, as in the release")
     heads: int = Field(4, gt=0)
     mlp_ratio: float = Field(2.0, gt=0)
     skill_tokens: int = Field(4, ge=0)
     spectral_norm: bool = Field(True, description="spectral normalisation of the block's linear layers, as in the release")
     sampling: Literal["gumbel", "none"] = Field("gumbel", description="training: relaxed Bernoulli noise on the logits, or none")
     temperature: tuple[float, float] = Field((5.0, 0.5), description="first and last Gumbel-sigmoid temperature")
-    temperature_tasks: int = Field(18000, gt=0, description="tasks over which the temperature falls linearly from first to last")
+    temperature_tasks: int = Field(18000, gt=0, description="tasks over which the temperature decreases linearly")
     logit_l2: float = Field(0.0, ge=0, description="weight of mean(logits^2); release: 1e-4")
 
 
 class SparsityConfig(Strict):
-    """The constraint E[L0(z_m)] / dim <= 1 - tau, by a Lagrangian."""
+    """The constraint E[L0(z_m)] / dim <= 1 - tau, enforced by a Lagrangian."""
 
     tau: float = Field(0.9, ge=0, lt=1, description="target share of zeros in every expert")
     measure: Literal["expected", "counted"] = Field("expected", description="ascent on 1 - E[L0] (paper) or on counted zeros (release)")
-    weighting: Literal["uniform", "alpha"] = Field("uniform", description="each expert alike (paper) or weighted by its score (release)")
-    reset: bool = Field(True, description="multiplier back to 0 when its constraint holds")
-    project: bool = Field(True, description="multipliers are kept at or above 0 after each update; release: false")
-    lr: float = Field(0.02, gt=0, description="rate of the gradient ascent on the multipliers")
+    weighting: Literal["uniform", "alpha"] = Field("uniform", description="all experts equally (paper) or by their scores (release)")
+    reset: bool = Field(True, description="reset a multiplier to 0 when its constraint holds")
+    project: bool = Field(True, description="clip multipliers at 0 after each update; release: false")
+    lr: float = Field(0.02, gt=0, description="learning rate of the gradient ascent on the multipliers")
 
 
 class TeacherConfig(Strict):
-    """The task-specific dense teacher: theta_i after K gradient steps on the query loss, no gradient through it."""
+    """The task-specific dense teacher: theta_i after K gradient steps on the query loss, detached."""
 
     steps: int = Field(1, ge=0, description="K; 0 = no teacher")
     prototypes: Literal["recomputed", "student"] = Field(
-        "recomputed", description="under the teacher's parameters (paper), or the student's, moved by the same steps (release)"
+        "recomputed", description="under the teacher's parameters (paper), or the student's, updated by the same steps (release)"
     )
-    lr: float = Field(5e-3, gt=0, description="rate of these steps (SGD)")
+    lr: float = Field(5e-3, gt=0, description="learning rate of these steps (SGD)")
     temperature: float = Field(2.0, gt=0)
     direction: Literal["forward", "reverse"] = Field(
         "forward", description="KL(teacher || student), or the release's KL(student || teacher)"
     )
     weight: float = Field(0.25, ge=0, le=1, description="loss = (1 - weight) CE + weight KD")
-    pretrained: bool = Field(False, description="distil from the pre-trained model too (release)")
+    pretrained: bool = Field(False, description="also distil from the pre-trained model (release)")
 
 
 class SmatConfig(Strict):
@@ -87,9 +87,9 @@ class SmatConfig(Strict):
     name: Literal["smat"] = "smat"
     scale: float = Field(10.0, gt=0, description="logits = scale * cosine(query, prototype)")
     experts: int = Field(8, gt=0, description="M")
-    interpolated: bool = Field(True, description="one theta_delta for all experts; false: each expert has its own")
-    query_split: bool = Field(True, description="false: support and query are one set that makes the prototypes and is classified by them")
-    inner_steps: int = Field(0, ge=0, description="steps on the support loss before the query loss; release: 1, paper: 0")
+    interpolated: bool = Field(True, description="a common theta_delta for all experts; false: one per expert")
+    query_split: bool = Field(True, description="false: support and query form a single set, used for the prototypes and classified")
+    inner_steps: int = Field(0, ge=0, description="gradient steps on the support loss before the query loss; release: 1, paper: 0")
     inner_lr: float = Field(1e-3, gt=0)
     masks: MaskConfig = MaskConfig()
     router: RouterConfig = RouterConfig()
@@ -103,19 +103,19 @@ class SmatConfig(Strict):
             unread = [f"masks.{key}" for key in _changed(self.masks, {"kind", "group"})]
             unread += [f"sparsity.{key}" for key in _changed(self.sparsity, {"tau"})]
             if unread:
-                raise ValueError(f"{unread[0]} is not read with masks.kind {kind}; remove it")
+                raise ValueError(f"{unread[0]} has no effect with masks.kind {kind}; remove it")
         if kind == "dense":
             if self.sparsity.tau:
                 raise ValueError("masks.kind dense has no zeros; set sparsity.tau to 0")
             if self.masks.group != "element":
-                raise ValueError("masks.group is not read with masks.kind dense; remove it")
+                raise ValueError("masks.group has no effect with masks.kind dense; remove it")
             if self.interpolated and self.experts > 1:
-                raise ValueError("with masks.kind dense all experts are the same; set interpolated to false, or experts to 1")
+                raise ValueError("with masks.kind dense all experts are equal; set interpolated to false, or experts to 1")
         return self
 
 
 class MlpExpertsConfig(Strict):
-    """SMAT with dense experts in the MLP layers alone: where an expert may act is chosen by hand, not learned."""
+    """SMAT with dense experts in the MLP layers only: their place is fixed, not learned."""
 
     name: Literal["mlp_experts"] = "mlp_experts"
     scale: float = Field(10.0, gt=0, description="logits = scale * cosine(query, prototype)")
@@ -125,7 +125,7 @@ class MlpExpertsConfig(Strict):
 
 
 class SoftMergeConfig(Strict):
-    """M dense copies of every MLP, averaged by a router's scores for each task (SMEAR, Muqeeth et al. 2023); all parameters are trained."""
+    """M dense copies of every MLP, averaged per task by a router's scores (SMEAR, Muqeeth et al. 2023); trains all parameters."""
 
     name: Literal["softmerge"] = "softmerge"
     scale: float = Field(10.0, gt=0, description="logits = scale * cosine(query, prototype)")
@@ -133,13 +133,13 @@ class SoftMergeConfig(Strict):
     router: RouterConfig = RouterConfig()
 
 
-def _changed(config: BaseModel, known: set[str]) -> list[str]:
-    """Fields, but those in `known`, whose value is not the default."""
+def _changed(config: BaseModel, allowed: set[str]) -> list[str]:
+    """Return the fields that differ from their default, except those in `allowed`."""
     default = type(config)()
-    return [key for key in type(config).model_fields if key not in known and getattr(config, key) != getattr(default, key)]
+    return [key for key in type(config).model_fields if key not in allowed and getattr(config, key) != getattr(default, key)]
 
 
-# The last one is the default method: where a recipe names none, its keys are the valid ones.
+# The last is the default: its keys are valid in a recipe without method.name.
 MethodConfig = Annotated[PretrainedConfig | PmfConfig | SoftMergeConfig | MlpExpertsConfig | SmatConfig, Field(discriminator="name")]
 
 
@@ -147,7 +147,7 @@ _LATER = {"interpolated": True, "query_split": True, "masks": {"kind": "learned"
 
 
 def method_facts(config: BaseModel) -> dict[str, Any]:
-    """A method's settings as results keep them: options that came later are left out at their default, so older results stay comparable."""
+    """Return a method's settings for results, without the options of `_LATER` at their default: results from before stay comparable."""
     facts = config.model_dump(mode="json")
     for key, default in _LATER.items():
         inner = default if isinstance(default, dict) else {}

@@ -14,7 +14,7 @@ _KEY = re.compile(r"[^=\s]+")
 
 
 def split_override(text: str) -> tuple[str, Any]:
-    """('a.b', value) of "a.b=value"; the value is YAML and may contain "="."""
+    """Split "a.b=value" into ('a.b', value); the value is YAML and may contain "="."""
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not _KEY.fullmatch(key) or "" in key.split("."):
@@ -26,7 +26,7 @@ def split_override(text: str) -> tuple[str, Any]:
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """A copy of `data` with the overrides set in order, and their keys; a key given twice is an error."""
+    """Return a copy of `data` with the overrides, and their keys. UserError for a key that is given twice."""
     data = copy.deepcopy(data)
     keys: list[str] = []
     for text in overrides:
@@ -58,12 +58,12 @@ def _set(data: dict[str, Any], key: str, value: Any) -> None:
                 target = target[step]
         else:
             where = ".".join(steps[:i])
-            raise UserError(f"override {key}: {where} is the value {yaml_text.flow(target)}, it has no key {step!r}")
+            raise UserError(f"override {key}: {where} is the value {yaml_text.flow(target)} and has no key {step!r}")
 
 
 def _index(target: list[Any], step: str, key: str) -> int:
     if step.isdecimal() and int(step) < len(target):
         return int(step)
     raise UserError(
-        f"override {key}: {step!r} is no position in a list of {len(target)} (0 is the first); or give the whole list: key=[a, b]"
+        f"override {key}: {step!r} is not an index of a list of {len(target)} (the first is 0); or give the whole list: key=[a, b]"
     )

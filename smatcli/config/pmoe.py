@@ -1,4 +1,4 @@
-"""Settings of pMoE: several frozen backbones, prompts of each, and the dispatcher that mixes them."""
+"""Settings of pMoE: frozen backbones, their prompts, and the dispatcher that mixes the prompts."""
 
 from typing import Literal, Self
 
@@ -9,16 +9,16 @@ from smatcli.config.schema import BackboneConfig, Positive
 
 
 class DispatcherConfig(Strict):
-    """How the prompts of the experts are mixed, one dispatcher a prompt layer, shared by all experts."""
+    """The mixing of the experts' prompts: a dispatcher per prompt layer, shared by all experts."""
 
     kind: Literal["mlp", "moe", "average", "none"] = Field(
         "mlp",
-        description="mlp: the dispatcher; moe: several of them behind a router; average: equal weights; none: each expert its own prompts",
+        description="mlp: the dispatcher; moe: several with a router; average: equal weights; none: no mixing",
     )
     hidden: Positive | None = Field(None, description="width of the MLP's hidden layer; null = a quarter of the prompts' width")
     activation: Literal["gelu", "relu", "silu"] = "gelu"
     mlps: Literal["shared", "separate"] = Field(
-        "shared", description="shared: one MLP reads prompts, prompt outputs and patches; separate: three MLPs"
+        "shared", description="shared: one MLP for prompts, prompt outputs and patches; separate: three MLPs"
     )
     count: Positive = Field(3, description="moe: dispatching MLPs (E); the paper: 3, 6, 9")
 
@@ -29,20 +29,20 @@ class DispatcherConfig(Strict):
             unread += ["hidden", "activation", "mlps"]
         for key in unread:
             if getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} is not read with dispatcher kind {self.kind}; remove it")
+                raise ValueError(f"{key} has no effect with dispatcher kind {self.kind}; remove it")
         return self
 
 
 class PmoeConfig(Strict):
-    """pMoE: frozen backbones (`backbone` and `experts`), prompts of each in every prompt layer, mixed by a dispatcher."""
+    """pMoE: frozen backbones (`backbone` and `experts`) with prompts in every prompt layer, mixed by a dispatcher."""
 
     name: Literal["pmoe"] = "pmoe"
     experts: list[BackboneConfig] = Field(
-        [], description="further frozen backbones beside `backbone`: equal depth, patch grid and image size; other widths are projected"
+        [], description="further frozen backbones, with the depth, patch grid and image size of `backbone`; other widths are projected"
     )
-    prompts: Positive = Field(10, description="prompt tokens (N_p) of an expert in a layer")
+    prompts: Positive = Field(10, description="prompt tokens (N_p) per expert and layer")
     layers: Positive | None = Field(
-        None, description="first blocks that get prompts of their own: 1 = shallow, null = all; the paper: 3 to 12"
+        None, description="number of first blocks with their own prompts: 1 = shallow, null = all; the paper: 3 to 12"
     )
-    gated: bool = Field(False, description="gated prompts: each block's learned gate between its prompts and those of the block before")
+    gated: bool = Field(False, description="gated prompts: a learned gate per block between its prompts and those of the preceding block")
     dispatcher: DispatcherConfig = DispatcherConfig()

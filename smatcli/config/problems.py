@@ -1,4 +1,4 @@
-"""pydantic's validation errors as one line in the words of the recipe."""
+"""Describe pydantic's validation errors in one line, in terms of the recipe."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ Path = tuple[str | int, ...]
 
 
 def describe(error: ValidationError, model: type[BaseModel], data: dict[str, Any]) -> list[tuple[str, str]]:
-    """(dotted path, one line) of every problem, unknown keys first, each path once."""
+    """Return (dotted path, line) of every problem, unknown keys first, each path once."""
     unknown: dict[str, str] = {}
     missing: dict[str, str] = {}
     wrong: dict[str, list[str]] = {}
@@ -85,7 +85,7 @@ def _mismatch(place: str, expected: str, got: Any) -> str:
 
 
 def data_path(loc: Path, data: Any, append_last: bool = False) -> Path:
-    """`loc` without pydantic's names of union alternatives."""
+    """Return `loc` without pydantic's names of union alternatives."""
     path: list[str | int] = []
     for i, step in enumerate(loc):
         last = i == len(loc) - 1

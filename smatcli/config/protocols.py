@@ -1,4 +1,4 @@
-"""Episode protocols by name: `episode: md-oneshot` in a recipe, `--episode 5w1s` on the command line."""
+"""Named episode protocols: `episode: md-oneshot` in a recipe, `--episode 5w1s` on the command line."""
 
 import json
 import re
@@ -20,15 +20,15 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "variable": {"kind": "variable"},
     "fixed": {"kind": "fixed"},
 }
-"""Settings of the named protocols; beside these, every N-way K-shot such as 5w5s, 20w1s15q, 5-10w1-5s10q or 5w5sautoq has its name."""
+"""Settings of the named protocols. In addition, every N-way K-shot protocol has a name, such as 5w5s, 20w1s15q, 5-10w1-5s10q, 5w5sautoq."""
 
-LIST_SUFFIXES = (".npz", ".h5")  # ours; PMF's fixed validation episodes
+LIST_SUFFIXES = (".npz", ".h5")  # smat's; PMF's fixed validation episodes
 _FIXED = re.compile(r"(\d+)(?:-(\d+))?w(\d+)(?:-(\d+))?s(?:(\d+|auto)q)?")
 _KEYS = (("episode",), ("eval", "episode"))
 
 
 def protocol(name: str) -> dict[str, Any]:
-    """Settings of the protocol `name`, or of the episode list in the file `name`; UserError with the nearest name."""
+    """Return the settings of the protocol `name`, or of the episode list in the file `name`. UserError with the nearest name."""
     if name in PROTOCOLS:
         return dict(PROTOCOLS[name])
     if match := _FIXED.fullmatch(name):
@@ -38,7 +38,7 @@ def protocol(name: str) -> dict[str, Any]:
     if name.endswith(LIST_SUFFIXES) or Path(name).is_file():
         return {"kind": "list", "file": name}
     raise UserError(
-        f"no episode protocol is called {name!r}{nearest(name, list(PROTOCOLS))} (known: {', '.join(PROTOCOLS)}, N-way K-shot as 5w5s or "
+        f"unknown episode protocol {name!r}{nearest(name, list(PROTOCOLS))} (use {', '.join(PROTOCOLS)}, N-way K-shot such as 5w5s or "
         "5w1s15q, or the file of an episode list)"
     )
 
@@ -48,10 +48,10 @@ def _pair(low: str, high: str | None) -> int | list[int]:
 
 
 def expand(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Recipe data with the settings in place of a protocol's name."""
-    made = dict(data)
+    """Replace protocol names in recipe data by their settings."""
+    result = dict(data)
     for *parents, last in _KEYS:
-        target = made
+        target = result
         for parent in parents:
             if not isinstance(target.get(parent), dict):
                 break
@@ -59,11 +59,11 @@ def expand(data: Mapping[str, Any]) -> dict[str, Any]:
         else:
             if isinstance(target.get(last), str):
                 target[last] = protocol(target[last])
-    return made
+    return result
 
 
 def expand_overrides(overrides: Sequence[str]) -> list[str]:
-    """Overrides with the settings in place of a protocol's name, so that `eval.episode=5w5s eval.episode.queries=15` works."""
+    """Replace protocol names in overrides by their settings, so that `eval.episode=5w5s eval.episode.queries=15` works."""
     return [_expanded(text) for text in overrides]
 
 
@@ -74,7 +74,7 @@ def _expanded(text: str) -> str:
 
 
 def episode_config(name: str, overrides: Sequence[str] = ()) -> EpisodeConfig:
-    """The protocol `name` with single settings changed (`queries=15`); UserError in one line for what is none."""
+    """Return the protocol `name` with overrides (`queries=15`). UserError if it is invalid."""
     data, _ = apply_overrides(protocol(name), overrides)
     try:
         return EpisodeConfig.model_validate_json(json.dumps(data), strict=True)

@@ -1,4 +1,4 @@
-"""The recipe: every setting of a run, typed, with its unit and its default (`extra="forbid"` everywhere)."""
+"""The recipe: every setting of a run with its type, unit and default. Unknown keys are errors."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -13,53 +13,53 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class BackboneConfig(Strict):
-    """Which vision transformer, and where its weights come from."""
+    """The vision transformer and the source of its weights."""
 
     name: str = Field("vit_small_patch16_224", description="timm model name")
     args: dict[str, Any] = Field({}, description="keyword arguments of timm.create_model (embed_dim, depth, ...)")
-    image_size: Positive = Field(128, description="side of the square input image, pixels; embeddings are resized to it")
+    image_size: Positive = Field(128, description="side of the square input image in pixels; position embeddings are resized to it")
     position_size: Positive | None = Field(
-        None, description="image size of the position embedding, stretched to image_size at every call (imported runs); null = equal"
+        None, description="image size of the position embedding, resized to image_size at every call (imported runs); null = image_size"
     )
-    weights: str = Field("timm", description="'timm' (needs network), 'none', a .safetensors/.pth file, or a pretrain run")
+    weights: str = Field("timm", description="'timm' (needs a network), 'none', a .safetensors or .pth file, or a pretrain run")
 
 
 class DataConfig(Strict):
-    """Which stores play which part."""
+    """The datasets of training, validation and meta-test."""
 
     root: str = Field(description="folder of the stores (one .h5 per dataset)")
-    train: list[str] = Field(min_length=1, description="datasets whose training classes are learned from")
-    valid: list[str] | None = Field(None, description="datasets validated on; default: those of train with enough classes")
-    id: list[str] = Field([], description="datasets meta-tested as in-domain, on their test classes")
-    ood: list[str] = Field([], description="datasets meta-tested as out-of-domain")
-    ood_split: Split = Field("all", description="classes of the out-of-domain datasets that are used")
+    train: list[str] = Field(min_length=1, description="training datasets (their training classes)")
+    valid: list[str] | None = Field(None, description="validation datasets; null = those of train with enough classes")
+    id: list[str] = Field([], description="in-domain datasets of the meta-test (their test classes)")
+    ood: list[str] = Field([], description="out-of-domain datasets of the meta-test")
+    ood_split: Split = Field("all", description="classes of the out-of-domain datasets")
 
 
 class EpisodeConfig(Strict):
-    """How one episode is drawn; in a recipe also the name of a protocol (`episode: md-oneshot`), see `smatcli.config.protocols`.
+    """Sampling of episodes; a recipe may give the name of a protocol instead (`episode: md-oneshot`), see `smatcli.config.protocols`.
 
-    fixed: N-way K-shot. variable: Meta-Dataset's variable way and shot over all classes of a split. meta-dataset: the same by the official
-    protocol, whose classes come from one superclass (bilevel) or graph node (dag) where the store has such an ontology. list: from a file.
+    fixed: N-way K-shot. variable: Meta-Dataset's variable way and shot over all classes of a split. meta-dataset: the official protocol,
+    whose classes belong to the same superclass (bilevel) or graph node (dag) if the store has an ontology. list: from a file.
     """
 
     kind: Literal["fixed", "variable", "meta-dataset", "list"] = "fixed"
-    ways: int | tuple[int, int] = Field(5, description="fixed: classes; a pair (a, b) is drawn uniformly, inclusive")
-    shots: int | tuple[int, int] = Field(5, description="fixed: support images a class; a pair is drawn per episode")
+    ways: int | tuple[int, int] = Field(5, description="fixed: classes; a pair (a, b): drawn uniformly from a to b")
+    shots: int | tuple[int, int] = Field(5, description="fixed: support images per class; a pair: drawn per episode")
     queries: Positive | Literal["auto"] = Field(
         10,
-        description="fixed: query images a class, auto: up to 10, what the smallest class leaves; else: upper bound (Meta-Dataset: 10)",
+        description="fixed: query images per class, auto: up to 10, limited by the smallest class; else: upper bound (Meta-Dataset: 10)",
     )
     min_ways: Positive = Field(5, description="variable, meta-dataset: fewest classes")
     max_ways: Positive = Field(50, description="variable, meta-dataset: most classes")
     max_support: Positive = Field(500, description="variable, meta-dataset: most support images of an episode")
-    max_support_per_class: Positive = Field(100, description="variable, meta-dataset: cap of one class's share of the support size")
+    max_support_per_class: Positive = Field(100, description="variable, meta-dataset: most images per class counted in the support size")
     balanced: int | tuple[int, int] | None = Field(
-        None, description="variable, meta-dataset: support images of every class instead of uneven ones; a pair is drawn per episode"
+        None, description="variable, meta-dataset: equal number of support images per class; a pair: drawn per episode"
     )
-    min_images: int = Field(0, ge=0, description="classes with fewer images are left out")
-    ontology: Literal["both", "dag", "bilevel", "none"] = Field("both", description="meta-dataset: kinds of ontology that are honoured")
-    ignore_hierarchy: float = Field(0.0, ge=0, le=1, description="meta-dataset: probability that an episode ignores the ontology")
-    file: str | None = Field(None, description="list: file of fixed episodes, written by smat data episodes")
+    min_images: int = Field(0, ge=0, description="skip classes with fewer images")
+    ontology: Literal["both", "dag", "bilevel", "none"] = Field("both", description="meta-dataset: kinds of ontology to use")
+    ignore_hierarchy: float = Field(0.0, ge=0, le=1, description="meta-dataset: probability of ignoring the ontology in an episode")
+    file: str | None = Field(None, description="list: file of fixed episodes from smat data episodes")
 
 
 class AugmentConfig(Strict):
@@ -68,14 +68,14 @@ class AugmentConfig(Strict):
     crop_scale: tuple[float, float] = Field((1.0, 1.0), description="area range of the random resized crop; (1, 1) = off")
     flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip")
     jitter: float = Field(0.0, ge=0, description="brightness, contrast and saturation jitter strength")
-    grayscale: float = Field(0.0, ge=0, le=1, description="probability of losing the colours")
-    rotate: float = Field(0.0, ge=0, description="largest rotation, degrees")
+    grayscale: float = Field(0.0, ge=0, le=1, description="probability of converting to grayscale")
+    rotate: float = Field(0.0, ge=0, description="largest rotation in degrees")
     erase: float = Field(0.0, ge=0, le=1, description="probability of erasing a random rectangle")
     mixup: float = Field(0.0, ge=0, description="Beta parameter of mixup (pretrain only); 0 = off")
 
 
 class GroupConfig(Strict):
-    """One optimizer group."""
+    """An optimizer group."""
 
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = Field(gt=0, description="peak learning rate")
@@ -83,103 +83,99 @@ class GroupConfig(Strict):
     momentum: float = Field(0.0, ge=0, lt=1, description="sgd only")
     clip: float | None = Field(None, gt=0, description="largest gradient norm of the group; null = no clipping")
     schedule: Literal["constant", "cosine", "linear"] = Field("cosine", description="after the warm-up")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a linearly rising rate")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a linearly increasing rate")
 
 
 class SpikeConfig(Strict):
-    """Updates that are left out and counted: a loss or gradient that is not finite (always), or a spike of the loss (if asked for)."""
+    """Updates to skip and count: a loss or gradient that is not finite (always), or a spike of the loss (with `factor`)."""
 
     factor: float | None = Field(
         None,
         gt=0,
-        description="a loss more than this many deviations (1.4826 x median absolute deviation) above the median of the last ones is a "
-        "spike, e.g. 20; null = none is, so that every finite loss is learned from",
+        description="a loss more than this many deviations (1.4826 x median absolute deviation) above the median of the last losses is a "
+        "spike, e.g. 20; null = off",
     )
-    window: Positive = Field(100, description="losses that the median and the deviation are taken of")
-    in_a_row: Positive = Field(5, description="updates left out one after the other at which the run stops with exit code 1")
+    window: Positive = Field(100, description="number of last losses for the median and the deviation")
+    in_a_row: Positive = Field(5, description="number of consecutive skipped updates that ends the run with exit code 1")
 
 
 class TrainConfig(Strict):
     """Meta-training."""
 
     steps: int = Field(ge=0, description="optimizer updates")
-    meta_batch: Positive = Field(1, description="tasks an update")
+    meta_batch: Positive = Field(1, description="tasks per update")
     augment: AugmentConfig = AugmentConfig()
     valid_every: Positive = Field(100, description="updates between validations")
-    valid_episodes: Positive = Field(30, description="fixed validation episodes a dataset")
+    valid_episodes: Positive = Field(30, description="fixed validation episodes per dataset")
     checkpoint_every: Positive = Field(100, description="updates between checkpoints (last)")
-    keep_every: Positive | None = Field(None, description="updates between checkpoints that are kept for good (step-N); null = none")
+    keep_every: Positive | None = Field(None, description="updates between permanent checkpoints (step-N); null = none")
     spike: SpikeConfig = SpikeConfig()
-    groups: dict[str, GroupConfig] = Field({}, description="optimizer groups by name; missing ones take the method's")
+    groups: dict[str, GroupConfig] = Field({}, description="optimizer groups by name; default: the method's")
     shard_optimizer: bool = Field(
-        False, description="several processes (torchrun) split the optimizer states of large parameters; the result is the same"
+        False, description="shard the optimizer states of large parameters over processes (torchrun); same result"
     )
-    compile: bool = Field(False, description="compile the transformer block (torch.compile); episodes are padded to few sizes")
+    compile: bool = Field(False, description="compile the transformer block (torch.compile); episodes are padded to a few sizes")
     checkpoint_activations: bool | Literal["auto", "cheap"] = Field(
         "auto",
-        description="make activations again in backward: true = all of each block (least memory, a fifth more time); cheap = what norms "
-        "and activation functions make; auto = cheap where the network is a plain ViT that is not compiled; false = none",
+        description="recompute activations in backward: true = all of each block (least memory, a fifth more time); cheap = outputs of "
+        "norms and activation functions; auto = cheap for a plain ViT that is not compiled; false = none",
     )
     chunk: Positive | None = Field(
-        None, description="images embedded at a time, made again in backward: memory no longer grows with the episode; null = all"
+        None, description="images embedded at a time, recomputed in backward: memory does not grow with the episode; null = all"
     )
-    cache_frozen: bool = Field(
-        False, description="keep the pre-trained model's support features of images that come again (no augmentation)"
-    )
+    cache_frozen: bool = Field(False, description="cache the pre-trained model's support features by image (no augmentation)")
 
     @model_validator(mode="after")
     def _cache_is_read(self) -> Self:
         if self.cache_frozen and self.augment != AugmentConfig():
-            raise ValueError("cache_frozen is not read with train.augment, where no image comes twice; remove one of them")
+            raise ValueError("cache_frozen has no effect with train.augment, which changes every image; remove one of them")
         return self
 
 
 class EvalConfig(Strict):
     """Meta-test."""
 
-    episodes: Positive = Field(600, description="episodes a dataset")
+    episodes: Positive = Field(600, description="episodes per dataset")
     episode: EpisodeConfig = EpisodeConfig()
     adapt: list[str] = Field(["proto"], description="adaptations by name")
-    seed: int = Field(0, ge=0, description="the episodes' seed: equal seeds give paired episodes")
-    cache_features: bool = Field(
-        True, description="embed an image that comes again once where its parameters stay the same; equal up to rounding"
-    )
+    seed: int = Field(0, ge=0, description="seed of the episodes: equal seeds give paired episodes")
+    cache_features: bool = Field(True, description="embed an image once while the parameters do not change; equal up to rounding")
 
 
 class FlipConfig(Strict):
-    """Algorithm 2, the gradient-free search over binary merging scores."""
+    """Algorithm 2: gradient-free search over binary merging scores."""
 
     rounds: Positive = Field(2, description="R: passes over the experts")
-    rho: float = Field(0.0, ge=0, description="acceptance: a flip is kept if it lowers the loss by more than rho")
+    rho: float = Field(0.0, ge=0, description="acceptance threshold: keep a flip if it lowers the loss by more than rho")
     loss: Literal["support", "leave-one-out", "augmented"] = Field(
-        "support", description="on the support images, without the image in question, or on augmented copies of them"
+        "support", description="on the support images, leave-one-out, or on augmented copies"
     )
-    copies: Positive = Field(1, description="augmented: copies of every support image")
+    copies: Positive = Field(1, description="augmented: copies per support image")
 
     @model_validator(mode="after")
     def _copies_are_read(self) -> Self:
         if self.copies != 1 and self.loss != "augmented":
-            raise ValueError(f"copies is not read with loss {self.loss}; remove it or use loss augmented")
+            raise ValueError(f"copies has no effect with loss {self.loss}; remove it or use loss augmented")
         return self
 
 
 class ExhaustiveConfig(FlipConfig):
-    """All 2^M binary scores by the loss of `flip`; rounds and rho are those of the flip that is compared with them."""
+    """Exhaustive search over all 2^M binary scores with the loss of `flip`; rounds and rho are those of the flip for comparison."""
 
 
 class DipaConfig(Strict):
     """Scale and shift of the last blocks' features, tuned by the proxy-anchor loss (Perera & Halgamuge, CVPR 2024)."""
 
-    lr: Rate | None = Field(5e-3, description="rate of scales and shifts (NAdam): the authors'; null = searched (adapt.search)")
-    anchor_lr: Rate = Field(5.0, description="rate of the anchors (NAdam)")
+    lr: Rate | None = Field(5e-3, description="learning rate of scales and shifts (NAdam); null = searched (adapt.search)")
+    anchor_lr: Rate = Field(5.0, description="learning rate of the anchors (NAdam)")
     steps: int = Field(80, gt=0)
-    blocks: Positive = Field(9, description="last blocks that are scaled and shifted; the authors: 7 in-domain, 9 out-of-domain, of 12")
-    fuse: Positive = Field(4, description="last blocks whose class tokens are concatenated to the feature")
+    blocks: Positive = Field(9, description="number of last blocks to scale and shift; the authors: 7 in-domain, 9 out-of-domain, of 12")
+    fuse: Positive = Field(4, description="number of last blocks whose class tokens are concatenated")
     margin: float = Field(0.1, ge=0, description="delta of the proxy-anchor loss")
     sharpness: float = Field(32.0, gt=0, description="alpha of the proxy-anchor loss")
-    anchors: Literal["class-means", "random"] = Field("class-means", description="first anchors: class means, or N(0, 2 / ways)")
-    batch: int = Field(1024, gt=0, description="more support images than these are embedded in parts, twice each: less memory")
-    trajectory: bool = Field(False, description="record the query accuracy after every step; never used for choosing")
+    anchors: Literal["class-means", "random"] = Field("class-means", description="initial anchors: class means, or N(0, 2 / ways)")
+    batch: int = Field(1024, gt=0, description="more support images are embedded in parts, twice each: less memory")
+    trajectory: bool = Field(False, description="record the query accuracy after every step; never used for selection")
 
 
 class AdaptConfig(Strict):
@@ -195,20 +191,22 @@ class AdaptConfig(Strict):
     dipa: DipaConfig = DipaConfig()
 
 
-class _Run(Strict):
-    run: str = Field(description="run directory that is made")
+class RunRecipe(Strict):
+    """Settings of every kind of run."""
+
+    run: str = Field(description="run directory to create")
     seed: int = Field(0, ge=0)
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
-        "auto", description="auto: by device and width, printed; tf32: CUDA only; fp32 means no TF32"
+        "auto", description="auto: by device and width (printed); tf32: CUDA only; fp32: without TF32"
     )
     threads: int | None = Field(None, gt=0, description="CPU threads; null = all cores")
-    track: list[Literal["tensorboard", "wandb"]] = Field([], description="mirrors of metrics.jsonl: tensorboard, wandb (optional extras)")
-    deterministic: bool = Field(False, description="only algorithms that give equal bits twice on one device; slower")
+    track: list[Literal["tensorboard", "wandb"]] = Field([], description="trackers that get a copy of metrics.jsonl (optional extras)")
+    deterministic: bool = Field(False, description="use only deterministic algorithms: bit-identical results on one device; slower")
     backbone: BackboneConfig = BackboneConfig()
 
 
-class TrainRecipe(_Run):
+class TrainRecipe(RunRecipe):
     """A meta-training run and its meta-test (`smat train`, `smat eval`, `smat sweep`)."""
 
     kind: Literal["train"]
@@ -226,7 +224,7 @@ class PretrainData(Strict):
     root: str
     datasets: list[str] = Field(min_length=1)
     split: dict[str, Split] = Field({}, description="classes used, per dataset; default 'train'")
-    holdout: float = Field(0.05, gt=0, lt=1, description="share of each class's images held out for validation")
+    holdout: float = Field(0.05, gt=0, lt=1, description="share of the images of each class held out for validation")
 
 
 class PretrainConfig(Strict):
@@ -242,7 +240,7 @@ class PretrainConfig(Strict):
     spike: SpikeConfig = SpikeConfig()
 
 
-class PretrainRecipe(_Run):
+class PretrainRecipe(RunRecipe):
     """A supervised pre-training run (`smat pretrain`)."""
 
     kind: Literal["pretrain"]
@@ -253,7 +251,7 @@ class PretrainRecipe(_Run):
     def _split_names(self) -> "PretrainRecipe":
         unknown = set(self.data.split) - set(self.data.datasets)
         if unknown:
-            raise ValueError(f"data.split names datasets that data.datasets does not: {', '.join(sorted(unknown))}")
+            raise ValueError(f"data.split names datasets that are not in data.datasets: {', '.join(sorted(unknown))}")
         return self
 
 

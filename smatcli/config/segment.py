@@ -1,4 +1,4 @@
-"""The recipe of `smat segment`: image/mask folders, a tuner of frozen or trained ViTs, the SETR-PUP head, cross-validation."""
+"""The recipe of `smat segment`: folders of images and masks, a tuner of frozen or trained ViTs, the SETR-PUP head, cross-validation."""
 
 from typing import Annotated, Literal, Self
 
@@ -6,26 +6,26 @@ from pydantic import Field, model_validator
 
 from smatcli.config.base import Strict
 from smatcli.config.pmoe import PmoeConfig
-from smatcli.config.schema import GroupConfig, Positive, SpikeConfig, _Run
+from smatcli.config.schema import GroupConfig, Positive, RunRecipe, SpikeConfig
 
 FIXED = {"kvasir": ("binary", 2), "isic": ("binary", 2), "ade20k": ("index", 150), "synthetic": ("index", 4)}
 
 
 class SegmentData(Strict):
-    """Images and masks. kvasir, isic and ade20k are the folders as those sets are published; folders: any pair of folders."""
+    """Images and masks. kvasir, isic, ade20k: the published folders of these datasets; folders: any pair of folders."""
 
     layout: Literal["folders", "kvasir", "isic", "ade20k", "synthetic"] = "folders"
-    root: str = Field("", description="folder of the set (synthetic: none, images are drawn)")
-    images: str = Field("images", description="folders: of the images, below root; its first level may be training, validation, test")
-    masks: str = Field("masks", description="folders: of the masks, with the same names")
-    suffix: str = Field("", description="folders: what a mask's name has after the image's (ISIC: _segmentation)")
+    root: str = Field("", description="folder of the dataset (synthetic: none)")
+    images: str = Field("images", description="folders: image folder in root; its subfolders may be training, validation and test")
+    masks: str = Field("masks", description="folders: mask folder in root, with the same file names")
+    suffix: str = Field("", description="folders: suffix of a mask's name after the image's (ISIC: _segmentation)")
     values: Literal["index", "binary"] | None = Field(
-        None, description="folders: index (pixel = class, 255 = ignore) or binary (bright = 1); default index"
+        None, description="folders: index (pixel = class, 255 = ignore) or binary (bright = 1); null = index"
     )
-    classes: int | None = Field(None, ge=2, le=255, description="folders: number of classes, the background among them; binary: 2")
-    count: Positive = Field(60, description="synthetic: images that are drawn")
-    test: float = Field(0.2, gt=0, lt=1, description="share of the images that is tested on, where the set has no split and folds = 0")
-    valid: float = Field(0.1, gt=0, lt=1, description="share of the images that are not tested on, for choosing the best epoch")
+    classes: int | None = Field(None, ge=2, le=255, description="folders: number of classes, including the background; binary: 2")
+    count: Positive = Field(60, description="synthetic: number of images")
+    test: float = Field(0.2, gt=0, lt=1, description="share of test images, if the dataset has no split and folds = 0")
+    valid: float = Field(0.1, gt=0, lt=1, description="share of validation images among the others, for the choice of the best epoch")
 
     @model_validator(mode="after")
     def _every_option_is_read(self) -> Self:
@@ -34,36 +34,36 @@ class SegmentData(Strict):
         unread += [] if chosen == "synthetic" else ["count"]
         for key in unread:
             if getattr(self, key) != fields[key].default:
-                raise ValueError(f"{key} is not read with layout {chosen}; remove it")
+                raise ValueError(f"{key} has no effect with layout {chosen}; remove it")
         if chosen == "synthetic" and self.root:
-            raise ValueError("root is not read with layout synthetic; remove it")
+            raise ValueError("root has no effect with layout synthetic; remove it")
         if chosen != "synthetic" and not self.root:
-            raise ValueError("root is missing: give the folder of the set")
+            raise ValueError("root is missing: give the folder of the dataset")
         if chosen == "folders" and self.values != "binary" and self.classes is None:
-            raise ValueError("classes is missing: give the number of classes, the background among them")
+            raise ValueError("classes is missing: give the number of classes, including the background")
         if self.values == "binary" and self.classes not in (None, 2):
             raise ValueError("values binary means two classes; remove classes")
         return self
 
     @property
     def kind(self) -> str:
-        """How a mask's pixels are read: 'index' or 'binary'."""
+        """Coding of the mask pixels: 'index' or 'binary'."""
         return FIXED[self.layout][0] if self.layout in FIXED else self.values or "index"
 
     @property
     def number(self) -> int:
-        """Classes C."""
+        """Number of classes C."""
         return FIXED[self.layout][1] if self.layout in FIXED else self.classes or 2
 
 
 class SegmentLinear(Strict):
-    """A frozen backbone under the head."""
+    """Train only the head; the backbone is frozen."""
 
     name: Literal["linear"]
 
 
 class SegmentFull(Strict):
-    """All of the backbone is trained."""
+    """Train the whole backbone."""
 
     name: Literal["full"]
 
@@ -72,51 +72,51 @@ class SegmentVpt(Strict):
     """Visual prompt tuning (Jia et al. 2022) of a frozen backbone."""
 
     name: Literal["vpt-shallow", "vpt-deep"]
-    prompts: Positive = Field(10, description="prompt tokens a layer")
+    prompts: Positive = Field(10, description="prompt tokens per layer")
 
 
 SegmentTuner = Annotated[SegmentLinear | SegmentFull | SegmentVpt | PmoeConfig, Field(discriminator="name")]
 
 
 class HeadConfig(Strict):
-    """SETR-PUP (Zheng et al. 2021): stages of convolution, norm, ReLU and doubling, then a 1x1 convolution."""
+    """SETR-PUP (Zheng et al. 2021): stages of convolution, norm, ReLU and 2x upsampling, then a 1x1 convolution."""
 
     channels: Positive = Field(256, description="channels of every stage")
-    stages: Positive | None = Field(None, description="doublings; null = down to less than two pixels a step (patch 16: 4, patch 8: 3)")
+    stages: Positive | None = Field(None, description="number of stages; null = up to the image size (patch 16: 4, patch 8: 3)")
 
 
 class SegmentConfig(Strict):
-    """Training, and what is done in it by chance."""
+    """Training and augmentation."""
 
     epochs: Positive = 30
     batch_size: Positive = 32
-    folds: int = Field(0, ge=0, description="cross-validation over this many parts (5 in the paper); 0: one split")
+    folds: int = Field(0, ge=0, description="folds of the cross-validation (5 in the paper); 0 = a single split")
     valid_every: Positive = Field(1, description="epochs between validations")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
-    zoom: tuple[float, float] = Field((1.0, 1.0), description="range of the random zoom; what lies outside is ignored; (1, 1) = off")
-    groups: dict[str, GroupConfig] = Field({}, description="optimizer groups tuner, backbone, head; missing ones take the defaults")
+    zoom: tuple[float, float] = Field((1.0, 1.0), description="range of the random zoom, padded with ignored pixels; (1, 1) = off")
+    groups: dict[str, GroupConfig] = Field({}, description="optimizer groups tuner, backbone, head; missing ones have defaults")
     spike: SpikeConfig = SpikeConfig()
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
         if self.folds == 1:
-            raise ValueError("folds: one part cannot be both trained and tested on; give 2 or more, or 0 for one split")
+            raise ValueError("folds: cross-validation needs 2 or more; give 0 for a single split")
         if not 0 < self.zoom[0] <= self.zoom[1]:
-            raise ValueError(f"zoom: {list(self.zoom)} is no range; give two rising numbers above 0, such as [0.5, 2.0]")
+            raise ValueError(f"zoom: {list(self.zoom)} is not a range; give two increasing numbers above 0, such as [0.5, 2.0]")
         return self
 
 
 class SegmentEval(Strict):
-    """What is measured on the test images."""
+    """Evaluation on the test images."""
 
     scales: list[Annotated[float, Field(gt=0, le=8)]] = Field(
-        [0.5, 0.75, 1.0, 1.25, 1.5, 1.75], description="multi-scale: image sizes, relative, each with its mirror image; [] = off"
+        [0.5, 0.75, 1.0, 1.25, 1.5, 1.75], description="multi-scale: relative image sizes, each also flipped; [] = off"
     )
-    size: Literal["mask", "image"] = Field("mask", description="compare at the mask's own size, or at image_size")
-    pictures: int = Field(8, ge=0, description="test images that are drawn with truth and prediction")
+    size: Literal["mask", "image"] = Field("mask", description="size of the comparison: the mask's, or image_size")
+    pictures: int = Field(8, ge=0, description="number of test images to draw with truth and prediction")
 
 
-class SegmentRecipe(_Run):
+class SegmentRecipe(RunRecipe):
     """A segmentation run (`smat segment`)."""
 
     kind: Literal["segment"]

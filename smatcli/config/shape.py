@@ -1,4 +1,4 @@
-"""Which keys a recipe has at a dotted path; used to name the nearest valid key."""
+"""Valid keys of a recipe at a dotted path, for suggestions in error messages."""
 
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 
 def keys_at(model: type[BaseModel], path: tuple[str | int, ...], data: Any) -> list[str]:
-    """Valid keys of the mapping at `path`; empty where any key is valid or `path` leads to no mapping."""
+    """Return the valid keys of the mapping at `path`; empty if any key is valid or it is not a mapping."""
     annotation: Any = model
     for step in path:
         annotation = _child(_resolve(annotation, data), step)
@@ -17,8 +17,8 @@ def keys_at(model: type[BaseModel], path: tuple[str | int, ...], data: Any) -> l
 
 
 def paths_ending_in(model: type[BaseModel], key: str, data: Any) -> list[str]:
-    """Dotted paths of the recipe whose last part is `key` (the alternatives that `data` chooses, else the default ones)."""
-    found: list[str] = []
+    """Return the dotted paths that end in `key`, in the alternatives that `data` selects, else in the defaults."""
+    paths: list[str] = []
 
     def walk(annotation: Any, prefix: str, value: Any) -> None:
         annotation = _resolve(annotation, value)
@@ -26,11 +26,11 @@ def paths_ending_in(model: type[BaseModel], key: str, data: Any) -> list[str]:
             return
         for name, info in annotation.model_fields.items():
             if name == key:
-                found.append(prefix + name)
+                paths.append(prefix + name)
             walk(info.annotation, f"{prefix}{name}.", _value(value, name))
 
     walk(model, "", data)
-    return found
+    return paths
 
 
 def _is_model(annotation: Any) -> bool:
@@ -46,7 +46,7 @@ def _value(data: Any, step: str | int) -> Any:
 
 
 def _resolve(annotation: Any, data: Any) -> Any:
-    """The alternative of a union that `data` chooses by its `name`; the last model (the default) if it chooses none."""
+    """Return the alternative of a union that `data` selects by `name`, else the last model, which is the default."""
     if get_origin(annotation) is Annotated:
         return _resolve(get_args(annotation)[0], data)
     if get_origin(annotation) not in (Union, types.UnionType):

@@ -1,11 +1,11 @@
-"""The recipe of `smat tune`: one dataset, one tuner, and how it is trained, searched and tested."""
+"""The recipe of `smat tune`: a dataset, a tuner, and its training, search and test."""
 
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from smatcli.config.base import Strict
-from smatcli.config.schema import AugmentConfig, GroupConfig, Positive, SpikeConfig, _Run
+from smatcli.config.schema import AugmentConfig, GroupConfig, Positive, RunRecipe, SpikeConfig
 from smatcli.config.tuning import MlaeConfig, TunerConfig
 
 
@@ -15,78 +15,79 @@ class TuneData(Strict):
     root: str = Field(description="folder of the stores (one .h5 per dataset)")
     dataset: str = Field(description="name of the store")
     split: Literal["auto", "store", "counted"] = Field(
-        "auto", description="store: the split of the images that the store holds; counted: drawn here; auto: the store's where it has one"
+        "auto",
+        description="store: the image split of the store; counted: random, with the numbers below; auto: the store's if it has one",
     )
     train: Positive = Field(800, description="counted: training images")
     valid: int = Field(200, ge=0, description="counted: validation images")
-    test: Positive | None = Field(None, description="counted: most test images; null = all that are left")
-    split_seed: int = Field(0, ge=0, description="counted: the same for all seeds of a run")
+    test: Positive | None = Field(None, description="counted: most test images; null = all others")
+    split_seed: int = Field(0, ge=0, description="counted: seed of the split, independent of the run's seed")
     fit: Literal["train+valid", "train"] = Field(
-        "train+valid", description="what is trained on before the test: all 1,000 images (VTAB-1k), or the training images alone"
+        "train+valid", description="images of the final training: all 1,000 (VTAB-1k), or only the training images"
     )
 
     @model_validator(mode="after")
     def _every_option_is_read(self) -> Self:
         for key in ("train", "valid", "test", "split_seed"):
             if self.split == "store" and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} is not read with split store; remove it")
+                raise ValueError(f"{key} has no effect with split store; remove it")
         return self
 
 
 class TuneSearchConfig(Strict):
-    """Values tried on the validation images (trained on the training images alone), all combinations; the best one is trained and tested.
+    """Grid search: train on the training images, select on the validation images, then train and test with the best values.
 
     An empty list is not searched.
     """
 
-    lr: list[Annotated[float, Field(gt=0)]] = Field([], description="rates (tune.lr)")
-    p: list[Annotated[float, Field(ge=0, lt=1)]] = Field([], description="mlae: probability of leaving out an expert")
-    init: list[float] = Field([], description="mlae: first value of the coefficients")
-    epochs: float | None = Field(None, gt=0, description="of a trial; null = tune.epochs")
+    lr: list[Annotated[float, Field(gt=0)]] = Field([], description="learning rates (tune.lr)")
+    p: list[Annotated[float, Field(ge=0, lt=1)]] = Field([], description="mlae: dropout probability of an expert")
+    init: list[float] = Field([], description="mlae: initial value of the coefficients")
+    epochs: float | None = Field(None, gt=0, description="epochs of a trial; null = tune.epochs")
 
     @property
     def axes(self) -> dict[str, list[float]]:
-        """What is searched: recipe key -> values."""
+        """The axes of the grid: recipe key -> values."""
         keys = {"tune.lr": self.lr, "tuner.p": self.p, "tuner.init": self.init}
         return {key: values for key, values in keys.items() if values}
 
 
 class TuneConfig(Strict):
-    """Training of one dataset."""
+    """Training on a dataset."""
 
     epochs: float = Field(100.0, gt=0)
     batch_size: Positive = 64
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: float | None = Field(None, gt=0, description="peak rate; null = the tuner's default (see LEARNING)")
-    head_lr: float | None = Field(None, gt=0, description="peak rate of the head; null = lr")
+    lr: float | None = Field(None, gt=0, description="peak learning rate; null = the tuner's default (see LEARNING)")
+    head_lr: float | None = Field(None, gt=0, description="peak learning rate of the head; null = lr")
     weight_decay: float | None = Field(None, ge=0, description="null = the tuner's default")
     momentum: float = Field(0.0, ge=0, lt=1, description="sgd only")
     schedule: Literal["constant", "cosine", "linear"] = Field("cosine", description="after the warm-up")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a linearly rising rate")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a linearly increasing rate")
     clip: float | None = Field(None, gt=0, description="largest gradient norm of a group; null = no clipping")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     augment: AugmentConfig = Field(AugmentConfig(), description="VTAB: none; FGVC: crop_scale [0.08, 1] and flip 0.5")
     normalise: Literal["imagenet", "half"] = Field("imagenet", description="ImageNet's mean and deviation, or (x - 0.5) / 0.5")
-    centre: float = Field(1.0, gt=0, le=1, description="share of the side that validation and test images keep; FGVC: 0.875 (224 of 256)")
-    metric: Literal["accuracy", "auc", "per-class"] = Field("accuracy", description="validation and search go by it; all are measured")
-    select: Literal["last", "best"] = Field("last", description="tested weights; best: of the validations, with data.fit train alone")
+    centre: float = Field(1.0, gt=0, le=1, description="centre crop of validation and test images, share of the side; FGVC: 0.875")
+    metric: Literal["accuracy", "auc", "per-class"] = Field("accuracy", description="metric of validation and search; all are measured")
+    select: Literal["last", "best"] = Field("last", description="weights to test; best: by validation, only with data.fit train")
     valid_every: Positive = Field(10, description="epochs between validations")
-    memory: float = Field(2.0, ge=0, description="GiB of images, or of frozen features, kept on the device between epochs")
-    merged: bool = Field(False, description="also write the merged network (timm's names, head included) to RUN/merged.safetensors")
+    memory: float = Field(2.0, ge=0, description="GiB of images, or of frozen features, cached on the device")
+    merged: bool = Field(False, description="also write the merged network (timm's names, with the head) to RUN/merged.safetensors")
     spike: SpikeConfig = SpikeConfig()
     search: TuneSearchConfig = TuneSearchConfig()
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         if self.momentum and self.optimizer != "sgd":
-            raise ValueError(f"momentum is not read with optimizer {self.optimizer}; remove it")
+            raise ValueError(f"momentum has no effect with optimizer {self.optimizer}; remove it")
         if self.augment.mixup:
-            raise ValueError("augment.mixup is for pre-training; set it to 0")
+            raise ValueError("augment.mixup is only for pre-training; set it to 0")
         return self
 
 
-class TuneRecipe(_Run):
-    """A tuning run of one dataset (`smat tune`); the suites set data.dataset themselves."""
+class TuneRecipe(RunRecipe):
+    """A tuning run on a dataset (`smat tune`). Suites set data.dataset."""
 
     kind: Literal["tune"]
     data: TuneData
@@ -96,16 +97,16 @@ class TuneRecipe(_Run):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.tune.select == "best" and self.data.fit != "train":
-            raise ValueError("tune.select best needs validation images that are not trained on; set data.fit to train")
+            raise ValueError("tune.select best needs validation images that are not used for training; set data.fit to train")
         searched = [key for key in ("p", "init") if getattr(self.tune.search, key)]
         if searched and self.tuner.name != "mlae":
-            raise ValueError(f"tune.search.{searched[0]} is for mlae, the tuner is {self.tuner.name}; remove it")
+            raise ValueError(f"tune.search.{searched[0]} is only for mlae, but the tuner is {self.tuner.name}; remove it")
         if "p" in searched and isinstance(self.tuner, MlaeConfig) and self.tuner.mask not in ("stochastic", "mixed"):
-            raise ValueError(f"tune.search.p is not read with tuner.mask {self.tuner.mask}; remove it")
+            raise ValueError(f"tune.search.p has no effect with tuner.mask {self.tuner.mask}; remove it")
         return self
 
 
-# Rate and weight decay where a recipe gives none. MLAE: Wang et al. 2024; pMoE: Mo et al. 2026; the others: usual values, to be searched.
+# Default learning rate and weight decay. MLAE: Wang et al. 2024; pMoE: Mo et al. 2026; the others: usual values, to be searched.
 LEARNING: dict[str, tuple[float, float]] = {
     "linear": (1e-3, 1e-4),
     "full": (1e-4, 1e-4),
@@ -123,7 +124,7 @@ LEARNING: dict[str, tuple[float, float]] = {
 
 
 def groups_of(recipe: TuneRecipe) -> dict[str, GroupConfig]:
-    """Optimizer settings of the groups `tuner` and `head`."""
+    """Return the optimizer settings of the groups `tuner` and `head`."""
     tune = recipe.tune
     rate, decay = LEARNING[recipe.tuner.name]
     lr = rate if tune.lr is None else tune.lr

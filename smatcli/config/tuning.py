@@ -1,4 +1,4 @@
-"""Settings of the tuners, one model each; `tuner.name` chooses. A new one: one model, one name in `TunerConfig`."""
+"""Settings of the tuners, one model each, selected by `tuner.name`. To add a tuner, add a model and its name in `TunerConfig`."""
 
 from typing import Annotated, Literal, Self
 
@@ -26,28 +26,28 @@ class FullTuneConfig(Strict):
 
 
 class BiasConfig(Strict):
-    """The backbone's biases alone (BitFit, Ben Zaken et al. 2022)."""
+    """Only the biases of the backbone (BitFit, Ben Zaken et al. 2022)."""
 
     name: Literal["bias"] = "bias"
 
 
 class LoraTuneConfig(Strict):
-    """Low-rank changes of linear layers (Hu et al. 2022), by peft."""
+    """Low-rank updates of linear layers (Hu et al. 2022), by peft."""
 
     name: Literal["lora"] = "lora"
     rank: Count = 8
-    alpha: float = Field(8.0, gt=0, description="the change is alpha / rank * B A")
+    alpha: float = Field(8.0, gt=0, description="the update is alpha / rank * B A")
     dropout: float = Field(0.0, ge=0, lt=1, description="on the input of the low-rank branch")
-    layers: list[str] = Field([QKV], min_length=1, description="linear layers by name; * stands for anything")
+    layers: list[str] = Field([QKV], min_length=1, description="names of linear layers; * matches anything")
 
 
 class AdapterConfig(Strict):
-    """A bottleneck beside every MLP (AdaptFormer, Chen et al. 2022): x + MLP(norm x) + scale * up(relu(down x))."""
+    """A bottleneck parallel to every MLP (AdaptFormer, Chen et al. 2022): x + MLP(norm x) + scale * up(relu(down x))."""
 
     name: Literal["adapter", "adaptformer"] = "adapter"
     hidden: Count = Field(64, description="width of the bottleneck")
     scale: float = Field(0.1, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1, description="inside the bottleneck; the authors': 0.1 on video, 0 on images")
+    dropout: float = Field(0.0, ge=0, lt=1, description="inside the bottleneck; the authors: 0.1 on video, 0 on images")
 
 
 class VptShallowConfig(Strict):
@@ -55,24 +55,24 @@ class VptShallowConfig(Strict):
 
     name: Literal["vpt-shallow"] = "vpt-shallow"
     prompts: Count = Field(10, description="prompt tokens")
-    dropout: float = Field(0.0, ge=0, lt=1, description="on the prompts; the authors': 0.1")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on the prompts; the authors: 0.1")
 
 
 class VptDeepConfig(Strict):
     """New prompt tokens in every block (Jia et al. 2022)."""
 
     name: Literal["vpt-deep"] = "vpt-deep"
-    prompts: Count = Field(10, description="prompt tokens of a block")
-    layers: Count | None = Field(None, description="first blocks with prompts of their own; later ones pass them on; null = all")
-    dropout: float = Field(0.0, ge=0, lt=1, description="on the prompts; the authors': 0.1")
+    prompts: Count = Field(10, description="prompt tokens per block")
+    layers: Count | None = Field(None, description="number of first blocks with their own prompts; null = all")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on the prompts; the authors: 0.1")
 
 
 class GaptConfig(Strict):
-    """Gated prompt tuning (Yoo et al. 2023): prompts of the first block, and after each block a learned gate on what it made of them."""
+    """Gated prompt tuning (Yoo et al. 2023): prompts in the first block, with a learned gate on their outputs after each block."""
 
     name: Literal["gapt"] = "gapt"
     prompts: Count = Field(10, description="prompt tokens")
-    gate: float = Field(0.0, description="first logit of every gate: 0 = half old, half new prompts")
+    gate: float = Field(0.0, description="initial logit of every gate: 0 = half old, half new prompts")
     dropout: float = Field(0.0, ge=0, lt=1, description="on the prompts")
 
 
@@ -81,47 +81,45 @@ class SsfConfig(Strict):
 
     name: Literal["ssf"] = "ssf"
     init_std: float = Field(
-        0.02, ge=0, description="scales ~ N(1, init_std^2), shifts ~ N(0, init_std^2); 0 starts at the pre-trained model"
+        0.02, ge=0, description="scales ~ N(1, init_std^2), shifts ~ N(0, init_std^2); 0 = start at the pre-trained model"
     )
 
 
 class MlaeConfig(Strict):
-    """Masked LoRA experts (Wang et al. 2024): Delta W = sum_i m_i lambda_i b_i a_i over rank-one experts of a layer."""
+    """Masked LoRA experts (Wang et al. 2024): Delta W = sum_i m_i lambda_i b_i a_i over the rank-one experts of each layer."""
 
     name: Literal["mlae"] = "mlae"
-    rank: Count = Field(8, description="total rank of a layer (its mean over the blocks, where a pattern is uneven)")
+    rank: Count = Field(8, description="total rank per layer (mean over the blocks for an uneven pattern)")
     cell: Literal[1, 2, 4] = Field(1, description="rank of one expert: 1 = cellular decomposition; 2, 4 = sub-matrices")
-    init: float = Field(1.0, description="first value of the adaptive coefficients lambda; the paper: 0.125 to 4")
+    init: float = Field(1.0, description="initial value of the adaptive coefficients lambda; the paper: 0.125 to 4")
     mask: Literal["none", "fixed", "stochastic", "mixed"] = Field(
-        "stochastic", description="fixed: a pattern of experts a block; stochastic: dropout of experts; mixed: both"
+        "stochastic", description="fixed: a pattern of experts per block; stochastic: dropout of experts; mixed: both"
     )
-    p: float | list[Probability] = Field(
-        0.5, description="stochastic, mixed: probability of leaving out an expert; a list has one per block"
-    )
+    p: float | list[Probability] = Field(0.5, description="stochastic, mixed: dropout probability of an expert; a list has one per block")
     pattern: Pattern | list[int] | None = Field(
-        None, description="experts a block (fixed, mixed: default incremental) or kept on average (stochastic: default uniform)"
+        None, description="experts per block (fixed, mixed: default incremental), or kept on average (stochastic: default uniform)"
     )
-    pattern_seed: int = Field(0, ge=0, description="pattern random: seed of the draw")
-    layers: list[str] = Field([QKV], min_length=1, description="linear layers by name; * stands for anything")
+    pattern_seed: int = Field(0, ge=0, description="pattern random: seed")
+    layers: list[str] = Field([QKV], min_length=1, description="names of linear layers; * matches anything")
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         if isinstance(self.p, float) and not 0 <= self.p < 1:
-            raise ValueError(f"p is {self.p:g}; give a probability below 1, since with 1 no expert is ever trained")
+            raise ValueError(f"p is {self.p:g}; give a probability below 1, since 1 drops every expert")
         if self.rank % self.cell:
-            raise ValueError(f"rank {self.rank} is no multiple of cell {self.cell}, the rank of one expert")
+            raise ValueError(f"rank {self.rank} is not a multiple of cell {self.cell}, the rank of an expert")
         if self.mask in ("none", "fixed") and self.p != type(self).model_fields["p"].default:
-            raise ValueError(f"p is not read with mask {self.mask}; remove it")
+            raise ValueError(f"p has no effect with mask {self.mask}; remove it")
         if self.mask == "none" and self.pattern is not None:
-            raise ValueError("pattern is not read with mask none; remove it")
+            raise ValueError("pattern has no effect with mask none; remove it")
         if isinstance(self.p, list) and self.pattern is not None and self.mask == "stochastic":
-            raise ValueError("p has one value per block already; remove pattern")
+            raise ValueError("p already has a value per block; remove pattern")
         if self.pattern_seed and self.pattern != "random":
-            raise ValueError("pattern_seed is read with pattern random only; remove it")
+            raise ValueError("pattern_seed is only for pattern random; remove it")
         return self
 
 
-# The last one is the default: where a recipe names none, its keys are the valid ones.
+# The last is the default: its keys are valid in a recipe without tuner.name.
 TunerConfig = Annotated[
     LinearConfig
     | FullTuneConfig

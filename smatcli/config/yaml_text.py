@@ -1,4 +1,4 @@
-"""YAML as a recipe needs it: `1e-3` is a number, `no` is a word, a date is text, a key given twice is an error."""
+"""YAML for recipes: `1e-3` is a number, `no` and dates are text, and duplicate keys are errors."""
 
 import re
 from collections.abc import Hashable
@@ -49,7 +49,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+012345
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that either this loader or a YAML 1.1 reader would take for something else."""
+    """Dumper that quotes every text which this loader or YAML 1.1 would not read as text."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -64,7 +64,7 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+012345
 
 
 class _OneLine(_Dumper):
-    """Everything in flow style; a text with line breaks in double quotes."""
+    """Dumper in flow style; texts with line breaks are in double quotes."""
 
 
 def _one_line_text(dumper: yaml.SafeDumper, data: str) -> yaml.Node:
@@ -76,12 +76,12 @@ _OneLine.add_representer(str, _one_line_text)
 
 
 def parse(text: str) -> Any:
-    """The value of a YAML document; raises `yaml.YAMLError`, also for one that is deep, or huge once its aliases are written out."""
+    """Return the value of a YAML document. Raises `yaml.YAMLError`, also if it is too deep, or too large with its aliases expanded."""
     return yaml_value(_Loader(text))
 
 
 def parse_value(text: str) -> Any:
-    """The value of a command-line override: YAML, or the text itself where it is no YAML (`@home`)."""
+    """Return the value of a command-line override: YAML, or the text itself if it is not valid YAML (`@home`)."""
     try:
         return parse(text)
     except yaml.YAMLError:
@@ -91,11 +91,11 @@ def parse_value(text: str) -> Any:
 
 
 def dump(data: Any) -> str:
-    """YAML text that `parse` reads back to an equal value; keys keep their order."""
+    """Return YAML text that `parse` reads back to an equal value; keys keep their order."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=140)
 
 
 def flow(value: Any) -> str:
-    """One value on one line, as it would stand after `key: `."""
+    """Return a value on one line, as after `key: `."""
     text = yaml.dump(value, Dumper=_OneLine, sort_keys=False, allow_unicode=True, default_flow_style=True, width=1_000_000)
     return text.removesuffix("\n").removesuffix("\n...")

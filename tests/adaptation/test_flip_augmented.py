@@ -81,5 +81,5 @@ def test_exhaustive_measures_the_same_copies() -> None:
 
 
 def test_copies_without_augmentation_are_refused() -> None:
-    with pytest.raises(ValidationError, match="copies is not read with loss support"):
+    with pytest.raises(ValidationError, match="copies has no effect with loss support"):
         FlipConfig.model_validate({"copies": 2})

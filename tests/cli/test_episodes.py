@@ -146,4 +146,4 @@ def test_eval_takes_a_protocol_or_a_list(tmp_path: Path, monkeypatch: pytest.Mon
     assert (run / "eval" / "proto-5w1s3q-test").is_dir()
     refused = smat("eval", run, *asked, "--episode", "6w6s6", "--episodes", 2)
     assert refused.exit_code == 2
-    assert "no episode protocol is called '6w6s6'" in refused.stderr
+    assert "unknown episode protocol '6w6s6'" in refused.stderr

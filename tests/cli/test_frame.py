@@ -111,7 +111,7 @@ def one_line(done, code):
 
 def test_bad_recipes_are_one_line(recipe_file, tmp_path):
     assert "did you mean" in one_line(smat("train", str(recipe_file()), "train.stpes=1"), 2)
-    assert "there is no such recipe" in one_line(smat("train", str(tmp_path / "none.yaml")), 2)
+    assert "this recipe does not exist" in one_line(smat("train", str(tmp_path / "none.yaml")), 2)
     assert "run it with `smat train" in one_line(smat("pretrain", str(recipe_file())), 2)
 
 

@@ -45,8 +45,8 @@ def message(*args, **kwargs) -> str:
         ("kind=trian", ["kind: expected train or pretrain", "got trian"]),
         ("steps", ["override 'steps' is not of the form key.path=value"]),
         (".a=1", ["override '.a=1' is not of the form"]),
-        ("run.x=1", ["run is the value runs/small, it has no key 'x'"]),
-        ("data.train.7=z", ["'7' is no position in a list of 2"]),
+        ("run.x=1", ["run is the value runs/small and has no key 'x'"]),
+        ("data.train.7=z", ["'7' is not an index of a list of 2"]),
         ("data.train=[a", ["override data.train: cannot read '[a'"]),
     ],
 )
@@ -83,7 +83,7 @@ def test_override_given_twice(recipe_file):
 def test_rule_across_keys(recipe_file):
     text = "kind: pretrain\nrun: r\ndata: {root: d, datasets: [a], split: {b: all}}\npretrain: {epochs: 1}\n"
     found = message(recipe_file(text=text))
-    assert "data.split names datasets that data.datasets does not: b" in found
+    assert "data.split names datasets that are not in data.datasets: b" in found
 
 
 @pytest.mark.parametrize(
@@ -91,14 +91,14 @@ def test_rule_across_keys(recipe_file):
     [
         ("", "the recipe is empty"),
         ("  \n\n", "the recipe is empty"),
-        ("# only a comment\n", "holds comments only"),
+        ("# only a comment\n", "contains only comments"),
         (b"\x89PNG\r\n\x1a\n\x00\x00\xff\xfe", "is not a text file"),
         (b"kind: train\nrun: \x00\n", "is not a text file"),
         ("kind: train\nrun: [a\ndata: b\n", "line 3: not valid YAML"),
         ("kind: train\nrun: a\nrun: b\n", "line 3: not valid YAML: the key 'run' is given twice"),
         ("kind: train\n5: a\n", "line 2: not valid YAML: the key '5' is not text"),
         ("kind: train\nrun: !!python/object:os.system {}\n", "line 2: not valid YAML"),
-        ("- a\n- b\n", "a recipe is a mapping (key: value), this is a list"),
+        ("- a\n- b\n", "a recipe must be a mapping (key: value), not a list"),
         ("run: a\n", "kind is missing"),
         ("kind: [train]\n", "kind: expected train or pretrain"),
         ("a: &x\n  b: *x\nkind: train\n", "contains itself"),
@@ -120,6 +120,6 @@ def test_large_file(tmp_path):
 
 def test_missing_file_and_folder(recipe_file, tmp_path):
     recipe_file(name="smat.yaml")
-    assert "there is no such recipe; did you mean" in message(tmp_path / "smta.yaml")
+    assert "this recipe does not exist; did you mean" in message(tmp_path / "smta.yaml")
     assert "'quickstart/smat'" in message("quickstart/smt")
     assert "is a folder, not a recipe" in message(tmp_path)

@@ -54,7 +54,7 @@ def test_changed_numbers_are_in_the_tag(settings, tag):
 
 @pytest.mark.parametrize("name", ["metadataset", "5w", "w5s", "5w5sq", "one-shot"])
 def test_unknown_names_are_refused(name):
-    with pytest.raises(UserError, match=f"no episode protocol is called '{name}'.*md-oneshot"):
+    with pytest.raises(UserError, match=f"unknown episode protocol '{name}'.*md-oneshot"):
         protocol(name)
 
 
@@ -99,5 +99,5 @@ def test_names_as_overrides(load):
 
 def test_unknown_names_in_a_recipe_are_one_line(load):
     for arguments in (("episode: 5x5s\n",), ("", "eval.episode=meta-datset")):
-        with pytest.raises(UserError, match="no episode protocol is called"):
+        with pytest.raises(UserError, match="unknown episode protocol"):
             load(*arguments)

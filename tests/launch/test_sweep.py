@@ -218,7 +218,7 @@ def test_bad_grids_are_refused_before_anything_is_made(world, axes, overrides, p
         (["quickstart/smat"], "0.5", [], "--values needs a named axis"),
         (["tau"], None, [], "give one recipe"),
         (["a", "b", "c"], None, ["seed=1"], "give one recipe"),
-        (["quickstart/smta"], None, ["seed=1"], "there is no such recipe; did you mean"),
+        (["quickstart/smta"], None, ["seed=1"], "this recipe does not exist; did you mean"),
     ],
 )
 def test_bad_words(words, values, grid, part):

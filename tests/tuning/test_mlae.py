@@ -148,10 +148,10 @@ def test_what_does_not_fit_the_backbone(settings, words):
         ({"rank": 0}, "greater than 0"),
         ({"p": 1.0}, "p is 1; give a probability below 1"),
         ({"p": [0.5, 1.0]}, "less than 1"),
-        ({"rank": 3, "cell": 2}, "rank 3 is no multiple of cell 2"),
-        ({"mask": "fixed", "p": 0.3}, "p is not read with mask fixed"),
-        ({"mask": "none", "pattern": "random"}, "pattern is not read with mask none"),
-        ({"pattern_seed": 3}, "pattern_seed is read with pattern random only"),
+        ({"rank": 3, "cell": 2}, "rank 3 is not a multiple of cell 2"),
+        ({"mask": "fixed", "p": 0.3}, "p has no effect with mask fixed"),
+        ({"mask": "none", "pattern": "random"}, "pattern has no effect with mask none"),
+        ({"pattern_seed": 3}, "pattern_seed is only for pattern random"),
     ],
 )
 def test_settings_that_contradict_each_other(settings, words):

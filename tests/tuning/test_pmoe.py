@@ -128,8 +128,8 @@ def test_the_number_of_backbones_must_fit():
 
 
 @pytest.mark.parametrize("options, said", [
-    ({"kind": "mlp", "count": 6}, "count is not read"), ({"kind": "average", "hidden": 8}, "hidden is not read"),
-    ({"kind": "none", "mlps": "separate"}, "mlps is not read"),
+    ({"kind": "mlp", "count": 6}, "count has no effect"), ({"kind": "average", "hidden": 8}, "hidden has no effect"),
+    ({"kind": "none", "mlps": "separate"}, "mlps has no effect"),
 ])  # fmt: skip
 def test_options_that_nothing_reads_are_refused(options, said):
     with pytest.raises(ValueError, match=said):

@@ -48,7 +48,7 @@ def test_training_with_the_cache_is_training_without(tmp_path: Path, pretrained:
 
 
 def test_where_it_would_not_be_read_it_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cache_frozen is not read with train.augment"):
+    with pytest.raises(UserError, match=r"cache_frozen has no effect with train.augment"):
         load(tmp_path, "train.cache_frozen=true")
     loaded = load(tmp_path, "train.cache_frozen=true", "train.augment={}", "method={name: pmf}")
     with pytest.raises(UserError, match=r"train.cache_frozen: this method does not use features of the pre-trained model"):
