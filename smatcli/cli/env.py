@@ -1,6 +1,5 @@
 """`smat env`: versions, devices and paths, for bug reports."""
 
-import importlib.metadata as metadata
 import os
 import platform
 from pathlib import Path
@@ -48,6 +47,8 @@ def _versions() -> dict[str, str]:
 
 
 def _version(name: str) -> str:
+    from importlib import metadata  # not at the top: it takes a tenth of the start of `smat --help`
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
