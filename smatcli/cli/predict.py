@@ -42,12 +42,12 @@ def predict(
     prototype, which is large for images of no class (--reject). On an error nothing is written.
     """
     limit = _number(reject)
-    from smatcli.deploy.folder import Fitting, Outputs, predict_folder
+    from smatcli.deploy.folder import Fitting, ModelSource, Outputs, predict_folder
     from smatcli.runs.reporter import auto_reporter
 
     reporter = auto_reporter()
     fitting = Fitting(support, adapt, tuple(overrides or ()), fit, skip_unreadable)
-    table = predict_folder(model, fitting, images, Outputs(out, sheet, save, replace), limit, which, device, reporter)
+    table = predict_folder(ModelSource(model, which, device), fitting, images, Outputs(out, sheet, save, replace), limit, reporter)
     if table is not None:
         if out is None:
             typer.echo(table.csv(), nl=False)

@@ -1,4 +1,4 @@
-"""The model card of a run: what it is, its recipe, its results, the licence of the weights that it started from."""
+"""The model card of a run: description, results, recipe, and the licence of its initial weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ UNKNOWN, SCRATCH = "not recorded", "none, trained from scratch"
 
 
 def base_weights(recipe: AnyRecipe, info: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
-    """What the run started from in words, the licence (None: not known), and the model id of the base on the hub."""
+    """Return a description of the initial weights, their licence (None: not known), and their model id on the hub."""
     backbone = recipe.backbone
     if imported := info.get("imported"):
         return f"imported from {Path(str(imported.get('file', '?'))).name} ({imported.get('layout', 'official checkpoint')})", None, None
@@ -24,22 +24,22 @@ def base_weights(recipe: AnyRecipe, info: Mapping[str, Any]) -> tuple[str, str |
     if backbone.weights == "timm":
         import timm
 
-        found = timm.get_pretrained_cfg(backbone.name)
-        if found is None:
+        config = timm.get_pretrained_cfg(backbone.name)
+        if config is None:
             return f"timm's weights of {backbone.name}", None, None
-        hub_id = found.hf_hub_id or ""
+        hub_id = config.hf_hub_id or ""
         if hub_id.endswith("/"):
-            hub_id += backbone.name.partition(".")[0] + (f".{found.tag}" if found.tag else "")
-        return f"timm's weights of {backbone.name}", found.license, hub_id or None
+            hub_id += backbone.name.partition(".")[0] + (f".{config.tag}" if config.tag else "")
+        return f"timm's weights of {backbone.name}", config.license, hub_id or None
     return f"{Path(backbone.weights).name}, a file or pre-training run of the author's", None, None
 
 
 def model_card(run: RunDir, licence: str | None = None) -> str:
-    """README.md with front matter; `licence` (a hub identifier such as apache-2.0) is the run's, by default that of the base weights."""
+    """Return README.md with front matter. `licence`: a hub identifier such as apache-2.0; default: that of the base weights."""
     recipe = run.recipe
-    base, found, hub_id = base_weights(recipe, run.info)
-    licence = licence or found
-    licensed = "" if base == SCRATCH else f"; their licence: {found or UNKNOWN}"
+    base, base_licence, hub_id = base_weights(recipe, run.info)
+    licence = licence or base_licence
+    licensed = "" if base == SCRATCH else f"; their licence: {base_licence or UNKNOWN}"
     method = recipe.method.name if isinstance(recipe, TrainRecipe) else {"pretrain": "pre-training"}.get(recipe.kind, recipe.kind)
     front = ["---", *([f"license: {licence}"] if licence else []), *([f"base_model: {hub_id}"] if hub_id else [])]
     front += ["tags:", "- few-shot-learning", "- vision-transformer", f"- {method}", "pipeline_tag: image-feature-extraction", "---", ""]
@@ -47,7 +47,7 @@ def model_card(run: RunDir, licence: str | None = None) -> str:
     body = [
         f"# {name}",
         "",
-        f"A few-shot learner: {recipe.backbone.name} at {recipe.backbone.image_size} px, method `{method}`, made with smat {__version__}.",
+        f"Few-shot learner: {recipe.backbone.name} at {recipe.backbone.image_size} px, method `{method}`, trained with smat {__version__}.",
         f"Base weights: {base}{licensed}.",
         "",
         "## Use",

@@ -1,4 +1,4 @@
-"""A fitted classifier: predicts images, and can be written to a file that needs neither the run nor the support images."""
+"""A fitted classifier, which can be saved to a file that is independent of the run and the support images."""
 
 import json
 import zlib
@@ -34,13 +34,13 @@ from smatcli.seams import Classifier, Support
 
 BATCH = 64
 PROBES = 8
-TOLERANCE = 1e-2  # of the logits' scale: what bf16 kernels may differ by, far below what a wrong parameter does
+TOLERANCE = 1e-2  # relative to the scale of the logits: above the differences of bf16 kernels, far below the effect of a wrong parameter
 USUAL = 0.95
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Where a classifier comes from and what its images go through; `usual` is the distance that `usual_distance` tells."""
+class ClassifierFacts:
+    """Origin and preprocessing of a classifier; `usual`: the stored `usual_distance`."""
 
     method: str
     adapt: str
@@ -52,13 +52,13 @@ class Facts:
 
 
 class FewShotClassifier:
-    """Classes learned from a support set. `predict(images)` and `save(file)`; `info` holds what the adaptation did."""
+    """A classifier learned from a support set, with `predict(images)` and `save(file)`."""
 
     def __init__(
         self,
         head: Classifier,
         classes: Sequence[Label],
-        facts: Facts,
+        facts: ClassifierFacts,
         device: torch.device,
         scale: float,
         method: FlatMethod | None = None,
@@ -69,44 +69,44 @@ class FewShotClassifier:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What the adaptation did (losses, passes, chosen experts)."""
+        """Information from the adaptation (losses, passes, chosen experts)."""
         return self.head.info
 
     @property
     def image_size(self) -> int:
-        """Side of the images that the backbone is given, pixels."""
+        """Side of the input images in pixels."""
         return self.facts.backbone.image_size
 
     def predict(self, images: Any) -> Predictions:
-        """Of a list of images (paths, Pillow images, uint8 arrays [H, W, 3] or [3, H, W] of any size) or a uint8 array [N, H, W, 3].
+        """Classify a list of images (paths, Pillow images, uint8 arrays [H, W, 3] or [3, H, W] of any size) or a uint8 array [N, H, W, 3].
 
-        Raises `UserError` that names an image which cannot be read, `SmatError` on logits that are not finite.
+        Raises `UserError` with the name of an image that cannot be read, and `SmatError` if logits are not finite.
         """
         items = enumerate(as_list(images))
         work = prefetched(lambda item: as_pixels(item[1], self.image_size, self.facts.fit, f"image {item[0]}"), items, 2, 2 * BATCH)
         return self.classify(work)
 
     def classify(self, pixels: Iterable[np.ndarray]) -> Predictions:
-        """Of uint8 images [image_size, image_size, 3], one after the other."""
-        logits = [self.logits(batch) for batch in _batches(iter(pixels))]
-        found = torch.cat(logits) if logits else torch.zeros(0, len(self.classes))
-        distances = (1 - found.max(1).values / self.scale).clamp(0, 2) if len(found) else torch.zeros(0)
-        return Predictions(self.classes, found.softmax(1).numpy(), distances.numpy())
+        """Classify an iterable of uint8 images [image_size, image_size, 3]."""
+        batches = [self.logits(batch) for batch in _batches(iter(pixels))]
+        logits = torch.cat(batches) if batches else torch.zeros(0, len(self.classes))
+        distances = (1 - logits.max(1).values / self.scale).clamp(0, 2) if len(logits) else torch.zeros(0)
+        return Predictions(self.classes, logits.softmax(1).numpy(), distances.numpy())
 
     @torch.no_grad()
     def logits(self, pixels: Sequence[np.ndarray]) -> Tensor:
-        """Logits [Q, C] on the CPU."""
+        """Return logits [Q, C] on the CPU."""
         batch = torch.from_numpy(np.stack(pixels)).to(self.device)
-        found = self.head.predict(normalise(batch)).float().cpu()
-        if not bool(torch.isfinite(found).all()):
-            raise SmatError(f"the logits of {self.facts.adapt} are not finite; the weights or the precision are broken")
-        return found
+        logits = self.head.predict(normalise(batch)).float().cpu()
+        if not bool(torch.isfinite(logits).all()):
+            raise SmatError(f"the logits of {self.facts.adapt} are not finite; check the weights and the precision")
+        return logits
 
     @cached_property
     def usual_distance(self) -> float | None:
-        """Distance to their class's prototype, made without them, below which 95 % of the support images lie: a scale for rejection.
+        """95 % quantile of the leave-one-out cosine distance of the support images to their prototype, a threshold for rejection.
 
-        None where every class has a single image, or the adaptation is no prototype classifier.
+        None if every class has a single image, or the adaptation is not a prototype classifier.
         """
         head, support = self.head, self._support
         if support is None:
@@ -121,7 +121,7 @@ class FewShotClassifier:
         return float(torch.quantile(own[counts > 1].float().cpu(), USUAL))
 
     def frozen(self) -> FrozenHead:
-        """Backbone and prototypes that give the same logits without the run; `UserError` where the adaptation is more than that."""
+        """Return a backbone and prototypes with the same logits. `UserError` for other kinds of classifiers."""
         if isinstance(self.head, FrozenHead):
             return self.head
         theta, centres = getattr(self.head, "theta", None), getattr(self.head, "centres", None)
@@ -135,7 +135,7 @@ class FewShotClassifier:
         probe = self._support.images[:PROBES]
         try:
             gap = float((head.predict(probe) - self.head.predict(probe)).abs().max())
-        except RuntimeError:  # features of another width
+        except RuntimeError:  # features of a different width
             raise self._not_plain() from None
         if not gap <= TOLERANCE * self.scale:
             raise self._not_plain()
@@ -143,13 +143,11 @@ class FewShotClassifier:
 
     def _not_plain(self) -> UserError:
         return UserError(
-            f"a classifier of {self.facts.adapt} is no plain backbone with prototypes and cannot be saved or exported; use --adapt proto"
+            f"a classifier of {self.facts.adapt} is not a plain backbone with prototypes and cannot be saved or exported; use --adapt proto"
         )
 
     def save(self, path: str | Path, replace: bool = False) -> Path:
-        """Write one file with weights, prototypes and class names; `UserError` when it exists (without `replace`) or cannot be done."""
-        pass
-
+        """Write weights, prototypes and class names to a file. `UserError` if it exists (without `replace`) or cannot be written."""
         return write_classifier(self, Path(path), replace)
 
 
@@ -164,7 +162,7 @@ PREFIX, CENTRES = "backbone.", "prototypes"
 
 
 def write_classifier(classifier: FewShotClassifier, path: Path, replace: bool = False) -> Path:
-    """Write `classifier`; it is checked to predict like the original before anything is written."""
+    """Write `classifier`, after a check that its frozen copy gives the same logits."""
     check_target(path, SUFFIX, replace)
     head = classifier.frozen()
     tensors = {f"{PREFIX}{name}": tensor for name, tensor in head.network.backbone.state_dict().items()} | {CENTRES: head.centres}
@@ -186,28 +184,26 @@ def write_classifier(classifier: FewShotClassifier, path: Path, replace: bool = 
 
 
 def read_classifier(path: str | Path, device: str | None = None) -> FewShotClassifier:
-    """The classifier that `FewShotClassifier.save` wrote; `UserError` for a file that is cut, damaged or no classifier."""
+    """Read a file of `FewShotClassifier.save`. `UserError` for a truncated or damaged file, or another kind of file."""
     path = Path(path)
     body, tensors = _read(path)
     try:
         backbone = BackboneConfig.model_validate(body["backbone"])
         fields = {key: body[key] for key in ("method", "adapt", "precision", "fit", "source", "usual")}
-        facts = Facts(backbone=backbone, **fields)
+        facts = ClassifierFacts(backbone=backbone, **fields)
         classes, scale, crc = list(body["classes"]), float(body["scale"]), body["crc32"]
         fuse = int(body["fuse"])
         centres = tensors.pop(CENTRES)
     except (KeyError, TypeError, ValueError, ValidationError) as error:
-        raise UserError(f"{path}: is a damaged classifier ({str(error).splitlines()[0]}); save it again") from None
+        raise UserError(f"{path}: is a damaged classifier file ({str(error).splitlines()[0]}); save it again") from None
     if crc != _sum({**tensors, CENTRES: centres}):
-        raise UserError(f"{path}: is damaged, its tensors are not what was written; copy it or save it again")
+        raise UserError(f"{path}: is damaged (checksum mismatch); copy it or save it again")
     if len(classes) != len(centres) or not bool(torch.isfinite(centres).all()):
         raise UserError(f"{path}: is damaged: {len(classes)} classes, prototypes {list(centres.shape)}; save it again")
     try:
         module = backbone_of(backbone, {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()})
     except RuntimeError as error:
-        raise UserError(
-            f"{path}: its weights are for another backbone than {backbone.name}: {' '.join(str(error).split())[:200]}"
-        ) from None
+        raise UserError(f"{path}: its weights do not fit the backbone {backbone.name}: {' '.join(str(error).split())[:200]}") from None
     where = choose_device(device or "auto")
     precision = choose_precision(facts.precision, where, int(module.num_features))  # type: ignore[arg-type]
     module = precision.apply(module).to(where)
@@ -215,34 +211,34 @@ def read_classifier(path: str | Path, device: str | None = None) -> FewShotClass
 
 
 def check_target(path: Path, suffix: str, replace: bool = False) -> None:
-    """`UserError` when `path` does not end in `suffix`, or exists without `replace`."""
+    """`UserError` if `path` does not end in `suffix`, or exists without `replace`."""
     if path.suffix.lower() != suffix:
         raise UserError(f"{path}: give a file name that ends in {suffix}")
     refuse_existing(path, replace)
 
 
 def refuse_existing(path: Path, replace: bool = False) -> None:
-    """`UserError` when `path` is there: files without `replace`, folders always."""
+    """`UserError` if `path` is a folder, or a file and not `replace`."""
     if path.is_dir() or ((path.exists() or path.is_symlink()) and not replace):
-        raise UserError(f"{path}: exists already; choose another name{'' if path.is_dir() else ', or give --replace'}")
+        raise UserError(f"{path}: already exists; choose another name{'' if path.is_dir() else ', or give --replace'}")
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file" if not path.exists() else f"{path}: is a folder, not a saved classifier")
+        raise UserError(f"{path}: file not found" if not path.exists() else f"{path}: is a folder, not a saved classifier")
     with path.open("rb") as file:
         head = file.read(1000)
     if kind := pointer_kind(head):
-        raise UserError(f"{path}: is a {kind} pointer, not the classifier; fetch it first")
+        raise UserError(f"{path}: is a {kind} pointer, not the classifier; download the file first")
     try:
         safetensors_header(path)
         with safe_open(path, "pt") as file:
             meta = file.metadata() or {}
             if meta.get("format") != FORMAT:
-                raise UserError(f"{path}: is no saved classifier of this version (format {meta.get('format')!r}, expected {FORMAT!r})")
+                raise UserError(f"{path}: is not a saved classifier of this version (format {meta.get('format')!r}, expected {FORMAT!r})")
             return parse_json(meta["smat"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: is truncated or no saved classifier ({str(error).splitlines()[0][:100]}); save it again") from None
+        raise UserError(f"{path}: is truncated or not a saved classifier ({str(error).splitlines()[0][:100]}); save it again") from None
 
 
 def _sum(tensors: dict[str, Tensor]) -> int:

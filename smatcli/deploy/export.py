@@ -1,4 +1,4 @@
-"""`smat export`: merged parameters as a plain timm model or ONNX, and experts in compressed form."""
+"""`smat export`: merged parameters as a plain timm model or ONNX, and compressed experts."""
 
 import json
 import shutil
@@ -14,10 +14,10 @@ from smatcli.backbones.positions import settled
 from smatcli.config.schema import BackboneConfig
 from smatcli.data.augment import MEAN, STD
 from smatcli.deploy.classifier import check_target, read_classifier
-from smatcli.deploy.folder import Fitting, fit_folder
+from smatcli.deploy.folder import Fitting, ModelSource, fit_folder
 from smatcli.deploy.frozen import Network, backbone_of, module_of
 from smatcli.deploy.model import FewShotModel, adapt_settings, run_recipe
-from smatcli.deploy.plain import Plain, check_close
+from smatcli.deploy.plain import PlainModel, check_close
 from smatcli.errors import UserError
 from smatcli.experts.compress import CompressedExperts
 from smatcli.experts.space import at_least_fp32
@@ -38,16 +38,16 @@ def export(
     which: str = "best",
     reporter: Reporter | None = None,
 ) -> Path:
-    """Write theta_i of a support set (adapted), or of equal scores for all experts (`average`), from a run; or a saved classifier's.
+    """Write theta_i of a run for a support set, or with equal scores of all experts (`average`); or the network of a saved classifier.
 
-    timm: a new folder with model.safetensors (loads strictly into `timm.create_model`) and config.json (`local-dir:` of timm). onnx: one
-    file, images in [0, 1] to features and, with classes, logits. Nothing is written unless the export gives the original's features.
+    timm: a new folder with model.safetensors (loads strictly into `timm.create_model`) and config.json (`local-dir:` of timm). onnx: a file
+    that maps images in [0, 1] to features and, with classes, logits. Nothing is written unless the features equal those of the original.
     """
     source, fitting, reporter = Path(source), fitting or Fitting(), reporter or SilentReporter()
     _check(source, out, form, fitting, average, which)
     plain = _plain(source, fitting, average, which, reporter)
     if form == "timm" and plain.backbone.name in plugins.names("backbones"):
-        raise UserError(f"{source}: its backbone {plain.backbone.name} is a plugin's, which timm cannot make; use --format onnx")
+        raise UserError(f"{source}: its backbone {plain.backbone.name} is from a plugin, which timm cannot create; use --format onnx")
     if form == "onnx":
         from smatcli.deploy.onnx_file import write_onnx
 
@@ -60,10 +60,10 @@ def export(
 
 
 def export_experts(run: str | Path, out: Path, which: str = "best", reporter: Reporter | None = None) -> tuple[int, int]:
-    """Write every expert's differences from theta_pre, theta_delta * z_m, as positions and values; bytes written, and bytes of [M, P] fp32.
+    """Write the sparse difference e_m = theta_delta * z_m of every expert as positions and values.
 
-    theta_i = theta_pre + sum_m alpha_m e_m, over the backbone's parameters in the order of `named_parameters()`. `UserError` for a method
-    without sparse experts.
+    Returns the bytes written, and those of dense experts [M, P] in fp32. theta_i = theta_pre + sum_m alpha_m e_m over the parameters of the
+    backbone in the order of `named_parameters()`. `UserError` for a method without sparse experts.
     """
     reporter = reporter or SilentReporter()
     check_target(out, ".safetensors")
@@ -73,7 +73,7 @@ def export_experts(run: str | Path, out: Path, which: str = "best", reporter: Re
     assert isinstance(method, SmatMethod)
     masks, delta = method.compressed(), method.theta_delta.detach()
     count = len(masks.experts)
-    own = delta.ndim == 2  # then z_m * theta_delta_m is what the method compresses
+    own = delta.ndim == 2  # then the masks already contain z_m * theta_delta_m
     experts = CompressedExperts.of(masks.mask(m) if own else masks.mask(m) * delta for m in range(count))
     experts.save(out)
     dense = count * masks.size * 4
@@ -84,27 +84,27 @@ def export_experts(run: str | Path, out: Path, which: str = "best", reporter: Re
 
 def _check(source: Path, out: Path, form: str, fitting: Fitting, average: bool, which: str) -> None:
     if not source.exists():
-        raise UserError(f"{source}: there is no such run or saved classifier")
+        raise UserError(f"{source}: no such run or saved classifier")
     if fitting.support is not None and average:
         raise UserError("--support and --average: give one of them")
     if source.is_file():
         fitting.refuse_for(source)
         if average or which != "best":
-            raise UserError(f"{'--average' if average else '--which'}: is for runs, {source} is a saved classifier; leave it out")
+            raise UserError(f"{'--average' if average else '--which'}: is only for runs, and {source} is a saved classifier; remove it")
     if fitting.support is None and fitting != Fitting():
-        raise UserError("--adapt, --fit, --skip-unreadable and settings need --support: without it nothing is adapted")
+        raise UserError("--adapt, --fit, --skip-unreadable and settings need --support")
     if form == "onnx":
         from smatcli.deploy.onnx_file import require_onnx
 
         check_target(out, ".onnx")
         require_onnx()
     elif out.exists() or out.is_symlink():
-        raise UserError(f"{out}: exists already; choose another folder")
+        raise UserError(f"{out}: already exists; choose another folder")
     elif out.suffix:
-        raise UserError(f"{out}: --format timm makes a folder (model.safetensors, config.json); give a name without an ending")
+        raise UserError(f"{out}: --format timm writes a folder (model.safetensors, config.json); give a name without a suffix")
 
 
-def _plain(source: Path, fitting: Fitting, average: bool, which: str, reporter: Reporter) -> Plain:
+def _plain(source: Path, fitting: Fitting, average: bool, which: str, reporter: Reporter) -> PlainModel:
     if source.is_file():
         classifier = read_classifier(source, "cpu")
         origin = f"saved classifier of {classifier.facts.method}, {classifier.facts.adapt}"
@@ -112,29 +112,29 @@ def _plain(source: Path, fitting: Fitting, average: bool, which: str, reporter: 
         recipe = run_recipe(source)
         if fitting.support is None:
             if not average and getattr(recipe.method, "experts", None) is not None:
-                raise UserError(f"{source}: {recipe.method.name} has other parameters for every task; add --support DIR, or --average")
+                raise UserError(f"{source}: the parameters of {recipe.method.name} depend on the task; add --support DIR, or --average")
             return _without_support(FewShotModel.open(source, which, "cpu", reporter))
         adapt_settings(recipe, fitting.adapt or "proto", fitting.overrides)
-        classifier = fit_folder(source, fitting, which, "cpu", reporter)
+        classifier = fit_folder(ModelSource(source, which, "cpu"), fitting, reporter)
         origin = f"{recipe.method.name}, {classifier.facts.adapt} on {fitting.support}"
     head = classifier.frozen()
     module, config = _settle(head.network.backbone, classifier.facts.backbone)
     fuse = head.network.fuse
     if fuse:
-        origin += f" (classified by the features of the last {fuse} blocks side by side)"
-    return Plain(Network(module, fuse), config, origin, classifier.classes, head.centres.cpu(), classifier.scale)
+        origin += f" (classified by the concatenated features of the last {fuse} blocks)"
+    return PlainModel(Network(module, fuse), config, origin, classifier.classes, head.centres.cpu(), classifier.scale)
 
 
-def _without_support(model: FewShotModel) -> Plain:
-    """Parameters that no support set chose: equal scores where there are experts, else the method's own."""
+def _without_support(model: FewShotModel) -> PlainModel:
+    """Return the parameters without a support set: with equal scores of all experts, or the method's own."""
     task = model.task(_blank(model))
     theta, origin = _equal_scores(task) if task.alpha is not None else (task.theta, model.recipe.method.name)
     module, config = _settle(module_of(model.method, theta, model.recipe.backbone), model.recipe.backbone)
-    return Plain(Network(module), config, origin, scale=task.scale)
+    return PlainModel(Network(module), config, origin, scale=task.scale)
 
 
 def _blank(model: FewShotModel) -> Support:
-    """Two grey images: `Method.task` wants a support set, and nothing of it is used."""
+    """Return two grey images, since `Method.task` needs a support set; the result does not depend on them."""
     size = model.image_size
     images = torch.zeros(2, 3, size, size, device=model.device)
     return Support(images, torch.arange(2, device=model.device), 2)
@@ -143,23 +143,23 @@ def _blank(model: FewShotModel) -> Support:
 def _equal_scores(task: Task) -> tuple[Tensor, str]:
     assert task.alpha is not None
     if task.merge is None:
-        raise UserError("--average: the method cannot merge its experts for given scores; use --support")
-    return task.merge(torch.ones_like(task.alpha)), f"{len(task.alpha)} experts in equal shares"
+        raise UserError("--average: the method cannot merge its experts with given scores; use --support")
+    return task.merge(torch.ones_like(task.alpha)), f"{len(task.alpha)} experts with equal scores"
 
 
 def _settle(module: nn.Module, backbone: BackboneConfig) -> tuple[nn.Module, BackboneConfig]:
-    """`module` as a plain timm model at the same image size, loaded strictly; `SmatError` when its features differ."""
+    """Convert `module` to a plain timm model of the same image size. `SmatError` if its features differ."""
     plain = backbone.model_copy(update={"weights": "none", "position_size": None})
-    made = backbone_of(plain, settled(module.state_dict(), module))
+    converted = backbone_of(plain, settled(module.state_dict(), module))
     size = backbone.image_size
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        check_close(at_least_fp32(made(images)), at_least_fp32(module.cpu()(images)), "the plain timm model")
-    return made, plain
+        check_close(at_least_fp32(converted(images)), at_least_fp32(module.cpu()(images)), "the plain timm model")
+    return converted, plain
 
 
-def timm_config(plain: Plain) -> dict[str, Any]:
-    """config.json of timm's `local-dir:` and `hf-hub:` models."""
+def timm_config(plain: PlainModel) -> dict[str, Any]:
+    """Return config.json for timm's `local-dir:` and `hf-hub:` models."""
     config, size = plain.backbone, plain.backbone.image_size
     return {
         "architecture": config.name.partition(".")[0],
@@ -177,7 +177,7 @@ def timm_config(plain: Plain) -> dict[str, Any]:
     }
 
 
-def _write_timm(plain: Plain, out: Path) -> None:
+def _write_timm(plain: PlainModel, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)

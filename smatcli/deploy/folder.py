@@ -1,4 +1,4 @@
-"""`smat predict`: class folders in, a table of predictions out."""
+"""`smat predict`: learn classes from folders, and tabulate the predictions for other images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from smatcli.data.episodes.loader import prefetched
 from smatcli.data.images import Fit, Unreadable, decode_image
 from smatcli.deploy.classifier import BATCH, SUFFIX, FewShotClassifier, check_target, read_classifier, refuse_existing
 from smatcli.deploy.model import FewShotModel, adapt_settings, run_recipe
-from smatcli.deploy.pictures import Pictures, query_pictures, read_all, support_pictures, unreadable
-from smatcli.deploy.predictions import Row, Table, as_rows
+from smatcli.deploy.pictures import PictureSet, query_pictures, read_all, support_pictures, unreadable
+from smatcli.deploy.predictions import PredictionRow, PredictionTable, as_rows
 from smatcli.device import threads
 from smatcli.errors import UserError
 from smatcli.runs.reporter import Reporter, SilentReporter
@@ -32,7 +32,7 @@ class Outputs:
     replace: bool = False
 
     def check(self) -> None:
-        """`UserError` for a wrong ending, a file that exists (without `replace`), or one name for two things."""
+        """`UserError` for a wrong suffix, or a file that exists (without `replace`)."""
         for path, suffixes in ((self.table, TABLES), (self.sheet, SHEETS)):
             if path is not None:
                 if path.suffix.lower() not in suffixes:
@@ -43,8 +43,17 @@ class Outputs:
 
 
 @dataclass(frozen=True)
+class ModelSource:
+    """A run with its checkpoint (`which`: best or last), or a saved classifier, and the device (None: the recipe's)."""
+
+    path: Path
+    which: str = "best"
+    device: str | None = None
+
+
+@dataclass(frozen=True)
 class Fitting:
-    """How classes are learned: class folders, adaptation and its settings, what becomes of images that are not square or not readable."""
+    """Support set and adaptation: class folders, adaptation and its settings, handling of non-square and unreadable images."""
 
     support: Path | None = None
     adapt: str | None = None
@@ -53,31 +62,29 @@ class Fitting:
     skip: bool = False
 
     def refuse_for(self, file: Path) -> None:
-        """`UserError` for whatever a saved classifier does not read."""
+        """`UserError` for settings that a saved classifier does not use."""
         given = {"--support": self.support, "--adapt": self.adapt, "--fit": self.fit, "a setting": self.overrides or None}
         for name, value in given.items():
             if value is not None:
-                raise UserError(f"{name}: {file} is a saved classifier, which has its classes already; leave {name} out, or give a run")
+                raise UserError(f"{name}: {file} is a saved classifier, whose classes are fixed; remove {name}, or give a run")
 
 
 def predict_folder(
-    model: str | Path,
+    source: ModelSource,
     fitting: Fitting,
     images: Path | None = None,
     outputs: Outputs | None = None,
     reject: float | Literal["auto"] | None = None,
-    which: str = "best",
-    device: str | None = None,
     reporter: Reporter | None = None,
-) -> Table | None:
-    """Learn the classes of `fitting.support` with a run (or take a saved classifier), and classify `images` (a folder, ZIP or file).
+) -> PredictionTable | None:
+    """Learn the classes of `fitting.support` with a run, or use a saved classifier, and classify `images` (a folder, ZIP or file).
 
-    `reject`: images farther than this cosine distance from every prototype get no class; "auto" takes the distance below which 95 % of the
-    support images lie (leave-one-out). `fitting.skip`: unreadable images are listed instead of refused. The table, or None without
-    `images`. Everything is computed before anything is written; bad input is a `UserError`.
+    `reject`: cosine distance from every prototype beyond which an image gets no class; "auto": the distance within which 95 % of the
+    support images lie (leave-one-out). `fitting.skip`: list unreadable images instead of raising. Returns the table, None without
+    `images`. Nothing is written before all results are computed. `UserError` for invalid input.
     """
-    model, outputs, reporter = Path(model), outputs or Outputs(), reporter or SilentReporter()
-    _check(model, fitting, images, outputs, which, reject)
+    model, outputs, reporter = source.path, outputs or Outputs(), reporter or SilentReporter()
+    _check(source, fitting, images, outputs, reject)
     recipe = None if model.is_file() else run_recipe(model)
     if recipe is not None:
         adapt_settings(recipe, fitting.adapt or "proto", fitting.overrides)
@@ -85,8 +92,7 @@ def predict_folder(
     for remark in queries.remarks if queries else ():
         reporter.line(remark)
     with threads(recipe.threads if recipe is not None else None):
-        saved = recipe is None
-        classifier = read_classifier(model, device) if saved else fit_folder(model, fitting, which, device, reporter)
+        classifier = read_classifier(model, source.device) if recipe is None else fit_folder(source, fitting, reporter)
         limit = _limit(classifier, reject, reporter)
         table = None if queries is None else _classify(classifier, queries, limit, str(model), fitting.skip, reporter)
         if outputs.save is not None:
@@ -96,37 +102,38 @@ def predict_folder(
     return table
 
 
-def fit_folder(run: Path, fitting: Fitting, which: str, device: str | None, reporter: Reporter) -> FewShotClassifier:
-    """A classifier of the class folders in `fitting.support`, which are read before the run is loaded."""
+def fit_folder(source: ModelSource, fitting: Fitting, reporter: Reporter) -> FewShotClassifier:
+    """Fit a classifier to the class folders in `fitting.support`, which are read before the run is loaded."""
     assert fitting.support is not None
     support, adapt, fit = fitting.support, fitting.adapt or "proto", fitting.fit or "crop"
     pictures = support_pictures(support)
     for remark in pictures.remarks:
         reporter.line(remark)
-    pixels, labels, bad = read_all(pictures, run_recipe(run).backbone.image_size, fit, fitting.skip)
+    pixels, labels, bad = read_all(pictures, run_recipe(source.path).backbone.image_size, fit, fitting.skip)
     for line in bad:
-        reporter.line(f"{support}: left out {line}")
+        reporter.line(f"{support}: skipped {line}")
     counts = [labels.count(name) for name in dict.fromkeys(labels)]
-    reporter.line(f"{support}: {len(counts)} classes, {len(labels)} images ({min(counts)} to {max(counts)} a class), adaptation {adapt}")
-    model = FewShotModel.open(run, which, device, reporter)
+    reporter.line(f"{support}: {len(counts)} classes, {len(labels)} images ({min(counts)} to {max(counts)} per class), adaptation {adapt}")
+    model = FewShotModel.open(source.path, source.which, source.device, reporter)
     return model.adapt(pixels, labels, adapt, overrides=fitting.overrides, fit=fit)
 
 
-def _check(model: Path, fitting: Fitting, images: Path | None, outputs: Outputs, which: str, reject: float | str | None) -> None:
+def _check(source: ModelSource, fitting: Fitting, images: Path | None, outputs: Outputs, reject: float | str | None) -> None:
+    model = source.path
     if not model.exists():
-        raise UserError(f"--model {model}: there is no such run or saved classifier")
+        raise UserError(f"--model {model}: no such run or saved classifier")
     if model.is_file():
         fitting.refuse_for(model)
-        if which != "best" or outputs.save is not None:
-            raise UserError(f"{'--save' if outputs.save else '--which'}: is for runs, {model} is a saved classifier; leave it out")
+        if source.which != "best" or outputs.save is not None:
+            raise UserError(f"{'--save' if outputs.save else '--which'}: is only for runs, and {model} is a saved classifier; remove it")
     elif fitting.support is None:
         raise UserError(f"--support is missing: {model} is a run; give a folder of class folders, or a saved classifier as --model")
     if images is None and outputs.save is None:
-        raise UserError("nothing to do: give --images to classify them, or --save to keep the classifier")
+        raise UserError("nothing to do: give --images to classify images, or --save to save the classifier")
     if images is None and (outputs.table or outputs.sheet or reject is not None):
         raise UserError("--out, --sheet and --reject need --images")
     if isinstance(reject, float | int) and not 0 < reject < FARTHEST:
-        raise UserError(f"--reject {reject:g}: a cosine distance lies between 0 and {FARTHEST:g}; give a number in between, or auto")
+        raise UserError(f"--reject {reject:g}: give a cosine distance between 0 and {FARTHEST:g}, or auto")
     outputs.check()
 
 
@@ -135,12 +142,14 @@ def _limit(classifier: FewShotClassifier, reject: float | Literal["auto"] | None
         return reject
     usual = classifier.usual_distance
     if usual is None:
-        raise UserError("--reject auto needs a class with two support images or more; give a distance, e.g. --reject 0.5")
-    reporter.line(f"rejecting beyond distance {usual:.4g}, within which 95 % of the support images lie (leave-one-out)")
+        raise UserError("--reject auto needs a class with two or more support images; give a distance, e.g. --reject 0.5")
+    reporter.line(f"rejecting images beyond distance {usual:.4g}, within which 95 % of the support images lie (leave-one-out)")
     return usual
 
 
-def _classify(classifier: FewShotClassifier, queries: Pictures, limit: float | None, model: str, skip: bool, reporter: Reporter) -> Table:
+def _classify(
+    classifier: FewShotClassifier, queries: PictureSet, limit: float | None, model: str, skip: bool, reporter: Reporter
+) -> PredictionTable:
     bad: dict[str, str] = {}
     good: list[str] = []
     size, fit = classifier.image_size, classifier.facts.fit
@@ -152,12 +161,12 @@ def _classify(classifier: FewShotClassifier, queries: Pictures, limit: float | N
             return str(reason)
 
     def readable() -> Iterator[np.ndarray]:
-        for name, found in zip(queries.names, prefetched(decode, queries.names, 2, 2 * BATCH), strict=True):
-            if isinstance(found, str):
-                bad[name] = found
+        for name, pixels in zip(queries.names, prefetched(decode, queries.names, 2, 2 * BATCH), strict=True):
+            if isinstance(pixels, str):
+                bad[name] = pixels
             else:
                 good.append(name)
-                yield found
+                yield pixels
             reporter.update(len(good) + len(bad))
 
     reporter.start(len(queries.names), "images", unit="images")
@@ -167,7 +176,9 @@ def _classify(classifier: FewShotClassifier, queries: Pictures, limit: float | N
         reporter.finish()
     if bad and (not skip or not good):
         raise unreadable(queries, [f"{name} ({reason})" for name, reason in bad.items()])
-    rows = {row.file: row for row in as_rows(good, predictions, limit)} | {name: Row(name, problem=reason) for name, reason in bad.items()}
+    rows = {row.file: row for row in as_rows(good, predictions, limit)} | {
+        name: PredictionRow(name, problem=reason) for name, reason in bad.items()
+    }
     facts = {
         "model": model,
         "method": classifier.facts.method,
@@ -176,10 +187,10 @@ def _classify(classifier: FewShotClassifier, queries: Pictures, limit: float | N
         "reject": limit,
         "support_distance_95": classifier.usual_distance,
     }
-    return Table(tuple(rows[name] for name in queries.names), facts)
+    return PredictionTable(tuple(rows[name] for name in queries.names), facts)
 
 
-def _write(table: Table, queries: Pictures, outputs: Outputs, fit: Fit) -> None:
+def _write(table: PredictionTable, queries: PictureSet, outputs: Outputs, fit: Fit) -> None:
     if outputs.table is not None:
         atomic_write_text(outputs.table, table.json() if outputs.table.suffix.lower() == ".json" else table.csv())
     if outputs.sheet is not None:

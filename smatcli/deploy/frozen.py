@@ -1,4 +1,4 @@
-"""Plain networks with the parameters of a task, bound to no method."""
+"""Plain networks with the parameters of a task, independent of the method."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ from smatcli.methods.prototypes import EPS, cosine_logits
 
 
 class Network(nn.Module):
-    """Images [B, 3, S, S] to features (fp32): the backbone's [B, D], or (`fuse` > 0) its last `fuse` blocks' side by side, of length 1."""
+    """Images [B, 3, S, S] to fp32 features [B, D]: the backbone's, or (`fuse` > 0) its last `fuse` blocks', concatenated and normalised."""
 
     def __init__(self, backbone: nn.Module, fuse: int = 0):
         super().__init__()
@@ -31,7 +31,7 @@ class Network(nn.Module):
 
 
 class FrozenHead:
-    """A network and prototypes [C, D]: a `Classifier`."""
+    """A `Classifier` of a network and prototypes [C, D]."""
 
     def __init__(self, network: Network, centres: Tensor, scale: float, precision: Precision):
         self.network, self.centres, self.scale, self.precision = network, centres, scale, precision
@@ -39,28 +39,28 @@ class FrozenHead:
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """Logits [Q, C] of normalised images [Q, 3, H, W]."""
+        """Return logits [Q, C] of normalised images [Q, 3, H, W]."""
         with self.precision.autocast():
             features = self.network(images)
         return cosine_logits(features, self.centres, self.scale)
 
 
 def backbone_of(config: BackboneConfig, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The backbone of `config` with `tensors`, all of them and no others (RuntimeError otherwise), on the CPU.
+    """Return the backbone of `config` with exactly `tensors` (else RuntimeError), on the CPU.
 
-    It is made without memory first: the first weights of a ViT-S take longer than everything else here.
+    It is created on the meta device, because initialising the weights would take most of the time.
     """
     plain = config.model_copy(update={"weights": "none"})
     with torch.device("meta"):
         module = create_backbone(plain)
     module.load_state_dict(tensors, assign=True)
-    if any(tensor.is_meta for tensor in module.buffers()):  # buffers that no file holds
+    if any(tensor.is_meta for tensor in module.buffers()):  # buffers that are not in the file
         module = create_backbone(plain)
         module.load_state_dict(tensors)
-    return module.eval().requires_grad_(False)
+    return module.eval().requires_grad_(requires_grad=False)
 
 
 def module_of(method: FlatMethod, theta: Tensor, config: BackboneConfig) -> nn.Module:
-    """The backbone of `config` with the parameters `theta` [P] and the method's buffers, on the CPU."""
+    """Return the backbone of `config` with the parameters `theta` [P] and the method's buffers, on the CPU."""
     named = {**method.backbone.state_dict(), **method.space.unflatten(theta.detach())}
     return backbone_of(config, {name: tensor.detach().cpu().clone() for name, tensor in named.items()})

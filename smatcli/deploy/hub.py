@@ -1,4 +1,4 @@
-"""Runs on the Hugging Face hub: upload (push) and download (pull)."""
+"""Upload runs to the Hugging Face hub, and download them."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from smatcli.runs.reporter import Reporter, SilentReporter
 from smatcli.safe.files import publish
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-LOCAL = ("pid", "command")  # keys of run.json that are useless elsewhere and contain names of the author's folders
+LOCAL = ("pid", "command")  # in run.json: useless elsewhere, and they reveal the author's folders
 EVALUATION = ("results.h5", "settings.json", "search.json", "summary.csv")  # without settings.json it could not be extended
 RESULTS = (*(f"eval/*/{name}" for name in EVALUATION), "tune.json", "segment/fold*.json", "segment/summary.csv")
 FILES = ["recipe.yaml", "origins.json", "run.json", "backbone.*", "checkpoints/**", *RESULTS, "README.md"]
@@ -28,7 +28,7 @@ def stage(run: str | Path, folder: Path, which: str = "best", licence: str | Non
     opened = RunDir.open(run)
     kept = _chosen(opened, which)
     if folder.exists() or folder.is_symlink():
-        raise UserError(f"{folder}: exists already; choose another folder")
+        raise UserError(f"{folder}: already exists; choose another folder")
     folder.mkdir(parents=True)
     for name in ("recipe.yaml", "origins.json"):
         if (opened.path / name).is_file():
@@ -39,8 +39,8 @@ def stage(run: str | Path, folder: Path, which: str = "best", licence: str | Non
         if (opened.path / name).is_file():
             shutil.copyfile(opened.path / name, folder / name)
     if kept is not None:
-        found = load_checkpoint(kept)
-        save_checkpoint(folder / "checkpoints" / kept.name, found.model, found.state)
+        checkpoint = load_checkpoint(kept)
+        save_checkpoint(folder / "checkpoints" / kept.name, checkpoint.model, checkpoint.state)
     for file in sorted(path for pattern in RESULTS for path in opened.path.glob(pattern)):
         target = folder / file.relative_to(opened.path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -69,12 +69,12 @@ def push(
         with _hub_errors(hub_id, "pushed to"):
             api = huggingface_hub.HfApi()
             api.create_repo(hub_id, repo_type="model", private=not public, exist_ok=True)
-            found = api.upload_folder(repo_id=hub_id, folder_path=folder, repo_type="model", commit_message="smat push")
-    return str(getattr(found, "commit_url", found))
+            commit = api.upload_folder(repo_id=hub_id, folder_path=folder, repo_type="model", commit_message="smat push")
+    return str(getattr(commit, "commit_url", commit))
 
 
 def pull(hub_id: str, out: Path, revision: str | None = None, reporter: Reporter | None = None) -> RunDir:
-    """Download the run `hub_id` into the new folder `out` and check it; `UserError` if it does not exist or is not a run of `smat push`."""
+    """Download the run `hub_id` to the new folder `out` and check it. `UserError` if it does not exist or is not a run of `smat push`."""
     import huggingface_hub
 
     reporter = reporter or SilentReporter()
@@ -94,7 +94,7 @@ def pull(hub_id: str, out: Path, revision: str | None = None, reporter: Reporter
 
 
 def _chosen(run: RunDir, which: str) -> Path | None:
-    """The checkpoint to upload; None for a pre-training run, whose backbone is a file of its own."""
+    """Return the checkpoint to upload; None for a pre-training run, whose backbone is a separate file."""
     if which not in ("best", "last"):
         raise UserError(f"--which {which}: use best or last")
     if (run.path / "backbone.safetensors").is_file():
@@ -115,7 +115,7 @@ def _check_run(hub_id: str, folder: Path) -> None:
             load_checkpoint(kept)
     except SmatError as error:
         reason = str(error).replace(str(folder), hub_id)
-        raise UserError(f"{hub_id}: is not a run of `smat push` ({reason}); official checkpoints come by `smat import {hub_id}`") from None
+        raise UserError(f"{hub_id}: is not a run of `smat push` ({reason}); for official checkpoints use `smat import {hub_id}`") from None
 
 
 def _check_id(hub_id: str) -> None:
@@ -125,7 +125,7 @@ def _check_id(hub_id: str) -> None:
 
 @contextmanager
 def _hub_errors(hub_id: str, what: str) -> Iterator[None]:
-    """Turn all errors of the hub's client into UserError, in one line."""
+    """Convert all errors of the hub's client to one line."""
     from huggingface_hub import constants, errors
 
     try:
@@ -134,15 +134,15 @@ def _hub_errors(hub_id: str, what: str) -> Iterator[None]:
         raise
     except (errors.RepositoryNotFoundError, errors.GatedRepoError, errors.RevisionNotFoundError, errors.HFValidationError):
         raise UserError(
-            f"{hub_id}: the Hugging Face hub has no such model for you; check the name, or log in with `hf auth login`"
+            f"{hub_id}: the model does not exist on the Hugging Face hub, or needs `hf auth login`; check the name, or log in"
         ) from None
-    except Exception as error:  # the request passes through several libraries, each with errors of its own
+    except Exception as error:  # several libraries are involved, each with its own errors
         if constants.HF_HUB_OFFLINE or isinstance(error, errors.OfflineModeIsEnabled):
-            raise UserError(f"{hub_id}: cannot be {what} while HF_HUB_OFFLINE is set; unset it where there is a network") from None
+            raise UserError(f"{hub_id}: cannot be {what} while HF_HUB_OFFLINE is set; unset it if there is a network") from None
         status: Any = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403) or isinstance(error, errors.LocalTokenNotFoundError):
             raise UserError(
-                f"{hub_id}: the Hugging Face hub refuses it; log in with `hf auth login`, with a token that may write"
+                f"{hub_id}: the Hugging Face hub denies access; log in with `hf auth login` and a token with write access"
             ) from None
         text = " ".join(str(error).split())[:120] or type(error).__name__
-        raise UserError(f"{hub_id}: the Hugging Face hub cannot be reached ({text}); try again where there is a network") from None
+        raise UserError(f"{hub_id}: the Hugging Face hub cannot be reached ({text}); try again with a network connection") from None

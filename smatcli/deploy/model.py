@@ -1,4 +1,4 @@
-"""A run, ready to learn classes from support images."""
+"""A trained run as a few-shot learner."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from smatcli.config.segment import SegmentRecipe
 from smatcli.config.tune import TuneRecipe
 from smatcli.data.augment import normalise
 from smatcli.data.images import Fit
-from smatcli.deploy.classifier import SUFFIX, Facts, FewShotClassifier
+from smatcli.deploy.classifier import SUFFIX, ClassifierFacts, FewShotClassifier
 from smatcli.deploy.pictures import as_list, as_pixels
 from smatcli.deploy.predictions import Label
 from smatcli.deploy.rate import with_rate
@@ -27,7 +27,7 @@ from smatcli.seams import Support, Task
 
 
 def run_recipe(run: str | Path) -> TrainRecipe:
-    """The recipe of a run; a pre-training run counts as one of method `pretrained`. `UserError` when it is no run."""
+    """Return the recipe of a run; that of a pre-training run has method `pretrained`. `UserError` if it is not a run."""
     path = Path(run)
     if path.is_file():
         hint = "a saved classifier: load it with smatcli.load_classifier" if path.suffix == SUFFIX else "a file"
@@ -35,7 +35,7 @@ def run_recipe(run: str | Path) -> TrainRecipe:
     recipe = RunDir.open(path).recipe
     if isinstance(recipe, TuneRecipe | SegmentRecipe):
         more = "; tune.merged=true in its recipe writes the tuned network as a file" if recipe.kind == "tune" else ""
-        raise UserError(f"{path}: is a run of smat {recipe.kind}, no few-shot model; give one of `smat train` or `smat pretrain`{more}")
+        raise UserError(f"{path}: is a run of smat {recipe.kind}, not a few-shot model; give one of `smat train` or `smat pretrain`{more}")
     if not isinstance(recipe, PretrainRecipe):
         return recipe
     common = recipe.model_dump(mode="json", include={"run", "seed", "device", "precision", "threads", "backbone"})
@@ -45,29 +45,29 @@ def run_recipe(run: str | Path) -> TrainRecipe:
 
 
 def adapt_settings(recipe: TrainRecipe, adapt: str, overrides: Sequence[str] = ()) -> AdaptConfig:
-    """The settings of adaptation `adapt` after `overrides` (`adapt.*` alone); `UserError` when the method cannot be adapted like that."""
+    """Return the settings of adaptation `adapt` with `overrides` (`adapt.*` only). `UserError` if the method does not support it."""
     check_adaptation(adapt)
     if needs_experts(adapt) and getattr(recipe.method, "experts", None) is None:
-        raise UserError(f"{adapt} needs a method with experts; {recipe.run} is {recipe.method.name}: use --adapt proto")
+        raise UserError(f"{adapt} needs a method with experts, and {recipe.run} is {recipe.method.name}; use --adapt proto")
     for text in overrides:
         key = text.partition("=")[0].strip()
         if not key.startswith("adapt."):
-            raise UserError(f"{key}: cannot be changed here; only the settings of the adaptation can: adapt.{adapt}.<name>=<value>")
+            raise UserError(f"{key}: cannot be changed here; give settings of the adaptation: adapt.{adapt}.<name>=<value>")
         part = key.split(".")[1]
         if part not in (adapt, "search", "group") and part in AdaptConfig.model_fields:
-            raise UserError(f"{key}: is not read by {adapt}; leave it out, or use --adapt {part}")
+            raise UserError(f"{key}: has no effect on {adapt}; remove it, or use --adapt {part}")
     given = recipe.model_dump(mode="json")
-    given["eval"]["adapt"] = [adapt]  # its settings are then known, whoever gives them
+    given["eval"]["adapt"] = [adapt]  # so that its settings are valid keys, also for a plugin
     built = build_recipe(given, Path(recipe.run) / "recipe.yaml", overrides, kind="train").recipe
     assert isinstance(built, TrainRecipe)
     searched = getattr(getattr(built.adapt, adapt, None), "lr", 0.0) is None
     if not searched and (unread := [text for text in overrides if text.strip().startswith(("adapt.search.", "adapt.group="))]):
-        raise UserError(f"{unread[0]}: is not read, no learning rate of {adapt} is searched; leave it out")
+        raise UserError(f"{unread[0]}: has no effect, because no learning rate of {adapt} is searched; remove it")
     return built.adapt
 
 
 class FewShotModel:
-    """A run's method with its recipe: `adapt(images, labels)` gives a classifier, as often as wanted; the model stays as it is."""
+    """The method of a run with its recipe. `adapt(images, labels)` returns a classifier and does not change the model."""
 
     def __init__(self, method: FlatMethod, recipe: TrainRecipe, source: str, reporter: Reporter):
         self.method, self.recipe, self.source, self.reporter = method, recipe, source, reporter
@@ -75,13 +75,13 @@ class FewShotModel:
 
     @classmethod
     def open(cls, run: str | Path, which: str = "best", device: str | None = None, reporter: Reporter | None = None) -> "FewShotModel":
-        """The run's checkpoint `which` (best, or last) on `device`; `UserError` for what is no run, or has no checkpoint."""
+        """Load the checkpoint `which` (best or last) of a run on `device`. `UserError` if it is not a run or has no checkpoint."""
         reporter = reporter or SilentReporter()
         if which not in ("best", "last"):
             raise UserError(f"which={which}: use best or last")
         recipe, opened = run_recipe(run), RunDir.open(run)
         if not opened.finished:
-            reporter.line(f"{run} is not finished ({opened.info.get('status')}): its {which} checkpoint so far is used")
+            reporter.line(f"{run} is not finished ({opened.info.get('status')}): using its current {which} checkpoint")
         if isinstance(opened.recipe, PretrainRecipe):
             method = prepare_method(recipe.model_copy(update={"device": device or recipe.device}), str(run)).eval()
         else:
@@ -91,25 +91,25 @@ class FewShotModel:
 
     @property
     def image_size(self) -> int:
-        """Side of the images that the backbone is given, pixels."""
+        """Side of the input images in pixels."""
         return self.recipe.backbone.image_size
 
     def adapt(
         self, images: Any, labels: Any, adapt: str = "proto", *, overrides: Sequence[str] = (), fit: Fit = "crop"
     ) -> FewShotClassifier:
-        """A classifier of the classes in `labels` (names or numbers, one an image); `images` as `FewShotClassifier.predict` takes them.
+        """Learn the classes in `labels` (names or numbers, one per image); `images` as for `FewShotClassifier.predict`.
 
-        `adapt` names the adaptation, `overrides` are its settings (`adapt.flip.rounds=3`); a learning rate that is not given is chosen on
-        halves of the support set. `fit` says what becomes of images that are not square (crop: the centre; squash: all of it). Raises
-        `UserError` for labels that do not fit, fewer than two classes, an image that cannot be read, an adaptation that cannot be done.
+        `adapt` is the name of the adaptation, `overrides` are its settings (`adapt.flip.rounds=3`); without a learning rate, one is chosen
+        by cross-validation on halves of the support set. `fit`: resizing of non-square images (crop to the centre, or squash). Raises
+        `UserError` for invalid labels, fewer than two classes, an unreadable image, or an adaptation that the method does not support.
         """
         settings = adapt_settings(self.recipe, adapt, overrides)
         items, named = as_list(images, "support images"), _labels(labels)
         if len(items) != len(named):
-            raise UserError(f"support: {len(items)} images, but {len(named)} labels; give one label an image")
+            raise UserError(f"support: {len(items)} images, but {len(named)} labels; give one label per image")
         classes = sorted(set(named))
         if len(classes) < 2:
-            raise UserError(f"support: has one class only ({classes[0]}); give images of two classes or more")
+            raise UserError(f"support: has one class only ({classes[0]}); give images of two or more classes")
         pixels = [as_pixels(image, self.image_size, fit, f"support image {i}") for i, image in enumerate(items)]
         support = self.support(pixels, [classes.index(label) for label in named], len(classes))
         adaptation, choice = with_rate(adapt, build_adaptation(adapt, settings), settings, self.method, support)
@@ -117,27 +117,27 @@ class FewShotModel:
             self.reporter.line(f"{adapt}: {choice}")
         task = self.task(support)
         head = adaptation.adapt(task, support)
-        facts = Facts(self.recipe.method.name, adapt, self.recipe.backbone, self.recipe.precision, fit, self.source)
+        facts = ClassifierFacts(self.recipe.method.name, adapt, self.recipe.backbone, self.recipe.precision, fit, self.source)
         return FewShotClassifier(head, classes, facts, self.device, task.scale, self.method, support)
 
     def support(self, pixels: Sequence[np.ndarray], labels: Sequence[int], ways: int) -> Support:
-        """A support set of uint8 images [image_size, image_size, 3]."""
+        """Return the support set of uint8 images [image_size, image_size, 3]."""
         images = normalise(torch.from_numpy(np.stack(pixels)).to(self.device))
         return Support(images, torch.tensor(labels, dtype=torch.int64, device=self.device), ways)
 
     @torch.no_grad()
     def task(self, support: Support) -> Task:
-        """theta_i of a support set."""
+        """Return the task (theta_i) of a support set."""
         return self.method.task(support)
 
 
 def _labels(labels: Any) -> list[Label]:
     if isinstance(labels, str | bytes):
-        raise UserError("support: give a list of labels, one an image")
-    found = list(labels.tolist() if hasattr(labels, "tolist") else labels)
-    found = [label.item() if hasattr(label, "item") else label for label in found]
-    kinds = {type(label) for label in found}
+        raise UserError("support: give a list of labels, one per image")
+    items = list(labels.tolist() if hasattr(labels, "tolist") else labels)
+    items = [label.item() if hasattr(label, "item") else label for label in items]
+    kinds = {type(label) for label in items}
     if not kinds <= {str} and not kinds <= {int}:
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise UserError(f"support: labels are all names (str) or all numbers (int), not {names}")
-    return found
+        raise UserError(f"support: labels must be all names (str) or all numbers (int), not {names}")
+    return items

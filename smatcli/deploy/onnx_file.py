@@ -1,4 +1,4 @@
-"""A plain model as ONNX, checked with onnxruntime before it is written (extra `onnx`)."""
+"""Write a plain model as ONNX, after a check with onnxruntime (extra `onnx`)."""
 
 import contextlib
 import io
@@ -18,26 +18,26 @@ from smatcli.errors import UserError
 from smatcli.safe.files import atomic_path
 
 if TYPE_CHECKING:
-    from smatcli.deploy.plain import Plain
+    from smatcli.deploy.plain import PlainModel
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
 def require_onnx() -> None:
-    """`UserError` that names the packages which are not installed."""
+    """`UserError` with the names of missing packages."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise UserError(f"--format onnx needs {', '.join(missing)}; install them with: pip install 'smatcli[onnx]'")
 
 
 class Packaged(nn.Module):
-    """Images [B, 3, S, S] in [0, 1] to features [B, D], and logits [B, C] where there are prototypes."""
+    """Images [B, 3, S, S] in [0, 1] to features [B, D] and, with prototypes, logits [B, C]."""
 
     mean: Tensor
     std: Tensor
     directions: Tensor
 
-    def __init__(self, plain: "Plain"):
+    def __init__(self, plain: "PlainModel"):
         super().__init__()
         self.network, self.scale = plain.network, plain.scale
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
@@ -53,8 +53,8 @@ class Packaged(nn.Module):
         return features, self.scale * F.normalize(features, dim=1) @ self.directions.T
 
 
-def write_onnx(plain: "Plain", out: Path) -> None:
-    """Write `plain`; input `images` (any batch), outputs `features` and, with classes, `logits`; class names in the metadata `classes`."""
+def write_onnx(plain: "PlainModel", out: Path) -> None:
+    """Write `plain` with input `images` (any batch size) and outputs `features` and, with classes, `logits`; class names are metadata."""
     import onnx
 
     from smatcli.deploy.plain import check_close
@@ -89,7 +89,7 @@ def write_onnx(plain: "Plain", out: Path) -> None:
 
 
 def run_onnx(path: Path, images: Tensor) -> dict[str, Tensor]:
-    """The file's outputs by name for images in [0, 1], by onnxruntime on the CPU."""
+    """Run the file with onnxruntime on the CPU for images in [0, 1]; returns its outputs by name."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -101,7 +101,7 @@ def run_onnx(path: Path, images: Tensor) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def _silence() -> Any:
-    """The exporter speaks on stdout, by warnings and by logging."""
+    """Suppress the exporter's output, warnings and log messages."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Plain models: a run's backbone with its weights merged, and the check of an exported copy."""
+"""Plain models (a backbone with merged weights), and the check of an exported copy."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Plain:
-    """A network over a plain timm model with merged parameters, its architecture, and classes with prototypes [C, D] where known."""
+class PlainModel:
+    """A network on a plain timm model with merged parameters, its architecture, and optionally classes with prototypes [C, D]."""
 
     network: Network
     backbone: BackboneConfig
@@ -24,7 +24,7 @@ class Plain:
     scale: float = 10.0
 
 
-def check_close(found: Tensor, wanted: Tensor, what: str) -> None:
-    """`SmatError` unless `found` equals `wanted` to 1e-3 of its largest entry."""
-    if not float((found - wanted).abs().max()) <= TOLERANCE * float(wanted.abs().max()):
-        raise SmatError(f"{what} does not give the features of the run; nothing was written")
+def check_close(actual: Tensor, wanted: Tensor, what: str) -> None:
+    """`SmatError` unless `actual` equals `wanted` up to 1e-3 of its largest entry."""
+    if not float((actual - wanted).abs().max()) <= TOLERANCE * float(wanted.abs().max()):
+        raise SmatError(f"{what} does not reproduce the outputs of the run; nothing was written")

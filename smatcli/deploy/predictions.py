@@ -1,4 +1,4 @@
-"""What a classifier says of images: probabilities, distances, and their table as CSV or JSON."""
+"""Predictions of a classifier: probabilities, distances, and their table as CSV or JSON."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of Q images: `probabilities` [Q, C] over `classes`, and the cosine `distances` [Q] in [0, 2] to the nearest prototype."""
+    """Predictions for Q images: `probabilities` [Q, C] of `classes`, and cosine `distances` [Q] in [0, 2] to the nearest prototype."""
 
     classes: tuple[Label, ...]
     probabilities: np.ndarray
@@ -36,22 +36,22 @@ class Predictions:
 
     @property
     def labels(self) -> list[Label]:
-        """The most probable class of every image."""
+        """The most probable class of each image."""
         return [self.classes[int(i)] for i in self.probabilities.argmax(1)]
 
     def rejected(self, limit: float) -> np.ndarray:
-        """Boolean [Q]: farther from every prototype than `limit`."""
+        """Return boolean [Q]: whether the distance exceeds `limit`."""
         return self.distances > limit
 
     def top(self, row: int, count: int = TOP) -> list[tuple[Label, float]]:
-        """The `count` most probable classes of an image with their probabilities, best first."""
+        """Return the `count` most probable classes of an image with their probabilities, best first."""
         order = np.argsort(-self.probabilities[row], kind="stable")[:count]
         return [(self.classes[int(c)], float(self.probabilities[row, c])) for c in order]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One image of a table: `top` and `distance` are empty for one that could not be read (`problem`)."""
+class PredictionRow:
+    """An image of the table; `top` and `distance` are empty if it is unreadable (`problem`)."""
 
     file: str
     top: tuple[tuple[Label, float], ...] = ()
@@ -61,7 +61,7 @@ class Row:
 
     @property
     def label(self) -> Label | None:
-        """The class, None for an image that was rejected or could not be read."""
+        """The class; None for a rejected or unreadable image."""
         return self.top[0][0] if self.top and not self.rejected else None
 
     @property
@@ -70,14 +70,14 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Rows in the order of the files; `facts` say which model, adaptation, classes and limit made them."""
+class PredictionTable:
+    """Rows in the order of the files; `facts`: model, adaptation, classes and rejection limit."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[PredictionRow, ...]
     facts: dict[str, Any]
 
     def csv(self) -> str:
-        """Columns `COLUMNS`: the class is empty where the image was rejected or not readable, whose nearest classes still follow."""
+        """Return CSV with the columns `COLUMNS`; the class of a rejected or unreadable image is empty."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -86,14 +86,14 @@ class Table:
             for label, probability in row.top:
                 pairs += [str(label), _digits(probability)]
             pairs += [""] * (2 * TOP - len(pairs))
-            known = _digits(row.top[0][1]) if row.top else ""
+            best = _digits(row.top[0][1]) if row.top else ""
             label = "" if row.label is None else str(row.label)
-            cells = [row.file, label, known, "" if row.distance is None else _digits(row.distance), *pairs, row.status]
+            cells = [row.file, label, best, "" if row.distance is None else _digits(row.distance), *pairs, row.status]
             writer.writerow([csv_cell(cell) for cell in cells])
         return text.getvalue()
 
     def json(self) -> str:
-        """The facts, and one object a row."""
+        """Return JSON with the facts and an object per row."""
         rows = [
             {
                 "file": row.file,
@@ -108,17 +108,17 @@ class Table:
         return json.dumps({**self.facts, "predictions": rows}, indent=1, ensure_ascii=False) + "\n"
 
     def counts(self) -> dict[str, int]:
-        """How many images are ok, rejected, unreadable."""
-        found = {"ok": 0, "rejected": 0, "unreadable": 0}
+        """Return the numbers of images that are ok, rejected and unreadable."""
+        counts = {"ok": 0, "rejected": 0, "unreadable": 0}
         for row in self.rows:
-            found[row.status.partition(":")[0]] += 1
-        return found
+            counts[row.status.partition(":")[0]] += 1
+        return counts
 
 
-def as_rows(names: Sequence[str], predictions: Predictions, limit: float | None) -> list[Row]:
-    """One row an image; `limit`: rejected beyond this distance."""
+def as_rows(names: Sequence[str], predictions: Predictions, limit: float | None) -> list[PredictionRow]:
+    """Return a row per image; images beyond the distance `limit` are rejected."""
     return [
-        Row(name, tuple(predictions.top(i)), float(d := predictions.distances[i]), limit is not None and bool(d > limit))
+        PredictionRow(name, tuple(predictions.top(i)), float(d := predictions.distances[i]), limit is not None and bool(d > limit))
         for i, name in enumerate(names)
     ]
 

@@ -1,4 +1,4 @@
-"""The learning rate of an adaptation where nothing but a support set is known."""
+"""Choose the learning rate of an adaptation from the support set alone."""
 
 import numpy as np
 
@@ -15,29 +15,27 @@ from smatcli.seams import Adaptation, Episode, Support
 def with_rate(
     adapt: str, adaptation: Adaptation, settings: AdaptConfig, method: FlatMethod, support: Support
 ) -> tuple[Adaptation, Choice | None]:
-    """`adaptation` at a rate, and how it was chosen: None where it has none or was given one.
+    """Return `adaptation` with a learning rate, and how it was chosen (None if it has none, or if it was given).
 
-    The images of every class are dealt to two halves, each classified with what was learned from the other, at rate 0 (no adaptation) and
-    those of `adapt.search.rates`. `UserError` where there is nothing to choose on.
+    Two-fold cross-validation on halves of each class's images, at rate 0 (no adaptation) and `adapt.search.rates`. `UserError` if every
+    class has a single image.
     """
     if getattr(adaptation, "rate", 0.0) is not None or not hasattr(adaptation, "at"):
         return adaptation, None
     rated: Rated = adaptation  # type: ignore[assignment]
-    give = f"give its learning rate by adapt.{adapt}.lr=..."
+    give = f"give its learning rate as adapt.{adapt}.lr=..."
     if settings.search.kind != "valid":
-        raise UserError(
-            f"{adapt}: there is no {settings.search.kind} search on a support set alone; {give}, or use adapt.search.kind=valid"
-        )
-    known = Episode(support, support.images[:0], support.labels[:0], "support", 0, 0)
-    halves = list(support_halves(known))
+        raise UserError(f"{adapt}: a {settings.search.kind} search needs more than a support set; {give}, or use adapt.search.kind=valid")
+    episode = Episode(support, support.images[:0], support.labels[:0], "support", 0, 0)
+    halves = list(support_halves(episode))
     if not halves:
-        raise UserError(f"{adapt}: every class has a single image, so that no learning rate can be chosen; {give}, or use --adapt proto")
+        raise UserError(f"{adapt}: every class has a single image, so no learning rate can be chosen; {give}, or use --adapt proto")
     rates = tuple(sorted({0.0, *settings.search.rates}))
     shares, grouping = [], Grouping(settings.group)
     for half in halves:
         task = method.task(half.support)
         portions = candidates(rated, task, half.support, rates, grouping)
         logits = [classifier.predict(half.query_images) for _, adapted in portions for classifier in adapted()]
-        shares.append([accuracy(found, half.query_labels) for found in logits])
+        shares.append([accuracy(each, half.query_labels) for each in logits])
     choice = Choice.best("support", rates, np.mean(shares, 0).tolist(), len(halves))
     return rated.at(choice.rate), choice

@@ -1,4 +1,4 @@
-"""Official checkpoints of other code as run directories (`smat import`)."""
+"""Convert official checkpoints of other code to run directories (`smat import`)."""
 
 import os
 import shutil
@@ -33,22 +33,22 @@ DATA: dict[str, Any] = {
     "ood": ["traffic_sign", "mscoco"],
     "ood_split": "test",
 }
-"""Meta-Dataset as the published checkpoints were trained and tested on it."""
+"""Meta-Dataset in the setting of the published checkpoints."""
 
 
 def import_checkpoint(
     source: str, out: Path | str, overrides: Sequence[str] = (), route: str = "learned", reporter: Reporter | None = None
 ) -> RunDir:
-    """Make the run directory `out` of a SMAT or PMF checkpoint: a file, a folder with one, or a model id of the Hugging Face hub.
+    """Convert a SMAT or PMF checkpoint (a file, a folder with one, or a model id of the Hugging Face hub) to the run directory `out`.
 
-    `overrides` are `key=value` of the run's recipe (data, evaluation, what the file does not tell); `route: uniform` gives every expert the
-    same score, for releases without router keys. Raises `UserError` before anything is written; no code in the file is run.
+    `overrides` are `key=value` of the run's recipe (data, evaluation, settings that are not in the file); `route` "uniform" gives all
+    experts the same score, for releases without router keys. Raises `UserError` before anything is written. No code in the file is run.
     """
     out, reporter = Path(out), reporter or SilentReporter()
     if route not in ROUTES:
         raise UserError(f"--route {route}: use {' or '.join(ROUTES)}{nearest(route, list(ROUTES))}")
     if out.exists() or out.is_symlink():
-        raise UserError(f"--out {out} exists; choose another folder")
+        raise UserError(f"--out {out} already exists; choose another folder")
     if any(text.partition("=")[0].strip() == "run" for text in overrides):
         raise UserError("run: cannot be set here; use --out")
     path = locate(source)
@@ -60,17 +60,17 @@ def import_checkpoint(
 
 
 def parse(path: Path, route: str = "learned") -> Parsed:
-    """What the checkpoint at `path` is; UserError when it is neither SMAT's nor PMF's."""
+    """Parse the checkpoint at `path`. UserError if it is neither SMAT's nor PMF's."""
     tensors = read_tensors(path)
     if is_smat(tensors):
         return parse_smat(path, tensors, route)
     if is_pmf(tensors):
         if route != "learned":
-            raise UserError(f"{path}: --route {route} is for SMAT checkpoints, this one is PMF's and has no experts")
+            raise UserError(f"{path}: --route {route} is for SMAT checkpoints, but this is a PMF checkpoint without experts")
         return parse_pmf(path, tensors)
     first = ", ".join(list(tensors)[:2])
     raise UserError(
-        f"{path}: is neither a SMAT nor a PMF checkpoint (it has {first}); a plain backbone is used by backbone.weights=FILE of a recipe"
+        f"{path}: is neither a SMAT nor a PMF checkpoint (it has {first}); use a plain backbone with backbone.weights=FILE in a recipe"
     )
 
 
@@ -94,8 +94,8 @@ def _method(path: Path, loaded: Loaded, parsed: Parsed) -> FlatMethod:
     recipe = loaded.recipe
     assert isinstance(recipe, TrainRecipe)
     if recipe.method.name != parsed.method["name"]:
-        raise UserError(f"method.name={recipe.method.name}: {path} is a checkpoint of {parsed.method['name']}; leave method.name out")
-    with torch.device("meta"):  # shapes alone: a wrong backbone is refused before its experts are made
+        raise UserError(f"method.name={recipe.method.name}: {path} is a checkpoint of {parsed.method['name']}; remove method.name")
+    with torch.device("meta"):  # only shapes, to reject a wrong backbone before the experts are created
         space = ParameterSpace.of(create_backbone(recipe.backbone.model_copy(update={"weights": "none"})))
     check_backbone(path, space, parsed.flat["theta_pre"])
     method = prepare_method(recipe.model_copy(update={"device": "cpu"}), "none")
@@ -111,7 +111,7 @@ def _describe(reporter: Reporter, source: str, parsed: Parsed, method: FlatMetho
 
 
 def _write(out: Path, loaded: Loaded, method: FlatMethod, imported: dict[str, Any]) -> RunDir:
-    """The run under a temporary name, then its own: whole or not there."""
+    """Write the run under a temporary name, then rename it, so that it is complete or absent."""
     draft = out.parent / f".{out.name}.import-{os.getpid()}"
     groups = build_optimizers(method.groups(), loaded.recipe.train.groups, 1, method.default_groups()).state_dict()[1]  # type: ignore[union-attr]
     state = {"step": 0, "best": {"mean": -1.0, "step": -1}, "optimizers": groups}

@@ -1,4 +1,4 @@
-"""Where a foreign checkpoint is, and its tensors by name: files, folders, models on the Hugging Face hub; no code in them is run."""
+"""Locate and read foreign checkpoints: files, folders, models on the Hugging Face hub. No code in them is run."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ _PREFIXES = ("module.", "_orig_mod.")
 
 
 def locate(source: str) -> Path:
-    """The checkpoint's file: `source` itself, the weights in a folder, or those of a model on the hub; UserError when there is none."""
+    """Return the checkpoint file: `source`, the weights in a folder, or those of a model on the hub. UserError if there is none."""
     path = Path(source).expanduser()
     if path.is_dir():
         return _weights_in(path, source)
@@ -24,21 +24,21 @@ def locate(source: str) -> Path:
         return path
     if path.suffix not in SUFFIXES and not path.is_absolute() and _HUB_ID.fullmatch(source):
         return _weights_in(_download(source), source)
-    raise UserError(f"{source}: there is no such file (a model of the Hugging Face hub is named OWNER/NAME)")
+    raise UserError(f"{source}: file not found (models of the Hugging Face hub are named OWNER/NAME)")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint's model by name, without the prefix that a wrapper has left."""
+    """Return the tensors of a checkpoint's model by name, without the prefix of a wrapper."""
     tree = load_tree(path, "import")
     for key in _WRAPPERS:
         if isinstance(tree, dict) and isinstance(tree.get(key), dict):
             tree = tree[key]
             break
     if not isinstance(tree, dict) or not tree:
-        raise UserError(f"{path}: holds no tensors by name; give the checkpoint of a model")
+        raise UserError(f"{path}: contains no named tensors; give the checkpoint of a model")
     for key, value in tree.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise UserError(f"{path}: {key!r} is a {type(value).__name__}, no tensor; give the checkpoint as it was released")
+            raise UserError(f"{path}: {key!r} is a {type(value).__name__}, not a tensor; give the original checkpoint")
     check_plain_tensors(path, tree, "import")
     for prefix in _PREFIXES:
         if all(key.startswith(prefix) for key in tree):
@@ -48,19 +48,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _weights_in(folder: Path, source: str) -> Path:
     if (folder / "run.json").is_file():
-        raise UserError(f"{source}: is a run already; use it as it is")
+        raise UserError(f"{source}: is already a run; use it directly")
     files = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
     chosen = [p for name in _FIRST for p in files if p.name == name] or files
     if not chosen:
-        raise UserError(f"{source}: has no weights in it ({', '.join(SUFFIXES)})")
+        raise UserError(f"{source}: contains no weights ({', '.join(SUFFIXES)})")
     if len(chosen) > 1 and chosen[0].name not in _FIRST:
         names = ", ".join(str(p) for p in chosen[:4])
-        raise UserError(f"{source}: holds {len(chosen)} checkpoints; give one of them: {names}")
+        raise UserError(f"{source}: contains {len(chosen)} checkpoints; give one of them: {names}")
     return chosen[0]
 
 
 def _download(hub_id: str) -> Path:
-    """The folder of a hub model's weights, in the hub's own cache."""
+    """Download the weights of a hub model to the hub's cache and return their folder."""
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -69,12 +69,12 @@ def _download(hub_id: str) -> Path:
         return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=[f"*{suffix}" for suffix in SUFFIXES]))
     except missing:
         raise UserError(
-            f"{hub_id}: no such file, and the Hugging Face hub has no such public model; check the name, or log in (`hf auth login`)"
+            f"{hub_id}: neither a file nor a public model of the Hugging Face hub; check the name, or log in (`hf auth login`)"
         ) from None
-    except Exception as error:  # the download passes through several libraries, each with errors of its own
+    except Exception as error:  # several libraries are involved, each with its own errors
         raise UserError(
-            f"{hub_id}: no such file, and the Hugging Face hub cannot be reached ({_reason(error)}); "
-            "download the checkpoint where there is a network and give its path"
+            f"{hub_id}: not a file, and the Hugging Face hub cannot be reached ({_reason(error)}); "
+            "download the checkpoint on a machine with a network and give its path"
         ) from None
 
 

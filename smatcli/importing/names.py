@@ -1,6 +1,6 @@
-"""Names and order of a ViT's tensors in two libraries, and theirs to timm's.
+"""Names and order of a ViT's tensors in two libraries, and their conversion to timm.
 
-Lists of the SMAT release are by index, in the order of the network's named parameters: the order below, whatever the order in the file.
+The lists of the SMAT release are indexed in the order of the network's named parameters, which is the order below, not that of the file.
 """
 
 import re
@@ -30,44 +30,44 @@ _KINDS = ("weight", "bias")
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One tensor: its foreign name, timm's, and which third of timm's fused qkv it is (None: all of it)."""
+class TensorName:
+    """The foreign name of a tensor, timm's, and the third of timm's fused qkv that it is (None: all)."""
 
     theirs: str
     ours: str
     part: int | None = None
 
 
-def transformers_entries(depth: int) -> list[Entry]:
-    """A ViT of `transformers` 4 (q, k and v separate), in the order of its named parameters."""
-    found = [Entry("embeddings.cls_token", "cls_token"), Entry("embeddings.position_embeddings", "pos_embed")]
-    found += [Entry(f"embeddings.patch_embeddings.projection.{kind}", f"patch_embed.proj.{kind}") for kind in _KINDS]
+def transformers_entries(depth: int) -> list[TensorName]:
+    """Return the tensors of a ViT of `transformers` 4 (separate q, k and v), in the order of its named parameters."""
+    entries = [TensorName("embeddings.cls_token", "cls_token"), TensorName("embeddings.position_embeddings", "pos_embed")]
+    entries += [TensorName(f"embeddings.patch_embeddings.projection.{kind}", f"patch_embed.proj.{kind}") for kind in _KINDS]
     for i in range(depth):
         for theirs, ours, part in _HF_BLOCK:
-            found += [Entry(f"encoder.layer.{i}.{theirs}.{kind}", f"blocks.{i}.{ours}.{kind}", part) for kind in _KINDS]
-    return found + [Entry(f"layernorm.{kind}", f"norm.{kind}") for kind in _KINDS]
+            entries += [TensorName(f"encoder.layer.{i}.{theirs}.{kind}", f"blocks.{i}.{ours}.{kind}", part) for kind in _KINDS]
+    return entries + [TensorName(f"layernorm.{kind}", f"norm.{kind}") for kind in _KINDS]
 
 
-def timm_entries(depth: int) -> list[Entry]:
-    """A ViT of timm, torch hub or DINO (qkv fused), in the order of its named parameters."""
+def timm_entries(depth: int) -> list[TensorName]:
+    """Return the tensors of a ViT of timm, torch hub or DINO (fused qkv), in the order of its named parameters."""
     names = ["cls_token", "pos_embed", *(f"patch_embed.proj.{kind}" for kind in _KINDS)]
     names += [f"blocks.{i}.{part}.{kind}" for i in range(depth) for part in _TIMM_BLOCK for kind in _KINDS]
-    return [Entry(name, name) for name in [*names, *(f"norm.{kind}" for kind in _KINDS)]]
+    return [TensorName(name, name) for name in [*names, *(f"norm.{kind}" for kind in _KINDS)]]
 
 
-def entries_for(path: Path, names: Collection[str]) -> list[Entry]:
-    """The layout that `names` (without the prefix of the network) follow; UserError when they are those of no ViT."""
+def entries_for(path: Path, names: Collection[str]) -> list[TensorName]:
+    """Return the layout of `names` (without the prefix of the network). UserError if they are not those of a ViT."""
     depth = max((int(match.group(1)) for name in names if (match := _DEPTH.search(name))), default=-1) + 1
     if depth and any(name.startswith(("embeddings.", "encoder.layer.")) for name in names):
         return transformers_entries(depth)
     if depth and any(name.startswith(("patch_embed.", "blocks.")) for name in names):
         return timm_entries(depth)
-    raise UserError(f"{path}: its network is no vision transformer that can be imported (it has {', '.join(sorted(names)[:2])})")
+    raise UserError(f"{path}: its network is not a supported vision transformer (it has {', '.join(sorted(names)[:2])})")
 
 
-def to_timm(entries: Sequence[Entry], tensors: Sequence[Tensor], names: Sequence[str]) -> dict[str, Named]:
-    """Tensors by timm name, thirds of qkv joined along their first axis; `tensors` and their `names` in the file as `entries`."""
+def to_timm(entries: Sequence[TensorName], tensors: Sequence[Tensor], names: Sequence[str]) -> dict[str, Named]:
+    """Return tensors by timm name, with q, k and v concatenated; `tensors` and their `names` in the file correspond to `entries`."""
     parts: dict[str, list[tuple[str, Tensor]]] = {}
     for entry, tensor, name in zip(entries, tensors, names, strict=True):
         parts.setdefault(entry.ours, []).append((name, tensor))
-    return {ours: Named(found[0][0] + " (q, k, v)" * (len(found) > 1), torch.cat([t for _, t in found])) for ours, found in parts.items()}
+    return {ours: Named(group[0][0] + " (q, k, v)" * (len(group) > 1), torch.cat([t for _, t in group])) for ours, group in parts.items()}

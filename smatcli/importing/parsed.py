@@ -1,4 +1,4 @@
-"""What every importer makes of a foreign checkpoint, and the checks that they share."""
+"""A parsed foreign checkpoint, and checks that the importers share."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,13 +16,13 @@ from smatcli.experts.space import ParameterSpace
 from smatcli.methods.base import FlatMethod
 
 TRAINED_AT = {224: 128}
-"""Published models were tuned on images of 128 px with the position embedding of 224 px."""
+"""Published models were tuned at 128 px with the position embedding for 224 px."""
 _FAMILY = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large"}
 
 
 @dataclass(frozen=True)
 class Named:
-    """A tensor, and its name(s) in the foreign file for messages."""
+    """A tensor and its name(s) in the foreign file, for messages."""
 
     name: str
     tensor: Tensor
@@ -30,10 +30,10 @@ class Named:
 
 @dataclass(frozen=True)
 class Parsed:
-    """A foreign checkpoint in our terms.
+    """A foreign checkpoint in terms of smat.
 
-    `method` is the recipe's method section, `backbone` its backbone section. `flat` maps a state key of the method to tensors by timm name,
-    which become one vector [P] (or [M, P] where they have an expert axis, last); `single` maps the other state keys to their tensors.
+    `method` and `backbone` are sections of the recipe. `flat` maps a state key of the method to tensors by timm name, flattened to
+    [P] (or [M, P] if they have an expert axis, last). `single` maps the other state keys to tensors.
     """
 
     layout: str
@@ -45,32 +45,32 @@ class Parsed:
     notes: list[str] = field(default_factory=list)
 
 
-def check_keys(path: Path, found: Iterable[str], wanted: Iterable[str], optional: Iterable[str] = (), what: str = "") -> None:
-    """UserError that names what `found` lacks of `wanted`, and what it has beyond `wanted` and `optional`."""
-    found, wanted = list(found), list(wanted)
-    missing = [k for k in wanted if k not in set(found)]
-    unexpected = [k for k in found if k not in {*wanted, *optional}]
+def check_keys(path: Path, present: Iterable[str], wanted: Iterable[str], optional: Iterable[str] = (), what: str = "") -> None:
+    """UserError with the keys of `wanted` that are missing in `present`, and those that are neither `wanted` nor `optional`."""
+    present, wanted = list(present), list(wanted)
+    missing = [k for k in wanted if k not in set(present)]
+    unexpected = [k for k in present if k not in {*wanted, *optional}]
     if missing or unexpected:
         parts = [f"lacks {some(missing)}"] if missing else []
         parts += [f"has unexpected {some(unexpected)}"] if unexpected else []
-        raise UserError(f"{path}: not a whole {what} checkpoint: it {' and '.join(parts)}")
+        raise UserError(f"{path}: not a complete {what} checkpoint: it {' and '.join(parts)}")
 
 
 def check_shape(path: Path, key: str, tensor: Tensor, shape: tuple[int, ...], why: str = "") -> None:
-    """UserError that names the tensor when its shape is not `shape`."""
+    """UserError with the tensor's name if its shape is not `shape`."""
     if tuple(tensor.shape) != shape:
         raise UserError(f"{path}: {key} has shape {tuple(tensor.shape)}, expected {shape}{why}")
 
 
 def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """UserError that names the tensors with NaN or infinite values."""
+    """UserError with the names of tensors that have NaN or infinite values."""
     bad = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if bad:
         raise UserError(f"{path}: NaN or infinite values in {some(bad)}; the file is damaged or the training diverged")
 
 
 def backbone_section(path: Path, tensors: Mapping[str, Named]) -> dict[str, Any]:
-    """The recipe's backbone section of a plain ViT, read off its tensors by timm name; heads of unusual widths are left to the user."""
+    """Derive the recipe's backbone section of a plain ViT from its tensors. For unusual widths the user gives the number of heads."""
     patch = tensors["patch_embed.proj.weight"]
     if patch.tensor.ndim != 4:
         raise UserError(f"{path}: {patch.name} has shape {tuple(patch.tensor.shape)}, expected (dim, 3, patch, patch)")
@@ -92,37 +92,37 @@ def backbone_section(path: Path, tensors: Mapping[str, Named]) -> dict[str, Any]
 
 
 def check_heads(path: Path, config: BackboneConfig) -> None:
-    """UserError for a backbone of unusual width whose number of heads nobody has said: no tensor's shape tells it."""
+    """UserError for an unusual width without a number of heads, which cannot be derived from the tensors."""
     if "embed_dim" in config.args and "num_heads" not in config.args:
         raise UserError(
-            f"{path}: a ViT of width {config.args['embed_dim']} and depth {config.args.get('depth')} is none of timm's, and its number of "
-            "heads is not in the file; add backbone.args.num_heads=N"
+            f"{path}: a ViT of width {config.args['embed_dim']} and depth {config.args.get('depth')} is not a timm model, and its number "
+            "of heads is not in the file; add backbone.args.num_heads=N"
         )
 
 
 def state_of(path: Path, method: FlatMethod, parsed: Parsed) -> dict[str, Tensor]:
-    """The method's state dictionary with the checkpoint's tensors; UserError names the first that does not fit the recipe."""
+    """Return the method's state dictionary with the checkpoint's tensors. UserError with the first that does not fit the recipe."""
     state = method.state_dict()
     for key, tensors in parsed.flat.items():
         if key not in state:
-            raise UserError(f"{path}: the recipe's method has no {key}; leave its method settings as they are")
+            raise UserError(f"{path}: the recipe's method has no {key}; do not change its method settings")
         state[key] = _flattened(path, method.space, tensors, state[key])
     for key, named in parsed.single.items():
         if key not in state:
-            raise UserError(f"{path}: the recipe's method has no place for {named.name} ({key}); leave its method settings as they are")
+            raise UserError(f"{path}: the recipe's method has no {key} for {named.name}; do not change its method settings")
         check_shape(path, named.name, named.tensor, tuple(state[key].shape), " by the recipe")
         state[key] = named.tensor.to(state[key].dtype)
     return state
 
 
 def check_backbone(path: Path, space: ParameterSpace, tensors: Mapping[str, Named], experts: tuple[int, ...] = ()) -> None:
-    """UserError that names what of `tensors` does not fit the recipe's backbone; `experts`: size of a last axis that they have beside."""
+    """UserError with the tensors that do not fit the recipe's backbone; `experts`: size of an additional last axis."""
     missing = [name for name in space.names if name not in tensors]
     more = [named.name for name, named in tensors.items() if name not in space.names]
     if missing or more:
         parts = [f"lacks {some(missing)} of the recipe's backbone"] if missing else []
-        parts += [f"has {some(more)}, which the recipe's backbone has not"] if more else []
-        raise UserError(f"{path}: is a checkpoint for another backbone: it {' and '.join(parts)}")
+        parts += [f"has {some(more)}, which the recipe's backbone does not have"] if more else []
+        raise UserError(f"{path}: is a checkpoint of a different backbone: it {' and '.join(parts)}")
     for name, shape in zip(space.names, space.shapes, strict=True):
         check_shape(path, tensors[name].name, tensors[name].tensor, (*shape, *experts), " by the recipe's backbone and method")
 

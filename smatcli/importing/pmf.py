@@ -1,7 +1,7 @@
 """Checkpoints of PMF (Hu et al., CVPR 2022; repository hushell/pmf_cvpr22): a ProtoNet over a ViT with timm's names.
 
-`backbone.*` the tuned network, `scale_cls` [1] the learned scale of the cosine, `bias` [1] a number that is added to every class's logit
-alike, which changes no prediction and no loss: it is left out. The pre-trained weights are not in the file.
+`backbone.*`: the tuned network; `scale_cls` [1]: the learned scale of the cosine; `bias` [1]: a constant added to all logits, which has no
+effect on predictions or loss and is ignored. The pre-trained weights are not in the file.
 """
 
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ NET, SCALE, BIAS = "backbone.", "scale_cls", "bias"
 
 
 def is_pmf(names: Mapping[str, Tensor]) -> bool:
-    """Do these names belong to a PMF checkpoint?"""
+    """Return whether these names belong to a PMF checkpoint."""
     return SCALE in names and any(name.startswith(NET) for name in names)
 
 
 def parse_pmf(path: Path, tensors: Mapping[str, Tensor]) -> Parsed:
-    """PMF's tensors in our terms; UserError names what is missing, unexpected, mis-shaped or not finite."""
+    """Parse PMF's tensors. UserError with the tensors that are missing, unexpected, of a wrong shape or not finite."""
     entries = entries_for(path, [name.removeprefix(NET) for name in tensors if name.startswith(NET)])
     names = [f"{NET}{entry.theirs}" for entry in entries]
     check_keys(path, tensors, [*names, SCALE], [BIAS], what="PMF")
@@ -30,7 +30,7 @@ def parse_pmf(path: Path, tensors: Mapping[str, Tensor]) -> Parsed:
     check_finite(path, tensors)
     scale = round(float(tensors[SCALE]), 6)
     if scale <= 0:
-        raise UserError(f"{path}: {SCALE} is {scale:g}, so that the farthest prototype would win; the file is damaged")
+        raise UserError(f"{path}: {SCALE} is {scale:g}, expected a positive number; the file is damaged")
     theta = to_timm(entries, [tensors[name] for name in names], names)
     return Parsed(
         layout="PMF",
@@ -39,5 +39,5 @@ def parse_pmf(path: Path, tensors: Mapping[str, Tensor]) -> Parsed:
         flat={"theta_pre": theta, "theta": theta},
         single={},
         facts={"scale": scale},
-        notes=["the pre-trained weights are not in the file: the run's theta_pre is the tuned network too"],
+        notes=["the pre-trained weights are not in the file: theta_pre of the run is the tuned network as well"],
     )

@@ -1,10 +1,10 @@
-"""Checkpoints of the official SMAT release (repository szc12153/sparse_interpolated_experts), of both ages.
+"""Checkpoints of the official SMAT release (repository szc12153/sparse_interpolated_experts), in the old and the new format.
 
-The layout: `net.encoder.*` the pre-trained ViT and `net.head.*` its placeholder head (overwritten by prototypes, so it is left out);
-`delta_hypernet.phis.i` and `mask_hypernet.log_alphas.i` (expert axis last) by the index of the network's named parameters;
-`mask_hypernet.task_embed_agg.*` the router's block; `mask_sparsity_targets` [M] and `num_metaupdates` [1] (tasks seen). Older files add
-the router's keys and skill tokens, the masks' constants, the multipliers, and parts that the release never uses; newer ones lack them,
-because they were not registered: their keys are lost, and only equal scores are left (`route: uniform`).
+Layout: `net.encoder.*`: the pre-trained ViT; `net.head.*`: its placeholder head (replaced by prototypes, so it is ignored);
+`delta_hypernet.phis.i` and `mask_hypernet.log_alphas.i` (expert axis last), by index of the network's named parameters;
+`mask_hypernet.task_embed_agg.*`: the router's block; `mask_sparsity_targets` [M]; `num_metaupdates` [1] (tasks seen). The old format also
+has the router's keys and skill tokens, the constants of the masks, the multipliers, and unused tensors. In the new format these were not
+registered, so the keys are lost, and only equal scores are possible (`route: uniform`).
 """
 
 import math
@@ -33,12 +33,12 @@ WARM, COLD, PACE = 5.0, 0.5, 4000  # temperature = max(COLD, WARM - tasks / PACE
 
 
 def is_smat(names: Mapping[str, Tensor]) -> bool:
-    """Do these names belong to a SMAT checkpoint?"""
+    """Return whether these names belong to a SMAT checkpoint."""
     return any(name.startswith(("delta_hypernet.", "mask_hypernet.")) for name in names)
 
 
 def parse_smat(path: Path, tensors: Mapping[str, Tensor], route: str) -> Parsed:
-    """A release's tensors in our terms; UserError names what is missing, unexpected, mis-shaped, not finite or not supported."""
+    """Parse a release's tensors. UserError with those that are missing, unexpected, of a wrong shape, not finite or not supported."""
     entries = entries_for(path, [name.removeprefix(NET) for name in tensors if name.startswith(NET)])
     extra = [f"{NET}{name}" for name in POOLER if f"{NET}{name}" in tensors]
     parameters = [f"{NET}{entry.theirs}" for entry in entries] + extra + [h for h in HEADS if h in tensors or h == HEADS[0]]
@@ -59,7 +59,7 @@ def parse_smat(path: Path, tensors: Mapping[str, Tensor], route: str) -> Parsed:
             entries, [tensors[f"{MASK}{i}"].clamp_(-LIMIT, LIMIT) for i in range(count)], [f"{MASK}{i}" for i in range(count)]
         ),
     }
-    tasks = float(_one(path, tensors, TASKS))
+    tasks = float(_scalar(path, tensors, TASKS))
     temperature = max(COLD, WARM - tasks / PACE)
     single = {f"router.{ours}": Named(theirs, tensors[theirs]) for theirs, ours in router.items()}
     single["router.temperature"] = Named(TASKS, torch.tensor(temperature))
@@ -78,15 +78,15 @@ def parse_smat(path: Path, tensors: Mapping[str, Tensor], route: str) -> Parsed:
 
 
 def _router_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Their names of the router's block -> ours; with or without spectral normalisation."""
+    """Return release name -> smat name of the router's block, with or without spectral normalisation."""
     spectral = any(name.startswith(BLOCK) and name.endswith("weight_orig") for name in tensors)
-    found = {f"{BLOCK}{name}": name for name in _NORMS}
+    names = {f"{BLOCK}{name}": name for name in _NORMS}
     for theirs, ours in _LINEAR.items():
         parts = {"weight_orig": "weight", "weight_u": "u", "weight_v": "v"} if spectral else {"weight": "weight"}
         if ours != "qkv":
             parts["bias"] = "bias"
-        found |= {f"{BLOCK}{theirs}.{part}": f"{ours}.{name}" for part, name in parts.items()}
-    return found
+        names |= {f"{BLOCK}{theirs}.{part}": f"{ours}.{name}" for part, name in parts.items()}
+    return names
 
 
 def _check_names(path: Path, tensors: Mapping[str, Tensor], parameters: list[str], router: list[str]) -> None:
@@ -111,14 +111,14 @@ def _mask_hint(log_alpha: Tensor, name: str, experts: int) -> str:
     return f" as {name}" + (" (structured masks of the release cannot be imported)" if structured else "")
 
 
-def _one(path: Path, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+def _scalar(path: Path, tensors: Mapping[str, Tensor], name: str) -> Tensor:
     if tensors[name].numel() != 1:
         raise UserError(f"{path}: {name} has shape {tuple(tensors[name].shape)}, expected a single number")
     return tensors[name].reshape(())
 
 
 def _route(path: Path, tensors: Mapping[str, Tensor], route: str, experts: int, single: dict[str, Named]) -> tuple[bool, list[str]]:
-    """Adds the router's keys and skill tokens; whether they are the learned ones, and what there is to say."""
+    """Add the router's keys and skill tokens to `single`. Returns whether they are the learned ones, and notes."""
     missing = [name for name in (KEYS, SKILLS) if name not in tensors]
     if route == "uniform":
         dim = len(tensors[f"{BLOCK}norm1.weight"])
@@ -126,8 +126,8 @@ def _route(path: Path, tensors: Mapping[str, Tensor], route: str, experts: int, 
         return False, [f"all {experts} experts get the same score for every task (--route uniform)"]
     if missing:
         raise UserError(
-            f"{path}: lacks {' and '.join(missing)}: this release did not save its router's keys, and its scores are lost with them; "
-            "add --route uniform to give every expert the same score"
+            f"{path}: lacks {' and '.join(missing)}: this release did not save the keys of its router, so its scores are lost; "
+            "add --route uniform to give all experts the same score"
         )
     if tensors[SKILLS].ndim != 3 or tensors[SKILLS].shape[0] != 1:
         raise UserError(f"{path}: {SKILLS} has shape {tuple(tensors[SKILLS].shape)}, expected (1, tokens, dim)")
@@ -137,14 +137,14 @@ def _route(path: Path, tensors: Mapping[str, Tensor], route: str, experts: int, 
 
 
 def _method(path: Path, tensors: Mapping[str, Tensor], experts: int, temperature: float, router: Mapping[str, str]) -> dict[str, Any]:
-    """The recipe's method section: the release's arithmetic, with the constants of the file."""
+    """Return the recipe's method section: the formulas of the release with the constants of the file."""
     targets = tensors[TARGETS].double()
     if float(targets.max() - targets.min()) > 1e-6:
-        raise UserError(f"{path}: {TARGETS} differ between experts ({targets.tolist()}), which a recipe cannot say")
-    if HARD in tensors and bool(_one(path, tensors, HARD)):
+        raise UserError(f"{path}: {TARGETS} differ between experts ({targets.tolist()}), which recipes do not support")
+    if HARD in tensors and bool(_scalar(path, tensors, HARD)):
         raise UserError(f"{path}: {HARD} is set; hard masks of the release cannot be imported")
     present = [name for name in CONSTANTS if f"mask_hypernet.{name}" in tensors]
-    constants = {name: round(float(_one(path, tensors, f"mask_hypernet.{name}")), 6) for name in present}
+    constants = {name: round(float(_scalar(path, tensors, f"mask_hypernet.{name}")), 6) for name in present}
     if constants.get("beta") == round(2 / 3, 6):
         constants.pop("beta")  # the default is exact
     norm, fc1 = tensors[f"{BLOCK}norm1.weight"], tensors[next(n for n, ours in router.items() if ours == "fc1.weight")]

@@ -104,7 +104,7 @@ def test_unreadable_images(world: Path, tmp_path: Path) -> None:
         (["--model", "run", "--support", "support", "--save", "a.smat", "--which", "worst"], "best or last"),
         (["--model", "run", "--support", "support", "--save", "a.smat", "--device", "tpu"], "unknown device"),
         (["--model", "run/recipe.yaml", "--support", "support", "--images", "images"], "is a saved classifier"),
-        (["--model", "run/recipe.yaml", "--images", "images"], "no saved classifier"),
+        (["--model", "run/recipe.yaml", "--images", "images"], "not a saved classifier"),
         (["--model", "run", "--support", "support", "--images", "images", "--out", "run/recipe.yaml"], "ends in"),
         (["--model", "run", "--support", "support", "--images", "images", "data.root=x"], "cannot be changed here"),
     ],

@@ -109,7 +109,7 @@ def test_staged_folder_holds_no_optimizer_and_is_a_run(tmp_path: Path) -> None:
     folder = stage(make_run(tmp_path), tmp_path / "look")
     assert (folder / "checkpoints" / "last" / "optim.safetensors").stat().st_size < 100
     smatcli.load(folder)
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         stage(tmp_path / "run", folder)
 
 
@@ -137,7 +137,7 @@ def test_unknown_ids_and_missing_tokens(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     for error, message in (
-        (huggingface_hub.errors.RepositoryNotFoundError.__new__(huggingface_hub.errors.RepositoryNotFoundError), "no such model"),
+        (huggingface_hub.errors.RepositoryNotFoundError.__new__(huggingface_hub.errors.RepositoryNotFoundError), "does not exist on the"),
         (Answer(401), "hf auth login"),
         (Answer(500), "cannot be reached"),
     ):

@@ -95,7 +95,7 @@ def test_a_rate_that_is_not_given_is_chosen_on_the_support_set(runs: dict[str, P
     assert any("search support" in line for line in model.reporter.lines)  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="single image"):
         model.adapt(pictures(1)[0], pictures(1)[1], adapt="full", overrides=small)
-    with pytest.raises(UserError, match="no paper search"):
+    with pytest.raises(UserError, match="a paper search needs more"):
         model.adapt(*pictures(), adapt="full", overrides=["adapt.search.kind=paper"])
 
 
@@ -123,10 +123,10 @@ def test_usual_distance_is_the_95_percent_quantile_of_leave_one_out(runs: dict[s
         ({"images": ["missing.png"] * 9}, "missing.png"),
         ({"images": []}, "empty"),
         ({"adapt": "flop"}, "did you mean 'flip'"),
-        ({"overrides": ["adapt.flip.rounds=3"]}, "not read by proto"),
+        ({"overrides": ["adapt.flip.rounds=3"]}, "has no effect on proto"),
         ({"overrides": ["train.steps=3"]}, "cannot be changed here"),
         ({"adapt": "flip", "overrides": ["adapt.flip.round=3"]}, "rounds"),
-        ({"adapt": "flip", "overrides": ["adapt.search.episodes=3"]}, "is not read"),
+        ({"adapt": "flip", "overrides": ["adapt.search.episodes=3"]}, "has no effect"),
     ],
 )
 def test_bad_input(runs: dict[str, Path], change: dict[str, Any], message: str) -> None:

@@ -78,7 +78,7 @@ def test_bad_support_folders(tmp_path: Path) -> None:
         support_pictures(tmp_path / "one")
     (tmp_path / "one" / "dogs").mkdir()
     (tmp_path / "one" / "dogs" / "a.txt").write_text("x")
-    with pytest.raises(UserError, match="dogs holds no images"):
+    with pytest.raises(UserError, match="dogs contains no images"):
         support_pictures(tmp_path / "one")
     (tmp_path / "one" / "dogs" / "a.png").write_bytes(b"broken")
     found = support_pictures(tmp_path / "one")
@@ -102,5 +102,5 @@ def test_query_images_of_folder_zip_and_file(tmp_path: Path) -> None:
     assert query_pictures(tmp_path / "q.zip").names == ["in/red1.png"]
     assert query_pictures(folder / "red1.png").names == ["red1.png"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="contains no images"):
         query_pictures(tmp_path / "empty")

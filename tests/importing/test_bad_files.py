@@ -62,7 +62,7 @@ def put(key: str, value: Tensor) -> Change:
         (put("delta_hypernet.phis.5", torch.full((16,), float("nan"))), r"NaN or infinite values in delta_hypernet\.phis\.5"),
         (put("net.encoder.embeddings.position_embeddings", torch.ones(1, 4, 16)), r"phis\.1 has shape|position_embeddings has shape"),
         (put("net.encoder.embeddings.patch_embeddings.projection.weight", torch.ones(16)), "has shape"),
-        (lambda t: {k: v for k, v in t.items() if "encoder." not in k}, "no vision transformer"),
+        (lambda t: {k: v for k, v in t.items() if "encoder." not in k}, "not a supported vision transformer"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, change: Change, message: str) -> None:
@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, change: Change, message: str
         (put("backbone.blocks.0.norm1.weight", torch.ones(31)), r"backbone\.blocks\.0\.norm1\.weight has shape \(31,\), expected \(32,\)"),
         (put("scale_cls", torch.tensor([-1.0])), "scale_cls is -1"),
         (put("scale_cls", torch.tensor([float("inf")])), "infinite values in scale_cls"),
-        (lambda t: {"scale_cls": t["scale_cls"], "backbone.conv1.weight": torch.ones(2)}, "no vision transformer"),
+        (lambda t: {"scale_cls": t["scale_cls"], "backbone.conv1.weight": torch.ones(2)}, "not a supported vision transformer"),
         (lambda t: {"something": torch.ones(1)}, "neither a SMAT nor a PMF checkpoint .it has something"),
     ],
 )
@@ -88,11 +88,11 @@ def test_pmf_what_does_not_fit_is_named(tmp_path: Path, change: Change, message:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("backbone.name=vit_base_patch16_224", "backbone.args={num_heads: 2}"), "another backbone: it lacks blocks.2.norm1.weight"),
-        (("backbone.args.depth=1",), r"another backbone: it has net\.encoder\.encoder\.layer\.1\.\S+query\.weight"),
+        (("backbone.name=vit_base_patch16_224", "backbone.args={num_heads: 2}"), "different backbone: it lacks blocks.2.norm1.weight"),
+        (("backbone.args.depth=1",), r"different backbone: it has net\.encoder\.encoder\.layer\.1\.\S+query\.weight"),
         (("backbone.args.embed_dim=24",), r"has shape \(1, 1, 16\), expected \(1, 1, 24\) by the recipe's backbone"),
         (("method.experts=4",), r"log_alphas\.0 has shape \(1, 1, 16, 3\), expected \(1, 1, 16, 4\)"),
-        (("method.router.spectral_norm=false",), "no place for mask_hypernet.task_embed_agg.attn.qkv.weight_u"),
+        (("method.router.spectral_norm=false",), "has no router.qkv.u for mask_hypernet.task_embed_agg.attn.qkv.weight_u"),
         (("method.masks={kind: random}", "method.sparsity={tau: 0.9}"), "the recipe's method has no log_alpha"),
         (("method.masks.group=input",), "does not fit the recipe: .*log_alpha"),
         (("method={name: pmf}",), "method.name=pmf: .* is a checkpoint of smat"),
@@ -146,7 +146,7 @@ def test_truncated_files(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("tree", "message"),
-    [([torch.ones(1)], "no tensors by name"), ({"model": {"a": 3}}, "'a' is a int"), ({}, "no tensors by name")],
+    [([torch.ones(1)], "no named tensors"), ({"model": {"a": 3}}, "'a' is a int"), ({}, "no named tensors")],
 )
 def test_trees_without_tensors(tmp_path: Path, tree: object, message: str) -> None:
     torch.save(tree, tmp_path / "a.pt")
@@ -154,21 +154,21 @@ def test_trees_without_tensors(tmp_path: Path, tree: object, message: str) -> No
 
 
 def test_sources_that_are_not_there(tmp_path: Path) -> None:
-    refused(tmp_path, tmp_path / "gone.pt", "there is no such file")
-    refused(tmp_path, "folder/gone.pt", "there is no such file")
+    refused(tmp_path, tmp_path / "gone.pt", "file not found")
+    refused(tmp_path, "folder/gone.pt", "file not found")
     refused(tmp_path, "someone/smat-vits16", "hub cannot be reached .HF_HUB_OFFLINE is set.*give its path")
 
 
 def test_folders(tmp_path: Path) -> None:
     (folder := tmp_path / "hub").mkdir()
-    refused(tmp_path, folder, "has no weights in it")
+    refused(tmp_path, folder, "contains no weights")
     saved(folder / "one.pt", pmf_release())
     saved(folder / "two.pt", pmf_release())
-    refused(tmp_path, folder, "holds 2 checkpoints; give one of them: .*one.pt")
+    refused(tmp_path, folder, "contains 2 checkpoints; give one of them: .*one.pt")
     saved(folder / "model.safetensors", pmf_release())
     run = import_checkpoint(str(folder), tmp_path / "x", OVERRIDES)
     assert run.info["imported"]["file"] == "model.safetensors"
-    with pytest.raises(UserError, match="is a run already"):
+    with pytest.raises(UserError, match="is already a run"):
         import_checkpoint(str(run.path), tmp_path / "y", OVERRIDES)
 
 
@@ -185,7 +185,7 @@ def test_hub_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise HFValidationError("no\nsuch repository")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unknown)
-    refused(tmp_path, "someone/pmf", "has no such public model; check the name")
+    refused(tmp_path, "someone/pmf", "nor a public model of the Hugging Face hub; check the name")
 
 
 def test_routes_and_folders_that_are_taken(tmp_path: Path) -> None:

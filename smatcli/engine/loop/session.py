@@ -21,9 +21,9 @@ from smatcli.runs.signals import StopRequest
 
 if TYPE_CHECKING:
     from smatcli.config import Loaded
-    from smatcli.config.schema import _Run
+    from smatcli.config.schema import RunRecipe
 
-AnyRecipe = TypeVar("AnyRecipe", bound="_Run")
+AnyRecipe = TypeVar("AnyRecipe", bound="RunRecipe")
 
 
 @dataclass(frozen=True)
