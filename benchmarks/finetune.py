@@ -39,7 +39,7 @@ SIZES = {"width": 128, "depth": 6, "size": 64, "patch": 8, "experts": 8, "ways":
 
 def plain(method: SmatMethod, task: Task, support: Support, query: Tensor, steps: int, lr: float, each_step: bool) -> Tensor:
     """PMF's fine-tuning of one episode; theta [P] at its end."""
-    net = copy.deepcopy(method.backbone).train(False).requires_grad_(True)
+    net = copy.deepcopy(method.backbone).eval().requires_grad_()
     names = dict(net.named_parameters())
     with torch.no_grad():
         for name, value in method.space.unflatten(task.theta).items():

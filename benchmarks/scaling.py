@@ -161,9 +161,9 @@ def compute(args: argparse.Namespace) -> None:
     print(f"gradients summed per update: {one.gradient_bytes / 1e6:,.1f} MB")
     for n in (2, 8, 64):
         print(f"  sent and received by each of {n} processes (ring): {2 * (n - 1) / n * one.gradient_bytes / 1e6:,.1f} MB")
-    print(f"values, gradients and Adam's moments in a process: {one.state_bytes(1, False) / 1e6:,.0f} MB")
+    print(f"values, gradients and Adam's moments in a process: {one.state_bytes(1, split=False) / 1e6:,.0f} MB")
     for n in (2, 8, 64):
-        print(f"  with train.shard_optimizer over {n} processes: {one.state_bytes(n, True) / 1e6:,.0f} MB")
+        print(f"  with train.shard_optimizer over {n} processes: {one.state_bytes(n, split=True) / 1e6:,.0f} MB")
     print(f"one task ({args.support} support and {args.query} query images, 224 px): {one.flops / 1e12:.2f} TFLOP")
     print(f"simulated at {args.rate:g} TFLOP/s, memory {args.memory:g} GB/s, latency {1e6 * args.latency:g} us a hop:")
     heads = ("GPUs", "tasks", "GB/s", "compute ms", "all-reduce ms", "optimizer ms", "tasks/s", "efficiency")

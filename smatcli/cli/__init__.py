@@ -64,6 +64,7 @@ def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (also SMAT_DEBUG=1).")] = False,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
 ) -> None:
+    """Handle the options that stand before the verb."""
     if debug:
         os.environ[DEBUG_VARIABLE] = "1"
 

@@ -86,6 +86,7 @@ def kind(name: str, size: int = 128, fit: str = "squash", *, into: typer.Typer) 
 
 
 def jobs_of(kind: str, paths: Iterable[str | Path], **options: Any) -> "list[PrepareJob]":
+    """Return a preparation per path, of a source of `kind` with `options`."""
     from functools import partial
 
     from smatcli.data.sources import open_source

@@ -18,7 +18,7 @@ from smatcli.deploy.classifier import SUFFIX, ClassifierFacts, FewShotClassifier
 from smatcli.deploy.pictures import as_list, as_pixels
 from smatcli.deploy.predictions import Label
 from smatcli.deploy.rate import with_rate
-from smatcli.engine.train.trainer import load_method, prepare_method
+from smatcli.engine.loop.loading import load_method, prepare_method
 from smatcli.errors import UserError
 from smatcli.methods.base import FlatMethod
 from smatcli.runs.directory import RunDir

@@ -124,7 +124,7 @@ if triton is not None:
 
     # Kernel: a launch passes tensors and constants one by one, hence the long parameter list.
     @triton.jit  # type: ignore[untyped-decorator]
-    def _forward(  # type: ignore[no-untyped-def]
+    def _forward(  # type: ignore[no-untyped-def]  # noqa: PLR0913
         theta_pre, theta_delta, log_alpha, alphas, keys, dense, thetas, counts, l0,
         columns, experts, gamma, stretch, odds_l0,
         TASKS: tl.constexpr, GATES: tl.constexpr, BLOCK: tl.constexpr,
@@ -170,7 +170,7 @@ if triton is not None:
 
     # Kernel: see `_forward`.
     @triton.jit  # type: ignore[untyped-decorator]
-    def _backward(  # type: ignore[no-untyped-def]
+    def _backward(  # type: ignore[no-untyped-def]  # noqa: PLR0913
         theta_delta, log_alpha, alphas, keys, dense, grads, share, d_delta, d_log_alpha, d_alphas,
         columns, experts, gamma, stretch, odds_l0,
         TASKS: tl.constexpr, GATES: tl.constexpr, BLOCK: tl.constexpr,

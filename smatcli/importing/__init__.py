@@ -11,8 +11,8 @@ import torch
 from smatcli.backbones import create_backbone
 from smatcli.config import Loaded, build_recipe
 from smatcli.config.schema import TrainRecipe
+from smatcli.engine.loop.loading import prepare_method, restore
 from smatcli.engine.loop.optimizers import build_optimizers
-from smatcli.engine.train.trainer import prepare_method, restore
 from smatcli.errors import UserError, nearest
 from smatcli.experts.space import ParameterSpace
 from smatcli.importing.files import locate, read_tensors

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from smatcli.config.schema import PretrainRecipe, TrainRecipe
-from smatcli.engine.train.trainer import prepare_method
+from smatcli.engine.loop.loading import prepare_method
 from smatcli.runs.checkpoint import save_checkpoint
 from smatcli.runs.directory import RunDir
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from smatcli.engine.train.trainer import load_method
+from smatcli.engine.loop.loading import load_method
 from smatcli.experts.masks import counted_sparsity
 from smatcli.importing import import_checkpoint
 from smatcli.methods.base import FlatMethod

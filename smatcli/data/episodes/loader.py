@@ -125,7 +125,7 @@ def on_stream(
     items: Iterator[_RawEpisode], make: Callable[[_RawEpisode], Episode], device: torch.device, ahead: int = 1
 ) -> Iterator[Episode]:
     """Yield `make(item)` per item, computed on a separate CUDA stream `ahead` items early; the caller's stream waits for each result."""
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream(device)
     waiting: deque[tuple[Episode, torch.cuda.Event]] = deque()
 
     def pop() -> Episode:

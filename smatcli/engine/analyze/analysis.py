@@ -56,7 +56,7 @@ def analyze(run: Path | str, options: AnalysisOptions | None = None, reporter: R
     Raises `UserError` for invalid options before anything is computed, `Interrupted` after SIGINT or SIGTERM.
     """
     from smatcli.engine.evaluate.evaluation import fingerprint
-    from smatcli.engine.train.trainer import load_method
+    from smatcli.engine.loop.loading import load_method
 
     options, reporter = options or AnalysisOptions(), reporter or SilentReporter()
     if RunDir.open(run).recipe.kind == "tune":

@@ -115,5 +115,6 @@ def cosines(gram: np.ndarray) -> np.ndarray:
 def pair_values(cosine: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Return the finite cosines of the pairs i < j in the mask `wanted` [E, E]."""
     chosen = np.triu(wanted, 1)
-    values = cosine[chosen]
-    return values[np.isfinite(values)]
+    values: np.ndarray = cosine[chosen]
+    finite: np.ndarray = values[np.isfinite(values)]
+    return finite

@@ -50,7 +50,7 @@ class PendingEpisode:
     seconds: float
     costs: dict[str, float]
     rows: Rows = field(default_factory=dict)
-    waiting: dict[str, FineTune] = field(default_factory=dict)
+    waiting: dict[str, FineTune[Any]] = field(default_factory=dict)
     size: int = 1
 
     def joins(self, other: "PendingEpisode") -> bool:

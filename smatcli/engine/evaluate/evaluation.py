@@ -94,7 +94,7 @@ class Evaluation:
         reporter: Reporter,
         here: World = ALONE,
     ):
-        from smatcli.engine.train.trainer import load_method
+        from smatcli.engine.loop.loading import load_method
 
         which = options.which
         self.world = here

@@ -83,7 +83,7 @@ class World:
             table[place, : len(row)] = torch.tensor(list(row), dtype=torch.float64)
         with self.connection_errors():
             distributed.all_reduce(table)
-        return table.tolist()  # type: ignore[no-any-return]
+        return table.tolist()
 
     def all_max(self, number: int) -> int:
         """Return the largest of the processes' numbers, e.g. so that all of them stop at the same step after a signal to one."""

@@ -86,6 +86,6 @@ def draw_pictures(tested: Tested, rows: np.ndarray, path: Path) -> None:
 
 
 def _coloured(classes: np.ndarray) -> np.ndarray:
-    colours = COLOURS[classes % len(COLOURS)]
+    colours: np.ndarray = COLOURS[classes % len(COLOURS)]
     colours[classes == IGNORE] = 255
     return colours

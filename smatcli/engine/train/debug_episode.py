@@ -68,7 +68,7 @@ def _measure(learner: MetaLearner, episode: Episode, checkpoint: Path, step: int
     noise = torch.Generator(learner.device)
     noise.manual_seed(noise_of(learner.recipe.seed, episode.index))
     losses = method.loss(episode, noise)
-    losses.total.backward()  # type: ignore[no-untyped-call]
+    losses.total.backward()
     norms = {}
     for name, params in groups.items():
         grads = [p.grad for p in params if p.grad is not None]

@@ -32,7 +32,7 @@ class LiveBytes(TorchDispatchMode):
     """Bytes of the CPU tensor storages allocated inside the block and still alive (`live`), and their maximum since `mark` (`peak`)."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self._known: set[int] = set()
 

@@ -16,7 +16,7 @@ from smatcli.data.stores.opening import open_stores
 from smatcli.engine.loop.distributed import ALONE, World
 from smatcli.engine.loop.guard import Problem
 from smatcli.engine.loop.learner import Learner, Schedule, Score, TrainingProgress
-from smatcli.engine.loop.loading import load_method, prepare_method, restore
+from smatcli.engine.loop.loading import prepare_method
 from smatcli.engine.loop.optimizers import build_optimizers
 from smatcli.engine.loop.session import Prepared, Session, Setup, run_session
 from smatcli.engine.loop.speed import speed_statistics, speed_up
@@ -28,7 +28,7 @@ from smatcli.runs.directory import RunDir
 from smatcli.runs.reporter import Reporter
 from smatcli.seams import Episode, Support
 
-__all__ = ["MetaLearner", "load_method", "noise_of", "prepare_method", "restore", "train"]
+__all__ = ["MetaLearner", "train"]
 SHOWN = ("loss", "accuracy", "sparsity", "multiplier")
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from smatcli.engine.analyze import AnalysisOptions, analyze
 from smatcli.engine.analyze.features import principal
 from smatcli.engine.evaluate.evaluation import EvalOptions, evaluate
-from smatcli.engine.train.trainer import load_method, train
+from smatcli.engine.loop.loading import load_method
+from smatcli.engine.train.trainer import train
 from smatcli.errors import UserError
 from smatcli.experts.masks import HardConcrete
 from smatcli.experts.merge import merge_reference

@@ -10,9 +10,10 @@ from smatcli.backbones import create_backbone, save_backbone
 from smatcli.config import Loaded
 from smatcli.config.schema import TrainRecipe
 from smatcli.engine.loop import guard
+from smatcli.engine.loop.loading import load_method
 from smatcli.engine.loop.optimizers import Optimizers
 from smatcli.engine.train.debug_episode import debug_episode
-from smatcli.engine.train.trainer import MetaLearner, load_method, train
+from smatcli.engine.train.trainer import MetaLearner, train
 from smatcli.errors import SmatError, UserError
 from smatcli.methods.smat import SmatMethod
 from smatcli.runs.directory import RunDir
