@@ -65,10 +65,10 @@ class AdaptationPlugin(_Plugin):
 
 @dataclass(frozen=True)
 class SourcePlugin(_Plugin):
-    """A kind of source data: `build(path, **settings)` returns a `smatcli.data.sources.Source`; `smat data prepare NAME PATH...` reads it.
+    """A kind of source data: `build(path, **settings)` returns a `smatcli.data.sources.ImageSource`.
 
-    The fields of `settings`, a subclass of `Strict`, become the options of the command: numbers, text, booleans, or lists of these.
-    `size` (pixels) and `fit` are the defaults of the options with these names.
+    `smat data prepare NAME PATH...` prepares stores from it. The fields of `settings`, a subclass of `Strict`, become its options:
+    numbers, text, booleans, or lists of these. `size` (pixels) and `fit` are the defaults of the options with these names.
     """
 
     help: str = ""
