@@ -1,8 +1,8 @@
-"""From stored uint8 images to normalised floats: resize, augmentation and mixup, batched on the device the images are on.
+"""Convert uint8 images to normalised floats: resize, augmentation and mixup, batched on the device of the images.
 
-Crop, flip and resize are one pair of interpolation matrices per image (rows [S, H], columns [W, S]): a triangle filter that widens
-with the scale, so shrinking crops are antialiased, which a single `grid_sample` is not (costs: benchmarks/loader.py).
-Brightness, contrast, saturation, grayscale and the normalisation are affine in colour, so they are one 3x4 matrix per image.
+Crop, flip and resize are one pair of interpolation matrices per image (rows [S, H], columns [W, S]). The triangle filter widens with the
+scale, so crops are antialiased when they shrink, unlike with a single `grid_sample` (for the costs see benchmarks/loader.py).
+Brightness, contrast, saturation, grayscale and normalisation are affine in colour, so they are one 3x4 matrix per image.
 """
 
 import math
@@ -20,7 +20,7 @@ LUMA = (0.299, 0.587, 0.114)
 ASPECT = (3 / 4, 4 / 3)
 ERASE_AREA = (0.02, 0.33)
 ERASE_ASPECT = (0.3, 1 / 0.3)
-_CACHED_PIXELS = 200_000  # float32 values that stay in a core's cache
+_CACHED_PIXELS = 200_000  # float32 values that fit into a core's cache
 
 
 def _channels_first(images: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def _channels_first(images: Tensor) -> Tensor:
 
 
 def _floats(images: Tensor) -> Tensor:
-    """A float32 copy [B, 3, H, W] that may be changed in place."""
+    """Return a float32 copy [B, 3, H, W] that may be modified in place."""
     return _channels_first(images).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 
@@ -49,14 +49,17 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def normalise(images: Tensor, size: int | None = None) -> Tensor:
-    """uint8 [B, H, W, 3] or [B, 3, H, W] -> float32 [B, 3, size, size] with ImageNet mean and standard deviation (size None: as it is)."""
+    """Normalise uint8 [B, H, W, 3] or [B, 3, H, W] by ImageNet's mean and standard deviation: float32 [B, 3, size, size].
+
+    `size` None keeps the images' size.
+    """
     images = _channels_first(images)
     if size is not None and images.shape[-2:] != (size, size):
         pixels = resize(_floats(images), size)
         return pixels.sub_(255 * _column(MEAN, pixels)).div_(255 * _column(STD, pixels))
     pixels = torch.empty(images.shape, dtype=torch.float32, device=images.device)
     mean, std = 255 * _column(MEAN, pixels), 255 * _column(STD, pixels)
-    # On a CPU a few images at a time, so that all three steps find them in the cache (twice as fast at 128 px).
+    # On a CPU, process a few images at a time, so that they stay in the cache for all three steps (twice as fast at 128 px).
     step = max(1, _CACHED_PIXELS // max(1, pixels[0].numel())) if images.device.type == "cpu" and len(images) else max(1, len(images))
     for part, source in zip(torch.split(pixels, step), torch.split(images, step), strict=True):
         part.copy_(source).sub_(mean).div_(std)
@@ -64,26 +67,26 @@ def normalise(images: Tensor, size: int | None = None) -> Tensor:
 
 
 class _UniformNoise:
-    """Uniform numbers of a generator, drawn where the generator lives and moved: a CPU generator gives equal numbers on every device."""
+    """Uniform noise, drawn on the generator's device and moved to `device`: a CPU generator gives equal numbers on every device."""
 
     def __init__(self, generator: torch.Generator, count: int, device: torch.device) -> None:
         self.generator, self.count, self.device = generator, count, device
 
     def __call__(self, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """[B] uniform in [low, high)."""
+        """Draw [B] uniform in [low, high)."""
         noise = torch.rand(self.count, generator=self.generator, device=self.generator.device)
         return (low + (high - low) * noise).to(self.device, non_blocking=True)
 
     def chance(self, probability: float) -> Tensor:
-        """[B] bool, true with the given probability."""
+        """Draw [B] bool, true with the given probability."""
         return self() < probability
 
 
 def interpolation(start: Tensor, length: Tensor, flipped: Tensor, source: int, target: int) -> Tensor:
-    """Rows [B, target, source] that resample [start, start + length) of a line of `source` pixels to `target` pixels.
+    """Matrices [B, target, source] that resample [start, start + length) of a line of `source` pixels to `target` pixels.
 
-    `start`, `length` [B] in pixels; `flipped` [B] bool reverses the target. Triangle filter of half-width max(1, length / target), weights
-    renormalised at the border: the full line gives PyTorch's antialiased bilinear resize.
+    `start`, `length` [B] are in pixels; `flipped` [B] bool reverses the target. The triangle filter has half-width max(1, length / target),
+    its weights are renormalised at the border: the full line gives PyTorch's antialiased bilinear resize.
     """
     scale = (length / target).view(-1, 1, 1)
     position = torch.arange(target, device=start.device, dtype=start.dtype)
@@ -95,7 +98,7 @@ def interpolation(start: Tensor, length: Tensor, flipped: Tensor, source: int, t
 
 
 def _crop_and_flip(pixels: Tensor, config: AugmentConfig, noise: _UniformNoise, size: int) -> Tensor:
-    """Random resized crop (area, then aspect ratio; too long a side is cut) and flip: [B, 3, H, W] -> [B, 3, size, size]."""
+    """Random resized crop (area, then aspect ratio; sides are clipped to the image) and flip: [B, 3, H, W] -> [B, 3, size, size]."""
     height, width = pixels.shape[-2:]
     area = noise(*config.crop_scale)
     aspect = torch.exp(noise(math.log(ASPECT[0]), math.log(ASPECT[1])))
@@ -106,12 +109,12 @@ def _crop_and_flip(pixels: Tensor, config: AugmentConfig, noise: _UniformNoise, 
     by_column = interpolation(left, columns, flipped, width, size).transpose(1, 2)
     by_row = interpolation(top, rows, torch.zeros_like(flipped), height, size)
     count = len(pixels)
-    squeezed = torch.bmm(pixels.reshape(count, 3 * height, width), by_column).view(count, 3, height, size)
-    return torch.matmul(by_row.unsqueeze(1), squeezed)
+    resampled = torch.bmm(pixels.reshape(count, 3 * height, width), by_column).view(count, 3, height, size)
+    return torch.matmul(by_row.unsqueeze(1), resampled)
 
 
 def _rotate(pixels: Tensor, degrees: float, noise: _UniformNoise) -> Tensor:
-    """Rotation by up to +-degrees about the centre; what comes from outside is mirrored."""
+    """Rotate by up to +-degrees about the centre; pixels outside the image are mirrored."""
     angle = noise(-degrees, degrees) * (math.pi / 180)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     theta = torch.stack([torch.stack([cos, -sin, zero], -1), torch.stack([sin, cos, zero], -1)], 1)
@@ -120,9 +123,9 @@ def _rotate(pixels: Tensor, degrees: float, noise: _UniformNoise) -> Tensor:
 
 
 def _recolour(pixels: Tensor, config: AugmentConfig, noise: _UniformNoise) -> Tensor:
-    """Brightness, contrast (about the image's mean grey), saturation by factors in [1 - jitter, 1 + jitter], then grayscale, in this order.
+    """Change brightness, contrast (about the mean grey) and saturation by factors in [1 - jitter, 1 + jitter], then apply grayscale.
 
-    Values in [0, 1], clamped once at the end (torchvision clamps after each step and shuffles the steps).
+    Values in [0, 1] are clamped once at the end (torchvision clamps after each step and shuffles the steps).
     """
     low, high = max(0.0, 1 - config.jitter), 1 + config.jitter
     brightness, contrast, saturation = noise(low, high), noise(low, high), noise(low, high)
@@ -139,7 +142,7 @@ def _recolour(pixels: Tensor, config: AugmentConfig, noise: _UniformNoise) -> Te
 
 
 def _erase(pixels: Tensor, probability: float, noise: _UniformNoise) -> Tensor:
-    """With the given probability a rectangle of 2-33 % of the area becomes 0, the mean colour (Zhong et al. 2020)."""
+    """Random erasing (Zhong et al. 2020): with the given probability, set a rectangle of 2-33 % of the area to 0, the mean colour."""
     height, width = pixels.shape[-2:]
     hit = noise.chance(probability)
     area = noise(*ERASE_AREA)
@@ -155,9 +158,9 @@ def _erase(pixels: Tensor, probability: float, noise: _UniformNoise) -> Tensor:
 
 
 def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator, size: int | None = None) -> Tensor:
-    """Randomly changed, normalised float32 [B, 3, size, size] of uint8 [B, H, W, 3] or [B, 3, H, W], each image on its own.
+    """Augment each image of uint8 [B, H, W, 3] or [B, 3, H, W] independently and normalise: float32 [B, 3, size, size].
 
-    Every random number comes from `generator` (a CPU generator gives the same ones on all devices). `size` None keeps the images' size.
+    All random numbers come from `generator` (a CPU generator gives the same ones on all devices). `size` None keeps the images' size.
     `config.mixup` is not applied here, as it needs labels: see `mixup`.
     """
     first = _channels_first(images)
@@ -179,9 +182,9 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator, s
 
 
 def mixup(images: Tensor, labels: Tensor, classes: int, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mixed images [B, ...] and soft targets [B, classes]: weight lambda_i ~ Beta(alpha, alpha), the rest a random partner.
+    """Mixup (Zhang et al. 2018), with one lambda_i ~ Beta(alpha, alpha) per image: mixed images [B, ...] and soft targets [B, classes].
 
-    `labels` [B] int64, or soft targets [B, classes] already. alpha 0 mixes nothing (Zhang et al. 2018, with one lambda per image).
+    Each image is mixed with a random partner. `labels` are int64 [B] or soft targets [B, classes]; `alpha` 0 disables mixing.
     """
     targets = F.one_hot(labels, classes).to(images.dtype) if labels.ndim == 1 else labels
     if alpha <= 0:
@@ -190,6 +193,5 @@ def mixup(images: Tensor, labels: Tensor, classes: int, alpha: float, generator:
     rng = np.random.Generator(np.random.Philox(key=seed))  # torch has no public Beta that takes a generator
     weight = torch.from_numpy(rng.beta(alpha, alpha, len(images))).to(images.device, images.dtype)
     partner = torch.from_numpy(rng.permutation(len(images))).to(images.device)
-    shaped = weight.view(-1, *[1] * (images.ndim - 1))
-    mixed = torch.lerp(images[partner], images, shaped)
+    mixed = torch.lerp(images[partner], images, weight.view(-1, *[1] * (images.ndim - 1)))
     return mixed, torch.lerp(targets[partner], targets, weight.to(targets.dtype).unsqueeze(1))

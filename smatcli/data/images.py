@@ -1,4 +1,4 @@
-"""One image file to uint8 [size, size, 3]: any mode, any size, first frame, upright, on white; what cannot be read says why."""
+"""Decode an image file of any mode and size to uint8 RGB [size, size, 3]: first frame, EXIF orientation applied, on white."""
 
 import io
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ from smatcli.safe.files import pointer_kind
 
 Fit = Literal["crop", "squash"]
 
-MAX_PIXELS = 89_478_485  # Pillow's own bound, as an error instead of a warning
+MAX_PIXELS = 89_478_485  # Pillow's own limit, as an error instead of a warning
 MAX_BYTES = 512 * 2**20
-_UNSAFE = {"EPS"}  # read by running Ghostscript
+_UNSAFE = {"EPS"}  # decoded by running Ghostscript
 _ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
-_GAP = 3.0  # reduce by whole factors down to 3 times the target, then filter: indistinguishable, and fast for large photographs
+_GAP = 3.0  # reduce by an integer factor to 3 times the target size before filtering: no visible difference, fast for large photographs
 
 
 class Unreadable(Exception):
-    """A file that is not a readable image; the message is a short reason."""
+    """The file is not a readable image; the message is a short reason."""
 
 
 def decode_image(data: bytes, size: int, fit: Fit = "crop") -> np.ndarray:
@@ -33,7 +33,7 @@ def decode_image(data: bytes, size: int, fit: Fit = "crop") -> np.ndarray:
 
 
 def decode_whole(data: bytes) -> Image.Image:
-    """Decode an encoded image to RGB in its own size, as its pixels are stored (not turned upright). Raises Unreadable with the reason."""
+    """Decode an encoded image to RGB in its own size, ignoring the EXIF orientation. Raises Unreadable with the reason."""
     with _opened(data) as image:
         image.load()
         return to_rgb(image)
@@ -41,7 +41,7 @@ def decode_whole(data: bytes) -> Image.Image:
 
 @contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
-    """The image, not yet loaded; whatever goes wrong with it inside the block is raised as Unreadable."""
+    """Open an image without loading it; errors inside the block are raised as Unreadable."""
     if not data:
         raise Unreadable("empty file")
     if kind := pointer_kind(data[:1000]):
@@ -66,10 +66,10 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB of an image of any mode: transparency on white, 16 bits divided by 257, wider types by the range that their values show.
+    """Convert an image of any mode to RGB, with transparency on white.
 
-    I;16 is taken as 0 to 65535. I and F are taken as 0 to 255 if all values are within it (F: 0 to 1 if within that), I as 0 to 65535
-    if within that, anything else is stretched from its own minimum to its maximum.
+    I;16 has the range 0 to 65535. For I and F, the range is the smallest that contains all values: 0 to 1 (F only), 0 to 255,
+    0 to 65535 (I only), otherwise from the minimum to the maximum of the image.
     """
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(_to_eight_bits(np.asarray(image), image.mode)).convert("RGB")
@@ -99,7 +99,7 @@ def fit_image(image: Image.Image, size: int, fit: Fit = "crop") -> Image.Image:
 def _to_eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
     values = values.astype(np.float64)
     if not np.isfinite(values).all():
-        raise Unreadable("holds NaN or infinite values")
+        raise Unreadable("has NaN or infinite values")
     low, high = float(values.min()), float(values.max())
     if mode.startswith("I;16"):
         low, high = 0.0, 65535.0
@@ -112,7 +112,7 @@ def _to_eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block says nothing about the pixels
+    except Exception:  # the EXIF block is damaged, but the pixels may be fine
         return image
 
 
@@ -125,5 +125,5 @@ def _formats() -> list[str]:
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """File name endings of the image kinds that can be read, lower case with the dot."""
+    """Return the file suffixes of all supported image formats, in lower case with the dot."""
     return frozenset(Image.registered_extensions())

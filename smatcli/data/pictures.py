@@ -1,4 +1,4 @@
-"""Pictures of a store and of an episode: one row of images per class, with the class's name and numbers of images."""
+"""Contact sheets of a store and of an episode: one row of images per class, with the class name and image counts."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -19,9 +19,9 @@ _GAP = 2
 
 
 def contact_sheet(store: Store, rows: int = 20, columns: int = 12, split: str = "all", height: int | None = None) -> Image.Image:
-    """`rows` classes spread evenly over the chosen ones, train first, then valid and test; `columns` images spread evenly over each.
+    """Draw up to `rows` classes of a split, evenly spaced and sorted by split, with up to `columns` evenly spaced images of each.
 
-    `height` is the side of a drawn image, pixels (default: that of the store, at least 48).
+    `height` is the side of a drawn image in pixels (default: the store's image size, at least 48).
     """
     chosen = sorted(store.classes(split).tolist(), key=lambda c: (store.class_split[c], c))
     if not chosen:
@@ -64,20 +64,20 @@ def write_contact_sheet(
 
 
 def _spread(total: int, wanted: int) -> list[int]:
-    """Up to `wanted` numbers below `total`, evenly spread, ascending."""
+    """Return up to `wanted` evenly spaced numbers below `total`, ascending."""
     count = min(total, wanted)
     return [i * total // count for i in range(count)]
 
 
 def shortened(text: str, length: int) -> str:
-    """One line of at most `length` characters, shortened with "…"; control characters become escape sequences."""
+    """Shorten `text` to one line of at most `length` characters, with "…"; control characters become escape sequences."""
     text = shown(" ".join(text.split()))
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 @cache
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """DejaVu Sans from matplotlib's files (many scripts), without importing matplotlib; else Pillow's own."""
+    """Return DejaVu Sans (many scripts) from matplotlib's files, without importing matplotlib, else Pillow's default font."""
     spec = find_spec("matplotlib")
     if spec is not None and spec.origin is not None:
         file = Path(spec.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
@@ -92,7 +92,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".pdf")
 
 
 def episode_picture(store: Any, plan: EpisodePlan, title: str, most: int = 12) -> Image.Image:
-    """Draw one row per class, with up to `most` support and `most` query images and their true numbers."""
+    """Draw one row per class, with up to `most` support and `most` query images and the full counts."""
     sides = [(plan.support, plan.support_labels), (plan.query, plan.query_labels)]
     parts = [[rows[labels == c] for rows, labels in sides] for c in range(len(plan.classes))]
     columns = [max(min(most, len(own[side])) for own in parts) for side in (0, 1)]

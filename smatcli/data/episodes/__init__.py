@@ -1,4 +1,4 @@
-"""Sampling of episodes, and loading of their images."""
+"""Sample episodes and load their images."""
 
 from smatcli.moved import attribute_error
 

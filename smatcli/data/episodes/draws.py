@@ -1,6 +1,7 @@
-"""The draws of an episode: which classes, and how many support and query images of each.
+"""Random draws of an episode: its classes, and the number of support and query images of each.
 
-Only doubles of the episode's own generator are used, as many as its classes and images need: the cost does not grow with a dataset.
+Every draw uses only doubles of the episode's own generator, as many as its classes and images need: the cost does not depend on the size
+of the dataset.
 """
 
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from smatcli.data.episodes.protocol import LOG_WEIGHTS, num_query, support_per_c
 
 
 class Draw(NamedTuple):
-    """`chosen` positions in the pool and `shots` [C] int64, `queries` of each class; `group` drawn from, -1 for the whole split."""
+    """Classes of an episode: positions `chosen` in the pool and `shots`, both int64 [C]; `queries` per class; `group` (-1: whole split)."""
 
     chosen: np.ndarray
     shots: np.ndarray
@@ -22,30 +23,30 @@ class Draw(NamedTuple):
 
 
 def draw(rng: np.random.Generator, pool: Pool, config: EpisodeConfig) -> Draw:
-    """One episode's classes in the order of its labels, by the protocol of `config`."""
+    """Draw an episode's classes, in the order of its labels, by the protocol of `config`."""
     return _fixed(rng, pool, config) if config.kind == "fixed" else _variable(rng, pool, config)
 
 
 def integer(rng: np.random.Generator, low: int, high: int) -> int:
-    """Uniform on the integers [low, high]."""
+    """Draw an integer uniformly from [low, high]."""
     return low + int(rng.random() * (high - low + 1))
 
 
 def ordered_samples(rng: np.random.Generator, sizes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """For each i, `wanted[i]` different numbers below `sizes[i]` in random order, one after the other: the start of a Fisher-Yates shuffle.
+    """For each i, draw `wanted[i]` different numbers below `sizes[i]` in random order and concatenate them.
 
-    Only the touched positions are kept, so the cost does not grow with the size of a class.
+    Each draw is the start of a Fisher-Yates shuffle. Only swapped positions are stored, so the cost does not depend on the size of a class.
     """
     step = np.concatenate([np.arange(w) for w in wanted])
     target = step + (rng.random(len(step)) * (np.repeat(sizes, wanted) - step)).astype(np.int64)
-    picked: list[int] = []
-    moved: dict[int, int] = {}
+    drawn: list[int] = []
+    swapped: dict[int, int] = {}
     for position, other in zip(step.tolist(), target.tolist(), strict=True):
         if position == 0:
-            moved = {}
-        picked.append(moved.get(other, other))
-        moved[other] = moved.get(position, position)
-    return np.asarray(picked, np.int64)
+            swapped = {}
+        drawn.append(swapped.get(other, other))
+        swapped[other] = swapped.get(position, position)
+    return np.asarray(drawn, np.int64)
 
 
 def _sample(rng: np.random.Generator, size: int, wanted: int) -> np.ndarray:
@@ -61,7 +62,7 @@ def _fixed(rng: np.random.Generator, pool: Pool, config: EpisodeConfig) -> Draw:
 
 
 def _variable(rng: np.random.Generator, pool: Pool, config: EpisodeConfig) -> Draw:
-    chosen, group = _classes(rng, pool, config)
+    chosen, group = _draw_classes(rng, pool, config)
     counts = pool.counts[chosen]
     if config.balanced is not None:
         queries = num_query(counts, pool.queries, bounds(config.balanced))
@@ -74,10 +75,11 @@ def _variable(rng: np.random.Generator, pool: Pool, config: EpisodeConfig) -> Dr
     return Draw(chosen, shots, queries, group)
 
 
-def _classes(rng: np.random.Generator, pool: Pool, config: EpisodeConfig) -> tuple[np.ndarray, int]:
-    """Positions of the classes in the order of their labels, and the group that they are from.
+def _draw_classes(rng: np.random.Generator, pool: Pool, config: EpisodeConfig) -> tuple[np.ndarray, int]:
+    """Return the positions of the classes, in the order of their labels, and their group.
 
-    A graph's node gives all its classes, in their order, or `max_ways` of them; a superclass or the whole split a uniform number.
+    From a node of a graph, all classes are taken in order, or `max_ways` of them at random. From a superclass or the whole split, the
+    number of classes is uniform.
     """
     most = config.max_ways
     if not pool.groups or (config.ignore_hierarchy > 0 and rng.random() < config.ignore_hierarchy):

@@ -1,8 +1,8 @@
-"""Fixed episodes in a file: what was drawn once can be asked again anywhere, and its hash names the questions of a result.
+"""Fixed episodes in a file, to evaluate on the same episodes anywhere; a hash identifies the episodes of a result.
 
-The file (.npz: a ZIP of plain arrays with checksums, no pickle) holds `head` (JSON text as uint8: format, hash, and for each dataset its
-name, split, protocol, seed, content hash) and for dataset number d the int64 arrays `d/ways` [E], `d/classes`, `d/shots`, `d/queries`
-[sum of ways] and `d/rows`: episode by episode the support rows, class by class, then the query rows.
+The file (.npz: a ZIP of plain arrays with checksums, no pickle) contains `head` (JSON text as uint8: format, hash, and the name, split,
+protocol, seed and content hash of each dataset) and, for dataset number d, the int64 arrays `d/ways` [E], `d/classes`, `d/shots`,
+`d/queries` [sum of ways] and `d/rows`: for each episode the support rows, class by class, then the query rows.
 """
 
 import hashlib
@@ -24,15 +24,15 @@ from smatcli.safe.text import parse_json, refuse_special
 FORMAT = "smat-episodes-1"
 _ARRAYS = ("ways", "classes", "shots", "queries", "rows")
 _TEXTS = ("dataset", "split", "protocol", "content")
-_LARGEST = 8 * 2**30  # bytes of all arrays: 10 datasets of 600 episodes have 40 MB
-_RATIO, _FREE = 200, 2**26  # beyond so many bytes they may be so many times the file's
+_MAX_BYTES = 8 * 2**30  # of all arrays; 10 datasets of 600 episodes take 40 MB
+_MAX_RATIO, _FREE_BYTES = 200, 2**26  # largest ratio of unpacked to packed size, checked above so many unpacked bytes
 
 
 @dataclass(frozen=True, eq=False)
 class EpisodeList:
-    """Episodes 0, 1, ... of one dataset, in the arrays of the file format.
+    """Episodes 0, 1, ... of one dataset, as the arrays of the file format.
 
-    `protocol` is the tag that they were drawn by, without split; `content` the content hash of the store that the rows belong to.
+    `protocol` is the tag of the protocol without the split, `content` the content hash of the store that the rows refer to.
     """
 
     dataset: str
@@ -48,13 +48,13 @@ class EpisodeList:
 
     @classmethod
     def of(cls, plans: Iterable[EpisodePlan], dataset: str, split: str, protocol: str, seed: int, content: str) -> "EpisodeList":
-        """The list of `plans`, whose support and query rows stand class by class in the order of the labels."""
+        """Build the list from `plans`, whose support and query rows are sorted by label."""
         parts: dict[str, list[np.ndarray]] = {name: [] for name in _ARRAYS}
         for plan in plans:
             ways = len(plan.classes)
             columns = (np.array([ways]), plan.classes, np.bincount(plan.support_labels, minlength=ways))
-            both = np.concatenate([plan.support, plan.query])
-            for name, part in zip(_ARRAYS, (*columns, np.bincount(plan.query_labels, minlength=ways), both), strict=True):
+            rows = np.concatenate([plan.support, plan.query])
+            for name, part in zip(_ARRAYS, (*columns, np.bincount(plan.query_labels, minlength=ways), rows), strict=True):
                 parts[name].append(np.asarray(part, np.int64))
         arrays = {name: np.concatenate(columns) if columns else np.zeros(0, np.int64) for name, columns in parts.items()}
         return cls(dataset, split, protocol, seed, content, **arrays)
@@ -63,9 +63,9 @@ class EpisodeList:
         return len(self.ways)
 
     def plan(self, index: int | np.integer) -> EpisodePlan:
-        """Episode `index`."""
+        """Return episode `index`."""
         if not 0 <= index < len(self):
-            raise UserError(f"{self.dataset}: there is no episode {index} in the list; it has {len(self)}")
+            raise UserError(f"{self.dataset}: episode {index} does not exist; the list has {len(self)} episodes")
         first, last = int(self._class_ends[index]), int(self._class_ends[index + 1])
         shots, queries = self.shots[first:last], self.queries[first:last]
         labels, start, cut = np.arange(last - first), int(self._row_ends[index]), int(shots.sum())
@@ -85,23 +85,23 @@ class EpisodeList:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) of the questions: see `list_hash`."""
+        """SHA-256 (hex) of the episodes, see `list_hash`."""
         return list_hash(self.dataset, self.content, [plan_digest(self.plan(i)) for i in range(len(self))])
 
 
 def list_hash(dataset: str, content: str, digests: Sequence[np.uint64] | np.ndarray) -> str:
-    """SHA-256 (hex) of the dataset's name, its content hash, and the digests of its episodes in order: equal hash, equal questions."""
+    """SHA-256 (hex) of a dataset's name, its content hash and the digests of its episodes in order: equal hashes mean equal episodes."""
     head = json.dumps([dataset, content, len(digests)], separators=(",", ":"))
     return hashlib.sha256(head.encode() + b"\n" + np.asarray(digests, "<u8").tobytes()).hexdigest()
 
 
 def file_hash(lists: Mapping[str, EpisodeList]) -> str:
-    """SHA-256 (hex) of the hashes of all datasets, by name."""
+    """SHA-256 (hex) of the hashes of all datasets, sorted by name."""
     return hashlib.sha256(json.dumps([lists[name].hash for name in sorted(lists)]).encode()).hexdigest()
 
 
 def draw_list(sampler: EpisodeSampler, episodes: int) -> dict[str, EpisodeList]:
-    """The first `episodes` episodes of each of the sampler's datasets, the same as when it draws from that dataset alone."""
+    """Draw the first `episodes` episodes of each dataset of the sampler, the same as for a sampler of that dataset alone."""
     lists = {}
     for name in sampler.names:
         store, split = sampler.stores[name], sampler.split_of(name)
@@ -113,21 +113,21 @@ def draw_list(sampler: EpisodeSampler, episodes: int) -> dict[str, EpisodeList]:
 
 
 def write_list(path: str | Path, lists: Mapping[str, EpisodeList]) -> str:
-    """Write a file of fixed episodes, atomically; its hash."""
+    """Write a file of fixed episodes atomically and return its hash."""
     path = Path(path)
     if path.suffix != ".npz":
         raise UserError(f"{path}: give a file name that ends in .npz")
     heads = [{**{key: getattr(lists[n], key) for key in _TEXTS}, "seed": lists[n].seed} for n in sorted(lists)]
-    whole = file_hash(lists)
-    head = json.dumps({"format": FORMAT, "hash": whole, "datasets": heads})
+    total_hash = file_hash(lists)
+    head = json.dumps({"format": FORMAT, "hash": total_hash, "datasets": heads})
     arrays = {f"{d}/{key}": getattr(lists[name], key) for d, name in enumerate(sorted(lists)) for key in _ARRAYS}
     with atomic_path(path) as draft, draft.open("wb") as file:
         np.savez_compressed(file, head=np.frombuffer(head.encode(), np.uint8), **arrays)
-    return whole
+    return total_hash
 
 
 def read_list(path: str | Path) -> dict[str, EpisodeList]:
-    """The lists of a file by dataset; UserError for a file that is missing, damaged, changed, or none of fixed episodes."""
+    """Read the lists of a file, by dataset. Raises UserError if it is missing, damaged, modified, or not a list of episodes."""
     path = Path(path)
     try:
         refuse_special(path)
@@ -139,8 +139,8 @@ def read_list(path: str | Path) -> dict[str, EpisodeList]:
             raise UserError(f"{path}: is not a list of episodes; `smat data episodes NAME --out FILE.npz` writes one")
         with zipfile.ZipFile(path) as archive:
             size = sum(info.file_size for info in archive.infolist())
-        if size > _LARGEST or (size > _FREE and size > _RATIO * path.stat().st_size):
-            raise UserError(f"{path}: {size:,} bytes when unpacked, too large for a list of episodes")
+        if size > _MAX_BYTES or (size > _FREE_BYTES and size > _MAX_RATIO * path.stat().st_size):
+            raise UserError(f"{path}: unpacks to {size:,} bytes, too large for a list of episodes")
         with np.load(path, allow_pickle=False) as data:
             return _lists(path, data)
     except UserError:
@@ -156,7 +156,7 @@ def _lists(path: Path, data: Mapping[str, np.ndarray]) -> dict[str, EpisodeList]
         raise UserError(f"{path}: is not a list of episodes; `smat data episodes NAME --out FILE.npz` writes one")
     head = parse_json(np.asarray(data["head"], np.uint8).tobytes())
     if head["format"] != FORMAT:
-        raise UserError(f"{path}: format {str(head['format'])[:40]!r}, this smat reads {FORMAT}; update smat")
+        raise UserError(f"{path}: unknown format {str(head['format'])[:40]!r}, expected {FORMAT}; update smat")
     lists = {}
     for d, facts in enumerate(head["datasets"]):
         arrays = [np.asarray(data[f"{d}/{key}"]) for key in _ARRAYS]
@@ -165,21 +165,21 @@ def _lists(path: Path, data: Mapping[str, np.ndarray]) -> dict[str, EpisodeList]
         _check(path, episodes)
         lists[episodes.dataset] = episodes
     if file_hash(lists) != head["hash"]:
-        raise UserError(f"{path}: its episodes are not those that it was written with (the hash differs); write it again")
+        raise UserError(f"{path}: the episodes do not match the hash in the file; write it again")
     return lists
 
 
 def _check(path: Path, episodes: EpisodeList) -> None:
     arrays = [getattr(episodes, key) for key in _ARRAYS]
-    sound = all(a.dtype == np.int64 and a.ndim == 1 and bool((a >= 0).all()) for a in arrays)
-    sound = sound and all(bool((a > 0).all()) for a in (episodes.ways, episodes.shots, episodes.queries))
-    sound = sound and {len(a) for a in (episodes.classes, episodes.shots, episodes.queries)} == {int(episodes.ways.sum())}
-    if not sound or len(episodes.rows) != int((episodes.shots + episodes.queries).sum()):
-        raise UserError(f"{path}: the arrays of {episodes.dataset} do not fit together; write it again")
+    valid = all(a.dtype == np.int64 and a.ndim == 1 and bool((a >= 0).all()) for a in arrays)
+    valid = valid and all(bool((a > 0).all()) for a in (episodes.ways, episodes.shots, episodes.queries))
+    valid = valid and {len(a) for a in (episodes.classes, episodes.shots, episodes.queries)} == {int(episodes.ways.sum())}
+    if not valid or len(episodes.rows) != int((episodes.shots + episodes.queries).sum()):
+        raise UserError(f"{path}: the arrays of {episodes.dataset} are inconsistent; write it again")
 
 
 class ListSampler:
-    """The episodes of a list as a sampler of its one dataset, for `EpisodeLoader`; UserError when the store is not the list's."""
+    """Sampler of the episodes in a list, for `EpisodeLoader`. Raises UserError if the store does not match the list."""
 
     def __init__(self, store: Any, episodes: EpisodeList) -> None:
         self.stores, self.split, self.seed = {episodes.dataset: store}, episodes.split, episodes.seed
@@ -189,23 +189,23 @@ class ListSampler:
         images, classes = int(store.class_offsets[-1]), len(store.counts)
         if content != episodes.content:
             raise UserError(
-                f"{episodes.dataset}: the list of episodes was drawn from other content (sha256 {episodes.content[:12]}, the store is "
-                f"{content[:12]}); draw it again, or use the store that it was drawn from"
+                f"{episodes.dataset}: the list of episodes was drawn from a store with other content (sha256 {episodes.content[:12]}, "
+                f"this store has {content[:12]}); draw it again, or use the original store"
             )
         if (episodes.rows >= images).any() or (episodes.classes >= classes).any():
-            raise UserError(f"{episodes.dataset}: the list of episodes names images or classes that the store has not; draw it again")
+            raise UserError(f"{episodes.dataset}: the list of episodes has images or classes that are not in the store; draw it again")
 
     def plan(self, index: int | np.integer) -> EpisodePlan:
-        """Episode `index` of the list."""
+        """Return episode `index` of the list."""
         return self.episodes.plan(index)
 
     def split_of(self, dataset: str) -> str:
-        """The split that the list was drawn from."""
+        """Return the split that the list was drawn from."""
         return self.split
 
 
 def choose(lists: Mapping[str, EpisodeList], name: str, where: str | Path) -> EpisodeList:
-    """The list of dataset `name`; UserError with the nearest name when the file has none."""
+    """Return the list of dataset `name`. Raises UserError, with the nearest name, if it does not exist."""
     if name not in lists:
-        raise UserError(f"{where}: no episodes of {name}{nearest(name, list(lists))} (there: {', '.join(list(lists)[:20])})")
+        raise UserError(f"{where}: no episodes of {name}{nearest(name, list(lists))} (available: {', '.join(list(lists)[:20])})")
     return lists[name]

@@ -1,4 +1,4 @@
-"""Loaders of episodes and pre-training batches: threads copy uint8 rows from the stores, the device normalises and augments them."""
+"""Loaders of episodes and pre-training batches: threads read uint8 images from the stores, the device normalises and augments them."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +21,7 @@ from smatcli.seams import Episode, Support
 
 
 def gather(images: np.ndarray | EncodedImages, rows: np.ndarray, out: np.ndarray, places: np.ndarray | None = None) -> None:
-    """Copy out[places[i]] = images[rows[i]] (uint8 [N, H, W, 3]; places None: i), reading in the order of the file."""
+    """Copy out[places[i]] = images[rows[i]] (uint8 [N, H, W, 3]; places None: i), reading in file order."""
     order = np.argsort(rows, kind="stable")
     where = order if places is None else places[order]
     if isinstance(images, EncodedImages) or (isinstance(images, MappedImages) and images.rows is not None):
@@ -44,9 +44,9 @@ class _RawEpisode(NamedTuple):
 class EpisodeLoader:
     """Iterate over the episodes `indices` of `sampler` (may be endless), in order; `workers` and `prefetch` do not change the result.
 
-    On a GPU the next episode is copied and augmented on a separate stream during the computation on the current one.
-    Images are normalised float32 [.., 3, image_size, image_size] on `device` (image_size None: the store's size). With `augment` they
-    are augmented, with noise that depends only on (seed, split, dataset, index). Errors name the episode.
+    On a GPU, the next episode is copied and augmented on a separate stream while the current one is processed.
+    Images are normalised float32 [.., 3, image_size, image_size] on `device` (image_size None: the store's size). With `augment`, they
+    are augmented with noise that depends only on (seed, split, dataset, index). Error messages name the episode.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ def on_stream(
 
 
 class LoadingOptions(TypedDict, total=False):
-    """Where batches are loaded to, and how."""
+    """Options of a loader: target device and prefetching."""
 
     device: torch.device | str  # default cpu
     prefetch: int  # batches, default 4
@@ -156,9 +156,9 @@ class LoadingOptions(TypedDict, total=False):
 class BatchLoader:
     """Batches of images for pre-training: `.epoch(k)` yields (images uint8 [B, H, W, 3], labels int64 [B]), shuffled by (seed, k).
 
-    `images[i]` is the array of a store [N_i, H, W, 3] (or the store), `rows[i]` the rows to use, `labels[i]` their labels.
-    Stores of different sizes need `image_size`; other sizes are resized to it (antialiased). With `shuffle`, an incomplete last batch
-    is dropped (unless it is the only one); without it, every image is used once, in the given order.
+    `images[i]` is a store or its array [N_i, H, W, 3], `rows[i]` the rows to use, `labels[i]` their labels.
+    Stores with different image sizes need `image_size`; their images are resized to it (antialiased). With `shuffle`, an incomplete last
+    batch is dropped unless it is the only one; without it, every image is used once, in the given order.
     """
 
     def __init__(
@@ -217,14 +217,14 @@ class BatchLoader:
         batch = torch.empty((len(chosen), size, size, 3), dtype=torch.uint8, pin_memory=pinned)
         labels = torch.from_numpy(self.labels[chosen])
         for i in np.unique(self.source[chosen]):
-            mine = np.flatnonzero(self.source[chosen] == i)
-            images, rows = self.images[i], self.rows[chosen[mine]]
+            places = np.flatnonzero(self.source[chosen] == i)
+            images, rows = self.images[i], self.rows[chosen[places]]
             if images.shape[1] == size:
-                gather(images, rows, batch.numpy(), mine)
+                gather(images, rows, batch.numpy(), places)
                 continue
-            raw = _buffer(len(mine), images, pinned=False)
+            raw = _buffer(len(places), images, pinned=False)
             gather(images, rows, raw.numpy())
-            batch[torch.from_numpy(mine)] = resize(raw.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
+            batch[torch.from_numpy(places)] = resize(raw.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
         return batch, labels.pin_memory() if pinned else labels
 
 
@@ -235,7 +235,7 @@ Result = TypeVar("Result")
 def prefetched(work: Callable[[Item], Result], items: Iterable[Item], workers: int = 1, ahead: int = 4) -> Iterator[Result]:
     """Yield `work(item)` for each item in order, computed up to `ahead` items early; `items` may be endless.
 
-    An exception of `work` is raised when its item is due. If the loop is left early, running items are awaited and the threads end.
+    An exception in `work` is raised when its item is due. Closing the generator early waits for running items and ends the threads.
     With `ahead` 0, `work` runs in the caller's thread.
     """
     if ahead < 1:

@@ -1,4 +1,4 @@
-"""What episodes of one dataset are drawn from: the classes that are left, and the groups of them that an ontology offers."""
+"""Pool that the episodes of one dataset are drawn from: its usable classes, and their groups in an ontology."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +13,7 @@ from smatcli.errors import UserError
 
 @dataclass(frozen=True)
 class ClassGroup:
-    """Classes of a superclass or a graph's node: `members` are positions in the pool [n], dag: in the order of wn_id."""
+    """Classes of a superclass or of a graph node: `members` [n] are positions in the pool (graph: in the order of wn_id)."""
 
     name: str
     words: str
@@ -22,7 +22,7 @@ class ClassGroup:
 
 @dataclass(frozen=True)
 class Pool:
-    """Usable `classes`, their image `counts`, first rows `offsets` [n]; `queries` per class (or the maximum); `groups` of `kind`."""
+    """Usable `classes`, their image `counts` and first rows `offsets` [n]; (maximum) `queries` per class; `groups` of ontology `kind`."""
 
     dataset: str
     split: str
@@ -36,37 +36,37 @@ class Pool:
 
 
 def bounds(value: int | tuple[int, int]) -> tuple[int, int]:
-    """A number or a pair as (lowest, highest)."""
+    """Return a number or a pair as (lowest, highest)."""
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def _asked(config: EpisodeConfig) -> tuple[int, int, int]:
-    """Ways and shots that every pool must offer, and the query images per class that determine which classes are too small."""
+def _required(config: EpisodeConfig) -> tuple[int, int, int]:
+    """Return the ways and shots that every pool must support, and the queries per class that a class must have images for."""
     if config.kind == "fixed":
         return bounds(config.ways)[1], bounds(config.shots)[1], 1 if config.queries == "auto" else config.queries
     return config.min_ways, 1 if config.balanced is None else bounds(config.balanced)[1], 1
 
 
 def make_pool(store: Any, dataset: str, split: str, config: EpisodeConfig) -> Pool:
-    """Classes of the split that can be used, and how many queries; UserError with the numbers when an episode is impossible.
+    """Return the usable classes of the split and the number of queries. Raises UserError if no episode is possible.
 
     Classes with fewer than `min_images` images, or too few for any episode, are dropped; fixed episodes drop classes with
-    fewer than shots + queries images. Where too few would remain, the queries are lowered for this dataset, to the most that keeps the
-    ways asked and at least half of its classes; `notes` says both.
+    fewer than shots + queries images. If too few classes would remain, the number of queries is lowered for this dataset, to the largest
+    that keeps the requested ways and at least half of the classes. Both are reported in `notes`.
     """
     classes = np.asarray(store.classes(split), np.int64)
     counts = np.asarray(store.counts, np.int64)[classes]
     offsets = np.asarray(store.class_offsets, np.int64)[classes]
     if not len(classes):
         raise UserError(f"{dataset}: no classes in split {split!r}; choose another split or prepare the dataset with one")
-    ways, shots, queries = _asked(config)
+    ways, shots, queries = _required(config)
     usable = np.sort(counts[counts >= max(shots + 1, config.min_images)])[::-1]
     if len(usable) < ways:
-        raise UserError(f"{dataset}: {_too_few(config, counts, len(usable), split)}; ask for fewer ways or shots, or another split")
+        raise UserError(f"{dataset}: {_too_few(config, counts, len(usable), split)}; choose fewer ways or shots, or another split")
     notes = []
     if (counts >= max(shots + queries, config.min_images)).sum() < ways:
-        asked, queries = queries, int(usable[max(ways, -(-len(usable) // 2)) - 1]) - shots
-        notes.append(f"{dataset}: {queries} queries per class (asked {asked}: {_few(counts, shots + asked, split)})")
+        requested, queries = queries, int(usable[max(ways, -(-len(usable) // 2)) - 1]) - shots
+        notes.append(f"{dataset}: {queries} queries per class ({requested} requested: {_few(counts, shots + requested, split)})")
     least = max(shots + queries, config.min_images)
     keep = counts >= least
     if not keep.all():
@@ -80,11 +80,14 @@ def make_pool(store: Any, dataset: str, split: str, config: EpisodeConfig) -> Po
 
 
 def _too_few(config: EpisodeConfig, counts: np.ndarray, usable: int, split: str) -> str:
-    ways, shots, queries = _asked(config)
-    asked = f"{ways} ways of {shots} + {queries} images" if config.kind == "fixed" else f"at least {ways} ways of {shots + 1} images"
+    ways, shots, queries = _required(config)
+    requested = f"{ways} ways of {shots} + {queries} images" if config.kind == "fixed" else f"at least {ways} ways of {shots + 1} images"
     least = max(shots + 1, config.min_images)
-    needed = f"the {least} images needed at least" if least == shots + 1 else f"the {least} images of min_images"
-    return f"{asked} asked, but split {split!r} has {len(counts)} classes, {usable} of them with {needed} (the smallest has {counts.min()})"
+    needed = f"at least {least} images" if least == shots + 1 else f"min_images={least} or more"
+    return (
+        f"{requested} requested, but split {split!r} has {len(counts)} classes, {usable} of them with {needed} "
+        f"(the smallest has {counts.min()})"
+    )
 
 
 def _few(counts: np.ndarray, needed: int, split: str) -> str:
@@ -95,18 +98,18 @@ def _few(counts: np.ndarray, needed: int, split: str) -> str:
 
 
 def _checked(pool: Pool, config: EpisodeConfig) -> Pool:
-    """The pool; UserError when an uneven support set could not hold one image of each class."""
+    """Return the pool. Raises UserError if a support set with variable shots could be too small for one image of each class."""
     most = min(config.max_ways, len(pool.classes))
     if config.balanced is None and most > config.max_support:
         raise UserError(
-            f"{pool.dataset}: episode.max_support is {config.max_support}, fewer images than the {most} classes that an episode may have; "
+            f"{pool.dataset}: episode.max_support is {config.max_support}, but an episode may have {most} classes; "
             "raise it, or lower episode.max_ways"
         )
     return pool
 
 
 def _with_groups(pool: Pool, store: Any, config: EpisodeConfig) -> Pool:
-    """The pool with the groups of the store's ontology that episodes may be drawn from, where the protocol honours it."""
+    """Return the pool with the groups of the store's ontology that episodes may be drawn from, if the protocol uses the ontology."""
     ontology: Ontology | None = getattr(store, "ontology", None)
     if config.kind != "meta-dataset" or ontology is None or config.ontology not in ("both", ontology.kind):
         return pool
@@ -114,7 +117,7 @@ def _with_groups(pool: Pool, store: Any, config: EpisodeConfig) -> Pool:
     position = np.full(len(store.counts), -1, np.int64)
     position[pool.classes] = np.arange(len(pool.classes))
     groups = [_group(node, position) for nodes in nodes_by_split.values() for node in nodes]
-    choose = _superclasses if ontology.kind == "bilevel" else _eligible
+    choose = _superclasses if ontology.kind == "bilevel" else _eligible_nodes
     return replace(pool, kind=ontology.kind, groups=choose(groups, pool, config))
 
 
@@ -130,13 +133,13 @@ def _superclasses(groups: list[ClassGroup], pool: Pool, config: EpisodeConfig) -
         raise UserError(f"{where}: episode.min_images cannot be combined with superclasses; set it to 0, or episode.ontology to none")
     small = [g for g in groups if len(g.members) < config.min_ways]
     if small or not groups:
-        what = f"the superclass {small[0].name} has {len(small[0].members)} classes" if small else "there is no superclass"
-        raise UserError(f"{where}: {what}, an episode needs {config.min_ways}; lower episode.min_ways, or set episode.ontology to none")
+        problem = f"the superclass {small[0].name} has {len(small[0].members)} classes" if small else "there is no superclass"
+        raise UserError(f"{where}: {problem}, an episode needs {config.min_ways}; lower episode.min_ways, or set episode.ontology to none")
     return tuple(groups)
 
 
-def _eligible(groups: list[ClassGroup], pool: Pool, config: EpisodeConfig) -> tuple[ClassGroup, ...]:
-    """Nodes that span enough classes and not too many; two nodes with the same classes are two."""
+def _eligible_nodes(groups: list[ClassGroup], pool: Pool, config: EpisodeConfig) -> tuple[ClassGroup, ...]:
+    """Return the nodes that span enough classes, but not too many. Nodes with equal classes stay separate."""
     eligible = tuple(g for g in groups if config.min_ways <= len(g.members) <= MAX_SPAN)
     if not eligible:
         raise UserError(

@@ -1,7 +1,7 @@
 """Sampler of episodes: fixed N-way K-shot, Meta-Dataset's variable way and shot, and its official protocol with ontologies.
 
-Episodes are counted, not drawn: episode `index` of (seed, split, dataset) has its own Philox generator, keyed by SHA-256 of these four, and
-uses only its doubles in [0, 1), so that neither the number of workers nor another numpy changes what it holds.
+Random numbers are counter-based: episode `index` of (seed, split, dataset) has its own Philox generator, keyed by SHA-256 of these four.
+It uses only doubles in [0, 1), so an episode depends neither on the number of workers nor on the version of numpy.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class EpisodePlan:
-    """Rows of an episode in its store's images, class by class in the order of the labels. Everything is int64."""
+    """Rows of an episode in its store's images, sorted by label. All arrays are int64."""
 
     dataset: str
     index: int
@@ -47,9 +47,9 @@ class EpisodePlan:
 
 @dataclass(frozen=True)
 class Description:
-    """An episode without its images: int64 `classes` of the store in the order of their labels, `shots` [C], `queries` of each class.
+    """An episode without its images: `classes` of the store in the order of their labels and `shots`, both int64 [C]; `queries` per class.
 
-    `group` is the superclass or the graph's node (wn_id) that the classes were drawn from, None for the whole split.
+    `group` is the superclass or the graph node (wn_id) that the classes were drawn from, None for the whole split.
     """
 
     dataset: str
@@ -61,7 +61,7 @@ class Description:
 
 
 def plan_digest(plan: EpisodePlan) -> np.uint64:
-    """64-bit hash of what an episode asks: its classes, and the rows and labels of support and query."""
+    """64-bit hash of an episode: its classes, and the rows and labels of support and query."""
     digest = hashlib.sha256()
     for part in (plan.classes, plan.support, plan.support_labels, plan.query, plan.query_labels):
         digest.update(len(part).to_bytes(8, "little") + np.ascontiguousarray(part, "<i8").tobytes())
@@ -70,7 +70,7 @@ def plan_digest(plan: EpisodePlan) -> np.uint64:
 
 _OFFICIAL = ("ontology", "ignore_hierarchy")
 _UNEVEN = ("max_support", "max_support_per_class")
-_UNREAD = {
+_IGNORED = {
     "fixed": ("min_ways", "max_ways", *_UNEVEN, "balanced", *_OFFICIAL, "file"),
     "variable": ("ways", "shots", *_OFFICIAL, "file"),
     "meta-dataset": ("ways", "shots", "file"),
@@ -78,27 +78,27 @@ _UNREAD = {
 
 
 def _check_config(config: EpisodeConfig) -> list[str]:
-    """Refuses ranges that hold nothing; returns notes on settings that this kind of episode does not read."""
+    """Return notes on settings that this kind of episode ignores. Raises UserError for an empty range."""
     if config.kind == "list":
         raise UserError("episode.kind=list: a fixed list of episodes is for smat eval; choose fixed, variable or meta-dataset here")
     for name in ("ways", "shots", *(["balanced"] if config.balanced is not None else [])):
         low, high = bounds(getattr(config, name))
         if low < 1 or low > high:
-            raise UserError(f"episode.{name}: [{low}, {high}] is not a range of whole numbers from 1; the smaller number comes first")
+            raise UserError(f"episode.{name}: [{low}, {high}] is not a valid range; give two whole numbers from 1, the smaller one first")
     if config.min_ways > config.max_ways:
-        raise UserError(f"episode.min_ways is {config.min_ways}, above episode.max_ways {config.max_ways}; lower one or raise the other")
-    unread = _UNREAD[config.kind] + (_UNEVEN if config.balanced is not None else ())
+        raise UserError(f"episode.min_ways={config.min_ways} is above episode.max_ways={config.max_ways}; lower one or raise the other")
+    ignored = _IGNORED[config.kind] + (_UNEVEN if config.balanced is not None else ())
     default = EpisodeConfig()
-    changed = [f"{name}={getattr(config, name)}" for name in dict.fromkeys(unread) if getattr(config, name) != getattr(default, name)]
+    changed = [f"{name}={getattr(config, name)}" for name in dict.fromkeys(ignored) if getattr(config, name) != getattr(default, name)]
     balanced = "" if config.balanced is None or config.kind == "fixed" else " with balanced shots"
     return [f"episode.kind={config.kind}{balanced} does not use {', '.join(changed)}"] if changed else []
 
 
 class EpisodeSampler:
-    """Plans episodes: `plan(index)` is a pure function of (seed, split, dataset, index), with the dataset uniform over `stores`.
+    """Sampler of episodes: `plan(index)` is a pure function of (seed, split, dataset, index), with the dataset uniform over `stores`.
 
-    `split_of` gives single datasets another split than `split`. `notes` lists changes and dropped classes, for the user.
-    Raises UserError at construction when a dataset cannot give the episodes asked for.
+    `split_of` overrides `split` for single datasets. `notes` are messages for the user, such as dropped classes.
+    Raises UserError at construction if a dataset cannot provide the requested episodes.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class EpisodeSampler:
         self.check()
 
     def check(self) -> None:
-        """Builds every dataset's pool; UserError that names all datasets which cannot give an episode."""
+        """Build the pool of every dataset. Raises UserError that lists all datasets without a possible episode."""
         if not self.names:
             raise UserError("no dataset to draw episodes from; name at least one")
         notes, problems = _check_config(self.config), []
@@ -132,29 +132,28 @@ class EpisodeSampler:
         self.notes = notes
 
     def split_of(self, dataset: str) -> str:
-        """The split that a dataset's classes come from."""
+        """Return the split of a dataset's classes."""
         return self._splits.get(dataset, self.split)
 
     def dataset(self, index: int | np.integer) -> str:
-        """The dataset of episode `index`, uniform over the names, whatever their sizes or order."""
+        """Return the dataset of episode `index`, uniform over the names, regardless of the sizes and order of the datasets."""
         if len(self.names) == 1:
             return self.names[0]
         rng = counted_rng("dataset", self.seed, self.split, int(index), self.names)
         return self.names[int(rng.random() * len(self.names))]
 
     def describe(self, index: int | np.integer) -> Description:
-        """Classes and numbers of images of episode `index`, the same as in its plan."""
+        """Return the classes and numbers of images of episode `index`, the same as in its plan."""
         name = self.dataset(index)
         pool = self.pools[name]
-        made = draw(self._rng(pool, index), pool, self.config)
-        group = None if made.group < 0 else pool.groups[made.group].name
-        return Description(name, int(index), pool.classes[made.chosen], made.shots, made.queries, group)
+        chosen, shots, queries, group = draw(self._rng(pool, index), pool, self.config)
+        return Description(name, int(index), pool.classes[chosen], shots, queries, None if group < 0 else pool.groups[group].name)
 
     def _rng(self, pool: Pool, index: int | np.integer) -> np.random.Generator:
         return counted_rng("episode", self.seed, pool.split, pool.dataset, int(index))
 
     def plan(self, index: int | np.integer) -> EpisodePlan:
-        """Episode `index`; the images of a class are uniform without replacement, the first ones support."""
+        """Return episode `index`. Images of a class are drawn uniformly without replacement; the first ones are support images."""
         name = self.dataset(index)
         pool = self.pools[name]
         rng = self._rng(pool, index)
@@ -163,16 +162,16 @@ class EpisodeSampler:
         images = ordered_samples(rng, pool.counts[chosen], total)
         labels = np.arange(len(chosen))
         rows = np.repeat(pool.offsets[chosen], total) + images
-        of_class = np.repeat(labels, total)
-        in_support = np.arange(len(rows)) - np.repeat(np.cumsum(total) - total, total) < shots[of_class]
+        row_labels = np.repeat(labels, total)
+        in_support = np.arange(len(rows)) - np.repeat(np.cumsum(total) - total, total) < shots[row_labels]
         return EpisodePlan(
             dataset=name,
             index=int(index),
             classes=pool.classes[chosen],
             support=rows[in_support],
-            support_labels=of_class[in_support],
+            support_labels=row_labels[in_support],
             query=rows[~in_support],
-            query_labels=of_class[~in_support],
+            query_labels=row_labels[~in_support],
         )
 
 
@@ -182,9 +181,9 @@ def _text(value: int | tuple[int, int]) -> str:
 
 
 def protocol_tag(config: EpisodeConfig, split: str) -> str:
-    """Name of the protocol, fit for a folder: "5w5s10q-test", "variable-test", "meta-dataset-test", "md-oneshot-all".
+    """Name of the protocol, usable as a folder name: "5w5s10q-test", "variable-test", "meta-dataset-test", "md-oneshot-all".
 
-    Numbers that are not Meta-Dataset's follow the name: "variable5-20w10q500s100c-test", "meta-dataset-1-10s-min20-test".
+    Numbers that differ from Meta-Dataset's follow the name: "variable5-20w10q500s100c-test", "meta-dataset-1-10s-min20-test".
     """
     least = f"-min{config.min_images}" if config.min_images else ""
     if config.kind == "fixed":

@@ -170,7 +170,7 @@ def test_an_empty_split_or_no_dataset_is_refused():
 
 
 def test_variable_needs_min_ways_classes_of_two_images():
-    with pytest.raises(UserError, match=r"at least 5 ways of 2 images asked.*8 classes, 4 of them"):
+    with pytest.raises(UserError, match=r"at least 5 ways of 2 images requested.*8 classes, 4 of them"):
         sampler([20] * 4 + [1] * 4, kind="variable")
     made = sampler([20] * 6 + [1] * 4, kind="variable")
     assert made.notes == ["toy: 4 of 10 classes of split 'all' skipped: fewer than 2 images"]
@@ -192,7 +192,7 @@ def test_small_classes_are_left_out_and_noted():
 def test_queries_are_lowered_only_where_a_dataset_is_too_small_and_never_silently():
     stores = {"pets": FakeStore([10] * 37, images=False), "big": FakeStore([100] * 10, images=False)}
     made = EpisodeSampler(stores, "all", EpisodeConfig(), 0)
-    assert made.notes == ["pets: 5 queries per class (asked 10: its classes have 10 images)"]
+    assert made.notes == ["pets: 5 queries per class (10 requested: its classes have 10 images)"]
     assert made.pools["pets"].queries == 5
     assert made.pools["big"].queries == 10
 
