@@ -115,7 +115,7 @@ def test_same_again_is_kept_and_another_is_refused(tmp_path: Path) -> None:
         ({"seed": -1}, "seed is -1"),
         ({"size": 4}, "size is 4"),
         ({"per_class": 0}, "per_class is 0"),
-        ({"classes": 91, "domains": ["numbers"]}, "has 90 classes, 91 were asked for"),
+        ({"classes": 91, "domains": ["numbers"]}, "has 90 classes, 91 were requested"),
     ],
 )
 def test_bad_requests(settings: dict[str, Any], message: str, tmp_path: Path) -> None:

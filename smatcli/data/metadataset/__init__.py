@@ -1,1 +1,1 @@
-"""Meta-Dataset's records, specifications and class graphs, without TensorFlow."""
+"""Read Meta-Dataset's records, specifications and class graphs without TensorFlow."""

@@ -1,4 +1,4 @@
-"""The graphs in a DAG specification: nodes by id, and the leaves that each of them reaches."""
+"""Graphs of a DAG specification: nodes by id, and the leaves below each node."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Graph = dict[str, GraphNode]
 
 
 def split_graphs(raw: Mapping[str, Any], fail: Fail) -> dict[str, Graph]:
-    """Split -> graph (wn_id -> node) of the decoded `split_subgraphs`; `fail` is called with what is wrong."""
+    """Return the graph (wn_id -> node) of each split in the decoded `split_subgraphs`; `fail` is called with the reason of an error."""
     graphs: dict[str, Graph] = {}
     seen: dict[str, str] = {}
     for split, listed in raw.items():
@@ -41,7 +41,7 @@ def split_graphs(raw: Mapping[str, Any], fail: Fail) -> dict[str, Graph]:
 
 
 def leaf_classes(graph: Graph, fail: Fail) -> dict[str, frozenset[str]]:
-    """Node -> the distinct leaves below it (itself for a leaf); `fail` is called for a circle."""
+    """Return the distinct leaves below each node (the node itself for a leaf); `fail` is called for a cycle."""
     below: dict[str, frozenset[str]] = {}
     for root in graph:
         path = {root: iter(graph[root].children)} if root not in below else {}
@@ -53,7 +53,7 @@ def leaf_classes(graph: Graph, fail: Fail) -> dict[str, frozenset[str]]:
                 below[name] = frozenset().union(*(below[c] for c in own)) if own else frozenset([name])
                 del path[name]
             elif child in path:
-                fail(f"split_subgraphs: the node {child!r} is below itself")
+                fail(f"split_subgraphs: the node {child!r} is its own descendant")
             elif child not in below:
                 path[child] = iter(graph[child].children)
     return below

@@ -1,7 +1,7 @@
-"""Meta-Dataset's `dataset_spec.json` (Triantafillou et al., ICLR 2020): classes, splits, image counts and ontology, every claim checked.
+"""Read and validate Meta-Dataset's `dataset_spec.json` (Triantafillou et al., ICLR 2020): classes, splits, image counts and ontology.
 
-Three kinds: flat, bilevel (Omniglot: superclasses of classes) and DAG (ImageNet: a graph of WordNet nodes for each split). Class ids are
-absolute, from 0 without a gap, those of TRAIN before those of VALID before those of TEST.
+There are three kinds: flat, bilevel (Omniglot: superclasses of classes) and DAG (ImageNet: a graph of WordNet nodes per split). Class ids
+are consecutive from 0 over all splits: first TRAIN, then VALID, then TEST.
 """
 
 import json
@@ -25,7 +25,7 @@ _NAMES = {split.upper(): split for split in SPLITS}
 
 @dataclass(frozen=True)
 class SpecClass:
-    """A class: its name, its split ('train', 'valid', 'test') and its number of images. Its id is its place in `Spec.classes`."""
+    """A class: its name, split ('train', 'valid', 'test') and number of images. Its id is its position in `Spec.classes`."""
 
     name: str
     split: str
@@ -34,7 +34,7 @@ class SpecClass:
 
 @dataclass(frozen=True)
 class Spec:
-    """A dataset's specification. `pattern` is the name of a class's file with "{}" for its id; `kind` 'flat', 'bilevel' or 'dag'."""
+    """Specification of a dataset. `pattern` is the file name of a class with "{}" for its id; `kind` is 'flat', 'bilevel' or 'dag'."""
 
     name: str
     kind: str
@@ -43,14 +43,14 @@ class Spec:
     pattern: str
 
     def file(self, class_id: int, suffix: str | None = None) -> str:
-        """Name of the class's file, with another `suffix` if given (".h5")."""
+        """File name of a class, optionally with another `suffix` (".h5")."""
         return f"{class_id}{suffix}" if suffix else self.pattern.replace("{}", str(class_id))
 
 
 def read_spec(path: str | Path) -> Spec:
-    """The specification in a folder or file.
+    """Read the specification in a folder or file.
 
-    Raises UserError, with the file and the byte or key, for one that is missing, no JSON, or contradicts itself.
+    Raises UserError, with the file and the byte or key, if it is missing, not JSON, or inconsistent.
     """
     path = Path(path)
     if path.is_dir():
@@ -59,7 +59,7 @@ def read_spec(path: str | Path) -> Spec:
 
 
 def parse_spec(raw: Any, where: str) -> Spec:
-    """The specification in decoded JSON; `where` (the file) begins every UserError."""
+    """Parse the specification from decoded JSON; every UserError starts with `where` (the file)."""
     reader = _SpecReader(where)
     raw = reader.mapping(raw, "the specification")
     kind = _KINDS.get(given := str(raw.get("__class__")))
@@ -135,7 +135,7 @@ def _dag(reader: "_SpecReader", raw: Mapping[str, Any], names: list[str]) -> _Pa
 
 
 class _SpecReader:
-    """Typed access to the parts of a specification; what is wrong is said with the file and the key."""
+    """Typed access to the parts of a specification; errors name the file and the key."""
 
     def __init__(self, where: str):
         self.where = where
@@ -155,15 +155,15 @@ class _SpecReader:
 
     def count(self, value: Any, where: str) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**40:
-            self.fail(f"{where} is {str(value)[:40]!r}, expected a number of 0 or more")
+            self.fail(f"{where} is {str(value)[:40]!r}, expected a whole number of 0 or more")
         return value
 
     def pattern(self, value: Any) -> str:
         text = self.text(value, "file_pattern")
         if text.count("{}") != 1:
-            self.fail(f'file_pattern {text!r}: only patterns with one {{}}, the class id, can be read ("{{}}.tfrecords")')
+            self.fail(f'file_pattern {text!r}: must have exactly one {{}}, for the class id ("{{}}.tfrecords")')
         if "/" in text or "\\" in text or text.startswith("."):
-            self.fail(f"file_pattern {text!r}: refused, it leads out of the dataset's folder or to hidden files")
+            self.fail(f"file_pattern {text!r}: refused, it points outside the dataset's folder or to hidden files")
         return text
 
     def part(self, raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -172,7 +172,7 @@ class _SpecReader:
         return self.mapping(raw[key], key)
 
     def keyed_by_split(self, raw: Mapping[str, Any], key: str) -> dict[str, Any]:
-        """Split ('train', 'valid', 'test', in this order) -> value."""
+        """Return a mapping from split ('train', 'valid', 'test', in this order) to value."""
         part = self.part(raw, key)
         if sorted(part) != sorted(_NAMES):
             self.fail(f"{key} has {', '.join(sorted(part)) or 'no key'}, expected {', '.join(_NAMES)}")
@@ -182,13 +182,13 @@ class _SpecReader:
         return {split: self.count(value, f"{key}, {split.upper()}") for split, value in self.keyed_by_split(raw, key).items()}
 
     def by_id(self, raw: Mapping[str, Any], key: str, expected: int) -> list[int]:
-        """The counts of ids "0", "1", ..., `expected` of them."""
+        """Return the counts of the ids "0", "1", ..., `expected` of them."""
         part = self.part(raw, key)
         self.agree(key, len(part), "class_names" if key == "images_per_class" else "superclass_names", expected, "entries")
         return [self.count(self._of(part, key, i), f"{key}, {i}") for i in range(expected)]
 
     def names(self, raw: Mapping[str, Any], key: str) -> list[str]:
-        """The names of ids "0", "1", ...; no name occurs twice."""
+        """Return the names of the ids "0", "1", ...; they must be unique."""
         part = self.part(raw, key)
         names = [self.text(self._of(part, key, i), f"{key}, {i}") for i in range(len(part))]
         first: dict[str, int] = {}
@@ -203,7 +203,7 @@ class _SpecReader:
 
     def _of(self, part: Mapping[str, Any], key: str, i: int) -> Any:
         if str(i) not in part:
-            self.fail(f"{key} has {len(part)} entries, but none for {i}; ids run from 0 without a gap")
+            self.fail(f"{key} has {len(part)} entries, but none for {i}; ids must be consecutive from 0")
         return part[str(i)]
 
 
@@ -216,7 +216,7 @@ def _load(path: Path) -> Any:
     refuse_special(path)
     try:
         if path.stat().st_size > MAX_SPEC_BYTES:
-            raise UserError(f"{path}: larger than {MAX_SPEC_BYTES:,} bytes, no specification")
+            raise UserError(f"{path}: larger than {MAX_SPEC_BYTES:,} bytes, not a specification")
         data = path.read_bytes()
     except FileNotFoundError:
         raise UserError(_missing(path)) from None
@@ -230,11 +230,11 @@ def _load(path: Path) -> Any:
         raise UserError(f"{path}, byte {error.start}: not UTF-8; expected JSON") from None
     except json.JSONDecodeError as error:
         at = len(data.decode("utf-8")[: error.pos].encode())
-        raise UserError(f"{path}, byte {at} (line {error.lineno}): no JSON ({error.msg})") from None
-    except _TwiceError as error:
+        raise UserError(f"{path}, byte {at} (line {error.lineno}): not JSON ({error.msg})") from None
+    except _DuplicateKeyError as error:
         raise UserError(f"{path}: the key {str(error)!r} occurs twice in one object") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: no JSON that can be read ({str(error)[:80]})") from None
+        raise UserError(f"{path}: cannot be parsed as JSON ({str(error)[:80]})") from None
 
 
 def _missing(path: Path) -> str:
@@ -242,13 +242,13 @@ def _missing(path: Path) -> str:
         return f"{path.parent}: folder does not exist"
     if path.with_suffix(".pkl").exists():
         return (
-            f"{path}: missing; {path.with_suffix('.pkl').name} is there, but pickled files can run code and are not read: "
-            "get the JSON form, which the official conversion writes too"
+            f"{path}: does not exist; {path.with_suffix('.pkl').name} exists, but pickled files can run code and are not read: "
+            "get the JSON file, which the official conversion writes too"
         )
-    return f"{path}: missing; expected a folder that Meta-Dataset's conversion wrote"
+    return f"{path}: does not exist; expected a folder written by Meta-Dataset's conversion"
 
 
-class _TwiceError(Exception):
+class _DuplicateKeyError(Exception):
     pass
 
 
@@ -256,6 +256,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     for name, value in pairs:
         if name in entries:
-            raise _TwiceError(name)
+            raise _DuplicateKeyError(name)
         entries[name] = value
     return entries

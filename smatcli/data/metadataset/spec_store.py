@@ -1,4 +1,4 @@
-"""A dataset's specification in place of its store: what its episodes would be can be seen before there is any image."""
+"""Stand-in for a store, built from a dataset's specification: episodes can be described before the images are prepared."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from smatcli.errors import UserError
 
 
 class SpecStore:
-    """What a sampler needs of a store: `counts` [C] and `class_offsets` [C + 1] int64, `classes(split)`, `class_names`, `ontology`."""
+    """The part of a store that samplers use: `counts` [C], `class_offsets` [C + 1] int64, `classes(split)`, `class_names`, `ontology`."""
 
     def __init__(self, spec: Spec) -> None:
         self.name, self.ontology = spec.name, spec.ontology
@@ -18,7 +18,7 @@ class SpecStore:
         self._split = np.array([SPLITS.index(c.split) for c in spec.classes], np.uint8)
 
     def classes(self, split: str) -> np.ndarray:
-        """Class ids of a split, int64, ascending."""
+        """Return the class ids of a split, int64, ascending."""
         if split == "all":
             return np.arange(len(self.counts))
         if split not in SPLITS:

@@ -1,4 +1,4 @@
-"""The part of the protocol-buffer wire format that a serialised `tf.train.Example` uses, read with every bound checked."""
+"""Parser of serialised `tf.train.Example` messages (protocol-buffer wire format), with every bound checked."""
 
 import struct
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ _BYTES, _FLOATS, _INTS = 1, 2, 3  # field numbers of tf.train.Feature
 
 
 class BadExample(ValueError):
-    """Bytes that are not a `tf.train.Example`; `at` is the offset where parsing stopped."""
+    """The bytes are not a `tf.train.Example`; `at` is the offset where parsing stopped."""
 
     def __init__(self, at: int, reason: str):
         super().__init__(reason)
@@ -18,9 +18,9 @@ class BadExample(ValueError):
 
 
 def parse_example(data: bytes) -> dict[str, Values]:
-    """Feature name -> its values, of a serialised `tf.train.Example`; raises BadExample and nothing else, whatever the bytes.
+    """Parse a serialised `tf.train.Example` into a mapping from feature name to values. Raises only BadExample, for any bytes.
 
-    As usual for protocol buffers, unknown fields are skipped, and the last value of a repeated name counts.
+    As usual for protocol buffers, unknown fields are skipped, and the last value of a repeated name is used.
     """
     features: dict[str, Values] = {}
     view = memoryview(data)
@@ -50,7 +50,7 @@ def _bytes(view: memoryview, start: int, end: int) -> Values:
 
 
 def _ints(view: memoryview, start: int, end: int) -> Values:
-    """Packed, as every writer does it, or one field a value."""
+    """Parse integers, either packed, as all writers produce them, or one field per value."""
     values: list[int] = []
     for wire, begin, stop in _any_fields(view, start, end, 1, (_VARINT, _LENGTH)):
         while begin < stop:
@@ -65,7 +65,7 @@ def _floats(view: memoryview, start: int, end: int) -> Values:
     values: list[float] = []
     for _, begin, stop in _any_fields(view, start, end, 1, (_FOUR, _LENGTH)):
         if (stop - begin) % 4:
-            raise BadExample(begin, "a list of floats of a length that is not a multiple of 4")
+            raise BadExample(begin, "a list of floats whose length is not a multiple of 4 bytes")
         values.extend(value for (value,) in struct.iter_unpack("<f", view[begin:stop]))
     return values
 
@@ -78,7 +78,7 @@ def _text(view: memoryview, start: int, end: int) -> str:
 
 
 def _fields(view: memoryview, start: int, end: int, *wanted: int) -> Iterator[tuple[int, int, int]]:
-    """(number, begin, end) of the fields of a message that are wanted, which must be length-delimited."""
+    """Yield (number, begin, end) of the wanted fields of a message, which must be length-delimited."""
     for number, wire, begin, stop in _walk(view, start, end):
         if number in wanted:
             if wire != _LENGTH:
@@ -87,7 +87,7 @@ def _fields(view: memoryview, start: int, end: int, *wanted: int) -> Iterator[tu
 
 
 def _any_fields(view: memoryview, start: int, end: int, wanted: int, wires: tuple[int, int]) -> Iterator[tuple[int, int, int]]:
-    """(wire type, begin, end) of the fields with number `wanted`."""
+    """Yield (wire type, begin, end) of the fields with number `wanted`."""
     for number, wire, begin, stop in _walk(view, start, end):
         if number == wanted:
             if wire not in wires:
@@ -96,7 +96,7 @@ def _any_fields(view: memoryview, start: int, end: int, wanted: int, wires: tupl
 
 
 def _walk(view: memoryview, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """(number, wire type, begin, end) of every field of the message at [start, end)."""
+    """Yield (number, wire type, begin, end) of every field of the message at [start, end)."""
     at = start
     while at < end:
         tag_at = at
@@ -111,7 +111,7 @@ def _walk(view: memoryview, start: int, end: int) -> Iterator[tuple[int, int, in
         elif wire in (_EIGHT, _FOUR):
             at += 8 if wire == _EIGHT else 4
         else:
-            raise BadExample(tag_at, f"wire type {wire} is not in use")
+            raise BadExample(tag_at, f"invalid wire type {wire}")
         if number == 0:
             raise BadExample(tag_at, "field number 0")
         if at > end:
@@ -120,7 +120,7 @@ def _walk(view: memoryview, start: int, end: int) -> Iterator[tuple[int, int, in
 
 
 def _varint(view: memoryview, at: int, end: int) -> tuple[int, int]:
-    """The unsigned number at `at`, and the offset behind it."""
+    """Return the unsigned number at `at`, and the offset after it."""
     value = shift = 0
     for place in range(at, min(end, at + 10)):
         byte = view[place]
@@ -128,4 +128,4 @@ def _varint(view: memoryview, at: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return value & (2**64 - 1), place + 1
         shift += 7
-    raise BadExample(at, "a number without an end")
+    raise BadExample(at, "an unterminated number")

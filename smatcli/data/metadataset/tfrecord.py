@@ -1,6 +1,6 @@
-"""TFRecord files without TensorFlow: framing with both checksums checked, and the fields of a `tf.train.Example`.
+"""Read TFRecord files without TensorFlow: framing with both checksums verified, and the fields of a `tf.train.Example`.
 
-A record is its length (uint64, little-endian), the masked CRC-32C of these 8 bytes, the payload, and the masked CRC-32C of the payload.
+Record format: length (uint64, little-endian), masked CRC-32C of these 8 bytes, payload, masked CRC-32C of the payload.
 """
 
 import os
@@ -14,17 +14,17 @@ from smatcli.data.metadataset.tfexample import BadExample, Values, parse_example
 from smatcli.errors import UserError
 from smatcli.safe.files import pointer_kind
 
-HEADER, FOOTER = 12, 4  # bytes before and behind a payload
+HEADER, FOOTER = 12, 4  # bytes before and after a payload
 
 
 class TFRecordError(UserError):
-    """A TFRecord file that cannot be used; the message names the file and the byte offset of the record."""
+    """The TFRecord file cannot be used; the message names the file and the byte offset of the record."""
 
 
 class TFRecordFile:
-    """One file, opened for reading; every call may come from any thread. Raises TFRecordError for whatever is wrong with it.
+    """A TFRecord file, opened for reading; thread-safe. Raises TFRecordError for an invalid or unreadable file.
 
-    The file is closed when the last reference is gone, so that a reader in another thread never finds its descriptor reused.
+    The file is closed with the last reference to it, so that its descriptor is never reused while another thread reads.
     """
 
     def __init__(self, path: str | Path):
@@ -41,10 +41,10 @@ class TFRecordFile:
             raise TFRecordError(f"{self.path}: cannot be read ({(error.strerror or str(error)).lower()})") from error
 
     def payload_size(self, offset: int) -> int:
-        """Bytes of the payload of the record at `offset`, after checking the record's header and that the file holds all of it."""
+        """Return the payload size of the record at `offset`, in bytes, after checking the header and that the record is complete."""
         left = self.size - offset
         if left < HEADER:
-            raise self.error(offset, f"truncated: the file ends {left} bytes into the {HEADER} of a record's header; fetch it again")
+            raise self.error(offset, f"truncated: the file ends after {left} of the {HEADER} bytes of a record's header; fetch it again")
         header = self._read(offset, HEADER)
         if masked_crc32c(header[:8]) != int.from_bytes(header[8:], "little"):
             raise self.error(
@@ -60,7 +60,7 @@ class TFRecordFile:
         return size
 
     def payload(self, offset: int) -> bytes:
-        """The payload of the record at `offset`, both checksums checked."""
+        """Return the payload of the record at `offset`, after verifying both checksums."""
         size = self.payload_size(offset)
         data = self._read(offset + HEADER, size + FOOTER)
         payload = data[:size]
@@ -69,14 +69,14 @@ class TFRecordFile:
         return payload
 
     def example(self, offset: int) -> dict[str, Values]:
-        """The fields of the `tf.train.Example` in the record at `offset`."""
+        """Return the fields of the `tf.train.Example` in the record at `offset`."""
         try:
             return parse_example(self.payload(offset))
         except BadExample as error:
-            raise self.error(offset, f"no tf.train.Example ({error}, at byte {offset + HEADER + error.at})") from None
+            raise self.error(offset, f"not a tf.train.Example ({error}, at byte {offset + HEADER + error.at})") from None
 
     def offsets(self, offset: int = 0) -> Iterator[int]:
-        """Where the records begin, from the one at `offset` on; their headers are checked, their payloads are not read."""
+        """Yield the offsets of the records, starting with the one at `offset`; checks the headers, but does not read the payloads."""
         while offset < self.size:
             size = self.payload_size(offset)
             yield offset
@@ -94,7 +94,7 @@ class TFRecordFile:
         return data
 
     def _no_record(self) -> str:
-        """What a file is that does not begin with a record."""
+        """Return the most likely reason why the file does not start with a record."""
         head = self._read(0, min(self.size, 512))
         if kind := pointer_kind(head):
             return f"is a {kind} pointer, not the data; fetch it first"
@@ -103,7 +103,7 @@ class TFRecordFile:
         return "wrong CRC-32C of the record's length; this is not a TFRecord file, or it is damaged"
 
     def error(self, offset: int, reason: str) -> TFRecordError:
-        """The error that says what is wrong with the record at `offset`."""
+        """Return the error for the record at `offset`."""
         return TFRecordError(f"{self.path}, byte {offset}: {reason}")
 
     def __del__(self) -> None:

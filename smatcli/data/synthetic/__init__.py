@@ -1,4 +1,4 @@
-"""Generated data sets: seven training domains and four unseen ones, drawn from a seed; nothing is downloaded."""
+"""Synthetic datasets: seven training domains and four unseen ones, generated from a seed without any download."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -16,14 +16,14 @@ from smatcli.data.synthetic.canvas import Draws
 from smatcli.errors import UserError, nearest
 
 LICENCE = "generated, CC0"
-GENERATION = 1  # add one whenever a drawing changes: stores of another generation are not taken for the same
+GENERATION = 1  # increment whenever a drawing changes; it is part of a store's fingerprint
 
 
 @dataclass(frozen=True)
 class Domain:
     """A family of classes; `role` is "id" (training domain) or "ood" (unseen).
 
-    `catalogue(draws)` lists (class name, specification); `draw(spec, draws, n, size)` -> uint8 [n, size, size, 3].
+    `catalogue(draws)` returns (class name, specification) pairs; `draw(spec, draws, n, size)` returns uint8 [n, size, size, 3].
     """
 
     role: str
@@ -48,7 +48,7 @@ DOMAINS: dict[str, Domain] = {
 
 
 class DrawingReporter(Protocol):
-    """The part of an engine's reporter that is used here."""
+    """The methods of an engine's reporter that are used here."""
 
     def line(self, text: str) -> None: ...
 
@@ -68,11 +68,11 @@ def make_synthetic(
     domains: Sequence[str] | None = None,
     reporter: DrawingReporter | None = None,
 ) -> list[Path]:
-    """Write one store `<out>/<domain>.h5` for each of `domains` (None: all) and return their paths.
+    """Write one store `<out>/<domain>.h5` per domain (`domains` None: all) and return the paths.
 
     Equal seed and size give equal images; more classes or images only add to them. The classes of a training domain are split 60/15/25 into
-    train/valid/test, those of an unseen domain are all test classes. A store that already holds exactly this is kept.
-    Raises UserError for an unknown domain, numbers out of range, or another store in the way, before anything is drawn.
+    train/valid/test; all classes of an unseen domain are test classes. A store that already has the same content is kept.
+    Before drawing, raises UserError for an unknown domain, a number out of range, or an existing store with other content.
     """
     out = Path(out)
     names = list(dict.fromkeys(DOMAINS if domains is None else domains))
@@ -80,18 +80,18 @@ def make_synthetic(
     catalogues = {name: catalogue(name, seed) for name in names}
     for name in names:
         if classes > len(catalogues[name]):
-            raise UserError(f"domain {name}: has {len(catalogues[name])} classes, {classes} were asked for; ask for fewer")
+            raise UserError(f"domain {name}: has {len(catalogues[name])} classes, {classes} were requested; choose fewer")
     facts = {"fingerprint": f"synthetic/{GENERATION} seed {seed}, {classes} x {per_class}, {size} px"}
     paths = {name: out / f"{name}.h5" for name in names}
-    missing = [name for name in names if not _kept(paths[name], facts["fingerprint"])]
+    missing = [name for name in names if not _already_drawn(paths[name], facts["fingerprint"])]
     out.mkdir(parents=True, exist_ok=True)
     if reporter:
         if len(missing) < len(names):
-            reporter.line(f"{len(names) - len(missing)} of {len(names)} synthetic datasets are in {out} already and are kept")
+            reporter.line(f"{len(names) - len(missing)} of {len(names)} synthetic datasets exist in {out} already and are kept")
         reporter.start(classes * len(missing), "drawing")
     try:
-        for turn, name in enumerate(missing):
-            drawn = _drawn(name, catalogues[name][:classes], seed, size, per_class, reporter, turn * classes)
+        for position, name in enumerate(missing):
+            drawn = _draw_classes(name, catalogues[name][:classes], seed, size, per_class, reporter, position * classes)
             write_store(paths[name], name, size, drawn, f"smat data synthetic, seed {seed}", LICENCE, facts=facts)
     finally:
         if reporter:
@@ -101,16 +101,16 @@ def make_synthetic(
 
 @functools.lru_cache(maxsize=64)
 def catalogue(domain: str, seed: int = 0) -> list[tuple[str, Any]]:
-    """All classes of a domain that can be drawn, (name, specification), in the order in which a store takes them."""
+    """Return (name, specification) of all classes of a domain, in the order of the store."""
     return DOMAINS[domain].catalogue(Draws(seed, domain))
 
 
 def draw_class(domain: str, index: int, seed: int = 0, size: int = 32, per_class: int = 30) -> NDArray[np.uint8]:
-    """Images uint8 [per_class, size, size, 3] of class `index`; image j is the same for any `per_class` > j."""
+    """Draw the images of class `index`, uint8 [per_class, size, size, 3]; image j is the same for any `per_class` > j."""
     return DOMAINS[domain].draw(catalogue(domain, seed)[index][1], Draws(seed, domain, index + 1), per_class, size)
 
 
-def _drawn(
+def _draw_classes(
     domain: str, classes: list[tuple[str, Any]], seed: int, size: int, per_class: int, reporter: DrawingReporter | None, done: int
 ) -> Iterator[tuple[str, int, NDArray[np.uint8]]]:
     shares = (60, 15, 25) if DOMAINS[domain].role == "id" else (0, 0, 100)
@@ -124,19 +124,19 @@ def _drawn(
 def _check(names: Sequence[str], seed: int, size: int, classes: int, per_class: int) -> None:
     for name in names:
         if name not in DOMAINS:
-            raise UserError(f"there is no synthetic domain {name!r}{nearest(name, list(DOMAINS))} (there: {', '.join(DOMAINS)})")
+            raise UserError(f"unknown synthetic domain {name!r}{nearest(name, list(DOMAINS))} (available: {', '.join(DOMAINS)})")
     if not names:
-        raise UserError(f"no synthetic domain is named (there: {', '.join(DOMAINS)})")
+        raise UserError(f"no synthetic domain given (available: {', '.join(DOMAINS)})")
     ranges = (("seed", seed, 0, 2**63), ("size", size, 8, 512), ("classes", classes, 1, 1000), ("per_class", per_class, 1, 10000))
     for what, value, low, high in ranges:
         if not low <= value <= high:
-            raise UserError(f"synthetic data: {what} is {value}, it must be from {low} to {high}")
+            raise UserError(f"synthetic data: {what} is {value}, must be between {low} and {high}")
 
 
-def _kept(path: Path, fingerprint: str) -> bool:
-    """Whether `path` holds exactly what would be drawn; False if it is not there, UserError if it holds something else."""
+def _already_drawn(path: Path, fingerprint: str) -> bool:
+    """Return whether the store exists. Raises UserError if it has other content than would be drawn."""
     if not path.exists():
         return False
     if Store.open(path).facts.get("fingerprint") != fingerprint:
-        raise UserError(f"{path}: exists and was made differently; choose another folder, or remove it first")
+        raise UserError(f"{path}: exists and was generated with other settings; choose another folder, or remove it first")
     return True

@@ -1,4 +1,4 @@
-"""Batched drawing on float32 arrays: counted random draws, poses, antialiased coverage of implicit functions, colours, finish."""
+"""Batched drawing on float32 arrays: counter-based random numbers, poses, antialiased implicit shapes, colours, exposure and grain."""
 
 import itertools
 import zlib
@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Array = NDArray[np.floating[Any]]  # float32 in practice; numpy's stubs lose that in arithmetic
+Array = NDArray[np.floating[Any]]  # float32 in practice, but numpy's stubs widen the type in arithmetic
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 class Draws:
-    """Random arrays keyed by `key`: the k-th call has its own Philox stream.
+    """Random arrays keyed by `key`: the k-th call uses its own Philox stream.
 
-    The first n rows of a draw are the same for any number of rows, so that asking for fewer images gives the same images.
+    The first n rows of a draw do not depend on the number of rows, so an image does not depend on the number of images.
     """
 
     def __init__(self, *key: int | str) -> None:
@@ -45,12 +45,12 @@ class Draws:
 
 
 def rows(values: ArrayLike) -> Array:
-    """[n] -> [n, 1, 1], to broadcast one number per image over its pixels."""
+    """Reshape [n] to [n, 1, 1], to broadcast one number per image over its pixels."""
     return np.asarray(values, np.float32).reshape(-1, 1, 1)
 
 
 def grid(size: int) -> tuple[Array, Array]:
-    """Pixel centres of a size x size image in [-1, 1]: x to the right, y downwards, each [1, size, size]."""
+    """Return the pixel centres of a size x size image in [-1, 1]: x to the right, y downwards, each [1, size, size]."""
     axis = ((np.arange(size) + 0.5) * 2 / size - 1).astype(np.float32)
     x, y = np.meshgrid(axis, axis)
     return x[None], y[None]
@@ -78,14 +78,14 @@ def posed(draws: Draws, n: int, size: int, pose: Pose) -> tuple[Array, Array]:
     zoom = draws.uniform(*pose.scale, n)
     ratio = np.exp(draws.uniform(-pose.stretch, pose.stretch, n))
     first, second = draws.uniform(-np.pi, np.pi, n), draws.uniform(-pose.angle, pose.angle, n)
-    # Stretching along a random axis: turn, stretch, turn back, then the visible rotation.
+    # Stretch along a random axis: rotate, stretch, rotate back, then apply the visible rotation.
     x, y = turn(x, y, first)
     x, y = turn(x * rows(ratio / zoom), y * rows(1 / (ratio * zoom)), second - first)
     return x, y
 
 
 def turn(x: Array, y: Array, angle: ArrayLike) -> tuple[Array, Array]:
-    """Coordinates turned by `angle` radians ([n], or one number)."""
+    """Rotate coordinates by `angle` radians ([n], or one number)."""
     cos, sin = rows(np.cos(angle)), rows(np.sin(angle))
     return cos * x + sin * y, cos * y - sin * x
 
@@ -123,13 +123,13 @@ def polar(x: Array, y: Array) -> tuple[Array, Array]:
 
 
 def fold(angle: Array, count: ArrayLike) -> Array:
-    """The angle within one of `count` equal sectors, in [-pi / count, pi / count]."""
+    """Fold an angle into one of `count` equal sectors, [-pi / count, pi / count]."""
     sector = 2 * np.pi / np.asarray(count, np.float32)
     return angle - sector * np.round(angle / sector)
 
 
 def hsv(hue: ArrayLike, saturation: ArrayLike, value: ArrayLike) -> Array:
-    """RGB in [0, 1], [..., 3]; hue counts turns."""
+    """Convert HSV to RGB in [0, 1], [..., 3]; the hue is in turns."""
     hue, saturation, value = np.broadcast_arrays(*(np.asarray(part, np.float32) for part in (hue, saturation, value)))
     offset = np.array([5, 3, 1], np.float32)
     k = (offset + hue[..., None] * 6) % 6
@@ -138,9 +138,9 @@ def hsv(hue: ArrayLike, saturation: ArrayLike, value: ArrayLike) -> Array:
 
 
 def ink_and_paper(draws: Draws, n: int, contrast: float = 0.35) -> tuple[Array, Array]:
-    """A dark ink and a light paper [n, 3], of any hue, whose luminance differs by `contrast` or more.
+    """Draw a dark ink and a light paper colour [n, 3] of any hue, with luminances that usually differ by `contrast` or more.
 
-    Which of the two is darker is fixed: with random polarity, colour drowns the form for any network that trains for seconds.
+    The ink is always the darker one: with random polarity, colour dominates shape for networks that are trained for seconds only.
     """
     paper = hsv(draws.uniform(0, 1, n), draws.uniform(0, 0.4, n), draws.uniform(0.7, 1, n))
     ink = hsv(draws.uniform(0, 1, n), draws.uniform(0, 0.9, n), draws.uniform(0.05, 0.45, n))
@@ -149,18 +149,18 @@ def ink_and_paper(draws: Draws, n: int, contrast: float = 0.35) -> tuple[Array, 
 
 
 def backdrop(draws: Draws, colour: Array, size: int, uneven: float = 0.2, cells: int = 2) -> Array:
-    """An unevenly lit background [n, S, S, 3] around `colour` [n, 3]."""
+    """Draw an unevenly lit background [n, S, S, 3] around `colour` [n, 3]."""
     return colour[:, None, None, :] + smooth_noise(draws, len(colour), size, cells, uneven, channels=3)
 
 
 def paint(image: Array, mask: Array, colour: Array) -> Array:
-    """Image [n, S, S, 3] with colour ([n, 3] or [n, S, S, 3]) laid on where mask [n, S, S] is one."""
+    """Blend a colour ([n, 3] or [n, S, S, 3]) over an image [n, S, S, 3], with the mask [n, S, S] as opacity."""
     over = colour if colour.ndim == 4 else colour[:, None, None, :]
     return image + mask[..., None] * (over - image)
 
 
 def blurred(images: Array, radius: float) -> Array:
-    """A cheap binomial blur over the two pixel axes of [n, S, S(, c)], some `radius` pixels wide."""
+    """Apply a cheap binomial blur of about `radius` pixels over the two pixel axes of [n, S, S(, c)]."""
     for _ in range(max(1, round(2 * radius * radius))):
         for axis in (1, 2):
             padded = np.pad(images, [(1, 1) if a == axis else (0, 0) for a in range(images.ndim)], mode="edge")
@@ -170,7 +170,7 @@ def blurred(images: Array, radius: float) -> Array:
 
 
 def finished(draws: Draws, images: Array, grain: float = 0.03, light: float = 0.2) -> NDArray[np.uint8]:
-    """uint8 images of [n, S, S, 3] in [0, 1] with random exposure, contrast and grain."""
+    """Convert images [n, S, S, 3] in [0, 1] to uint8, with random exposure, contrast and grain."""
     n, size = images.shape[:2]
     gain, lift = np.exp(draws.uniform(-light, light, n)), draws.uniform(-light / 2, light / 2, n)
     amount = draws.uniform(0, 2 * grain, n)

@@ -1,4 +1,4 @@
-"""The fonts that matplotlib ships: where they are, which code points they truly have, and glyph masks."""
+"""Fonts shipped with matplotlib: their location, their code points, and glyph masks."""
 
 import functools
 import importlib.util
@@ -22,17 +22,17 @@ DIGIT_FONTS = ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGenera
 
 @functools.cache
 def font_folder() -> Path:
-    """matplotlib's font folder, found without importing matplotlib."""
+    """Return matplotlib's font folder without importing matplotlib."""
     spec = importlib.util.find_spec("matplotlib")
     folder = Path(spec.origin or "").parent / "mpl-data" / "fonts" / "ttf" if spec else None
     if folder is None or not (folder / "DejaVuSans.ttf").is_file():
-        raise SmatError(f"no fonts at {folder}: the synthetic domains draw letters with matplotlib's fonts; reinstall matplotlib")
+        raise SmatError(f"no fonts at {folder}: synthetic data needs matplotlib's fonts; reinstall matplotlib")
     return folder
 
 
 @functools.cache
 def code_points(font: str) -> frozenset[int]:
-    """The code points that a font has a glyph for (missing ones would be drawn as a box)."""
+    """Return the code points that a font has a glyph for (others would be drawn as a box)."""
     from fontTools.ttLib import TTFont
 
     with TTFont(font_folder() / f"{font}.ttf", lazy=True) as file:
@@ -45,7 +45,7 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 def glyph_mask(font: str, text: str, extent: int = 44) -> Array:
-    """Ink of one glyph, [64, 64] in [0, 1], centred; large glyphs are shrunk to `extent` pixels."""
+    """Draw the mask of one glyph, [64, 64] in [0, 1], centred; large glyphs are shrunk to `extent` pixels."""
     size = extent
     for attempt in range(2):
         left, top, right, bottom = _font(font, size).getbbox(text)
@@ -60,7 +60,7 @@ def glyph_mask(font: str, text: str, extent: int = 44) -> Array:
 
 
 def stamped(masks: Array, which: NDArray[np.int64], x: Array, y: Array, weight: Array) -> Array:
-    """Coverage [n, S, S] of mask number `which` [n] of `masks` [k, 64, 64] at object coordinates x, y; `weight` [n] thickens."""
+    """Sample mask number `which` [n] of `masks` [k, 64, 64] at object coordinates x, y: coverage [n, S, S]; `weight` [n] thickens it."""
     column, row = ((np.clip(c, -1, 0.999) + 1) * (BOX / 2) - 0.5 for c in (x, y))
     left, top = np.clip(column.astype(int), 0, BOX - 2), np.clip(row.astype(int), 0, BOX - 2)
     right, down = np.clip(column - left, 0, 1), np.clip(row - top, 0, 1)
@@ -73,5 +73,5 @@ def stamped(masks: Array, which: NDArray[np.int64], x: Array, y: Array, weight: 
 
 
 def soft(masks: Array) -> Array:
-    """Masks blurred by a few pixels, so that a threshold on them changes the stroke weight."""
+    """Blur masks by a few pixels, so that a threshold on them changes the stroke weight."""
     return blurred(masks, 1.4)

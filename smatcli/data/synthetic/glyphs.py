@@ -1,4 +1,4 @@
-"""Letters of many scripts (training) and two-digit numbers in other fonts (unseen)."""
+"""Letters of many scripts (training domain) and two-digit numbers in other fonts (unseen domain)."""
 
 import functools
 import unicodedata
@@ -21,18 +21,18 @@ MIN_INK = 3.5
 
 
 def letter_catalogue(draws: Draws) -> list[tuple[str, str]]:
-    """Up to 200 characters that three or more fonts have, from all scripts in turn, no two of them drawn alike."""
-    have = [code_points(font) for font in LETTER_FONTS]
+    """Choose up to 200 characters from all scripts in turn, each in three or more fonts, no two of them similar."""
+    available = [code_points(font) for font in LETTER_FONTS]
     by_script = []
     for name, (start, stop) in SCRIPTS.items():
-        drawable = [c for c in range(start, stop) if unicodedata.category(chr(c))[0] in "LS" and sum(c in h for h in have) >= 3]
+        drawable = [c for c in range(start, stop) if unicodedata.category(chr(c))[0] in "LS" and sum(c in font for font in available) >= 3]
         drawable = [c for c in drawable if not unicodedata.decomposition(chr(c))]
         order = draws.generator().permutation(len(drawable))[:PER_SCRIPT]
         by_script.append([(name, drawable[k]) for k in order])
-    turns = [script[k] for k in range(PER_SCRIPT) for script in by_script if k < len(script)]
+    candidates = [script[k] for k in range(PER_SCRIPT) for script in by_script if k < len(script)]
     chosen: list[tuple[str, str]] = []
     seen = np.zeros((0, 32 * 32), np.float32)
-    for name, code in turns:
+    for name, code in candidates:
         ink = _signature(chr(code))
         if ink is None or (len(seen) and float((seen @ ink).max()) > 0.8):
             continue
@@ -44,7 +44,7 @@ def letter_catalogue(draws: Draws) -> list[tuple[str, str]]:
 
 
 def _signature(text: str) -> Array | None:
-    """The glyph's ink [1024], blurred and of unit length after removing the mean; None for a blank or a mere dot."""
+    """Return the blurred glyph mask [1024], centred and of unit length, or None for a blank glyph or a dot."""
     page = soft(soft(glyph_mask("DejaVuSans", text)[None]))[0].reshape(32, 2, 32, 2).mean((1, 3)).ravel()
     page = page - page.mean()
     length = float(np.linalg.norm(page))
@@ -80,7 +80,7 @@ def draw_number(digits: tuple[int, int], draws: Draws, n: int, size: int) -> NDA
     font, weight = draws.integers(fonts, n), draws.uniform(0.0, 0.35, n)
     mask = np.zeros((n, size, size), np.float32)
     for digit, side in zip(digits, (-1, 1), strict=True):
-        # Each digit moves a little of its own, as in handwriting.
+        # Shift each digit slightly, as in handwriting.
         dx, dy = side * 0.42 + draws.uniform(-0.08, 0.08, n), draws.uniform(-0.12, 0.12, n)
         lean = rows(draws.uniform(-0.25, 0.25, n))
         v = (y - rows(dy)) * 0.85

@@ -1,4 +1,4 @@
-"""Flowers seen from above and mushrooms seen from the side: fine-grained classes of one kind of thing each."""
+"""Two fine-grained domains: flowers seen from above, and mushrooms seen from the side."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ PETAL_FORMS = {"round": (0.55, 0.45), "long": (0.3, 0.7), "pointed": (0.9, 1.0),
 
 
 def flower_catalogue(draws: Draws) -> list[tuple[str, tuple[Any, ...]]]:
-    """Petal count x form x hue x heart (small pale, large dark) x one or two whorls."""
+    """Combine petal count, form, hue, heart (small pale, large dark), and one or two whorls."""
     out = []
     for count, form, hue, heart, whorls in shuffled(draws, (3, 4, 5, 6, 8, 12), list(PETAL_FORMS), HUES, ("light", "dark"), (1, 2)):
         name = f"{count}-{form}-h{round(hue * 360)}-{heart}-{whorls}"
@@ -42,7 +42,7 @@ def draw_flower(spec: tuple[Any, ...], draws: Draws, n: int, size: int) -> NDArr
 
 
 def _petal(within: Array, form: str) -> Array:
-    """Radius of the border over the position in the sector, [-1, 1] from border to border."""
+    """Radius of a petal's outline at a position in its sector, [-1, 1] from edge to edge."""
     depth, power = PETAL_FORMS[form]
     middle = 1 - np.abs(within)
     if form == "notched":

@@ -64,7 +64,7 @@ def heart(x: Array, y: Array) -> Array:
 
 
 def drop(x: Array, y: Array) -> Array:
-    """A disc with a tip: the sides are straight from (0, -1) to where they touch the disc around (0, 0.35)."""
+    """A disc around (0, 0.35) with a tip at (0, -1): the sides are tangents from the tip to the disc."""
     side = np.maximum((np.abs(x) * 1.2 - (y + 1) * 0.61) * 0.74, y - 0.05)
     return np.asarray(np.minimum(np.hypot(x, y - 0.35) - 0.62, side))
 
@@ -101,7 +101,7 @@ INTERIORS = ("plain", "hollow", "hole", "split", "striped")
 
 
 def shape_catalogue(draws: Draws) -> list[tuple[str, tuple[str, str]]]:
-    """Every outline with every interior, outlines in turn so that the first classes use them all."""
+    """Combine every outline with every interior, outlines in turn, so that the first classes include all of them."""
     outlines, shift = draws.generator().permutation(list(OUTLINES)), draws.integers(len(INTERIORS), len(OUTLINES))
     out = []
     for step in range(len(INTERIORS)):

@@ -1,4 +1,4 @@
-"""Traffic-sign-like plates: class = frame x colour scheme x pictogram, each of them shared by many classes."""
+"""Traffic-sign-like plates: class = frame x colour scheme x pictogram; each part is shared by many classes."""
 
 import numpy as np
 from numpy.typing import NDArray

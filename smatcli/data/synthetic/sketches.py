@@ -1,4 +1,4 @@
-"""Line drawings: a class is a random program of strokes; every image draws it again with an unsteady hand."""
+"""Line drawings: a class is a random list of strokes; every image draws them with an unsteady hand."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +11,14 @@ KINDS = ("line", "bend", "circle", "zigzag", "arc", "box")
 
 
 def sketch_catalogue(draws: Draws) -> list[tuple[str, list[Array]]]:
-    """Each sketch: three to five strokes, each a polyline [k, 2] in [-0.8, 0.8]; mirrored half of the time, as many things are."""
+    """Draw random sketches of three or four strokes, polylines [k, 2] in [-0.8, 0.8]; in half of them, all but the first are mirrored."""
     out = []
     for index in range(SKETCHES):
         rng = draws.generator()
         strokes: list[Array] = []
         corner = rng.uniform(-0.4, 0.4, 2)
         for _ in range(rng.integers(3, 5)):
-            stroke = _stroke(KINDS[rng.integers(len(KINDS))], corner, rng)
+            stroke = _random_stroke(KINDS[rng.integers(len(KINDS))], corner, rng)
             strokes.append(stroke)
             corner = stroke[rng.integers(len(stroke))]
         if rng.random() < 0.5:
@@ -27,7 +27,7 @@ def sketch_catalogue(draws: Draws) -> list[tuple[str, list[Array]]]:
     return out
 
 
-def _stroke(kind: str, start: Array, rng: np.random.Generator) -> Array:
+def _random_stroke(kind: str, start: Array, rng: np.random.Generator) -> Array:
     t = np.linspace(0, 1, STEPS)[:, None]
     end = start + rng.uniform(0.5, 1.2) * _direction(rng)
     end = np.clip(end, -0.9, 0.9)

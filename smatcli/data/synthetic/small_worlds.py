@@ -12,7 +12,7 @@ SIDE = 10
 
 
 def sprite_catalogue(draws: Draws) -> list[tuple[str, NDArray[np.int64]]]:
-    """Mirror-symmetric 10 x 10 pictures of three inks (0 is clear), denser in the middle, without lone pixels."""
+    """Draw mirror-symmetric 10 x 10 sprites in three inks (0 is transparent), denser in the middle, without isolated pixels."""
     out = []
     axis = np.abs(np.arange(SIDE) - (SIDE - 1) / 2) / (SIDE / 2)
     density = (0.85 - 0.6 * np.maximum.outer(axis, axis) ** 2)[:, : SIDE // 2]
@@ -38,12 +38,12 @@ def draw_sprite(sprite: NDArray[np.int64], draws: Draws, n: int, size: int) -> N
     image = backdrop(draws, paper, size, uneven=0.35, cells=3)
     for number in (1, 2, 3):
         layers = np.repeat((sprite == number)[None], n, 0) ^ (draws.flip(0.02, n, SIDE, SIDE) & (number == 1))
-        image = paint(image, np.clip(2.5 * (_blocky(layers.astype(np.float32), column, row) - 0.5) + 0.5, 0, 1), palette[number - 1])
+        image = paint(image, np.clip(2.5 * (_interpolate(layers.astype(np.float32), column, row) - 0.5) + 0.5, 0, 1), palette[number - 1])
     return finished(draws, image)
 
 
-def _blocky(layers: Array, column: Array, row: Array) -> Array:
-    """Bilinear look-up of layers [n, k, k] at fractional pixel positions, zero outside."""
+def _interpolate(layers: Array, column: Array, row: Array) -> Array:
+    """Interpolate layers [n, k, k] bilinearly at fractional pixel positions, zero outside."""
     padded = np.pad(layers, ((0, 0), (1, 2), (1, 2)))
     width = padded.shape[1]
     column, row = (np.clip(c + 1, 0, width - 2.001) for c in (column, row))

@@ -10,14 +10,14 @@ TEXTURES = 104
 
 
 def texture_catalogue(draws: Draws) -> list[tuple[str, tuple[str, Array]]]:
-    """Families in turn; each class has a frequency level (coarse to fine as the turns go) and three numbers in [0, 1]."""
+    """Choose families in turn; each class has a frequency level and three more numbers in [0, 1]."""
     numbers = draws.uniform(0, 1, TEXTURES, 4)
     levels = np.array([0, 2, 1, 3, 0, 2, 1, 3])
     out = []
     for index in range(TEXTURES):
-        turn_, family = divmod(index, len(FAMILIES))
-        numbers[index, 0] = (levels[(turn_ + family) % len(levels)] + 0.6 * numbers[index, 0]) / 3.6
-        out.append((f"{FAMILIES[family]}-{turn_}", (FAMILIES[family], numbers[index])))
+        variant, family = divmod(index, len(FAMILIES))
+        numbers[index, 0] = (levels[(variant + family) % len(levels)] + 0.6 * numbers[index, 0]) / 3.6
+        out.append((f"{FAMILIES[family]}-{variant}", (FAMILIES[family], numbers[index])))
     return out
 
 
@@ -82,7 +82,7 @@ def _plane(x: Array, y: Array, wave: float, angle: float, draws: Draws) -> Array
 
 
 def _noise(x: Array, y: Array, draws: Draws, n: int, period: int = 16) -> Array:
-    """Value noise of period 16 and unit lattice, another lattice for each image."""
+    """Value noise on a unit lattice of period 16, with one lattice per image."""
     lattice = draws.uniform(-1, 1, n, period * period).ravel()
     column, row = np.floor(x), np.floor(y)
     u, v = x - column, y - row

@@ -1,4 +1,4 @@
-"""Plane patterns with rotational symmetry (unseen): lattice and harmonics are the class; place, turn, size and colours vary."""
+"""Plane patterns with rotational symmetry (unseen): lattice and harmonics define the class; position, angle, size and colours vary."""
 
 from dataclasses import dataclass
 
@@ -19,14 +19,14 @@ HARMONICS = ((1, 1), (2, 0), (2, 1), (0, 1), (3, 0), (1, 2))
 
 @dataclass(frozen=True)
 class Tiling:
-    """A periodic pattern with `fold`-fold symmetry: waves (kx, ky, amplitude, phase) that lie on one reciprocal lattice."""
+    """A periodic pattern with `fold`-fold symmetry: waves (kx, ky, amplitude, phase) on one reciprocal lattice."""
 
     fold: int
     waves: tuple[tuple[float, float, float, float], ...]
 
 
 def tiling_catalogue(draws: Draws) -> list[tuple[str, Tiling]]:
-    """Each tiling: the lattice's ground wave and two of its harmonics with random amplitudes and phases, each with all its rotations."""
+    """Draw random tilings: the fundamental wave of a lattice and two harmonics with random amplitudes and phases, in all rotations."""
     numbers = draws.uniform(0, 1, TILINGS, 8)
     pairs = [(first, second) for first in range(len(HARMONICS)) for second in range(first)]
     out = []
@@ -37,7 +37,7 @@ def tiling_catalogue(draws: Draws) -> list[tuple[str, Tiling]]:
             bx, by = bx + 0.5 * twist, by + 0.4 * rest[5]
         pitch = 6 + 4 * scale if fold != 2 else 5.5 + 3 * scale
         first, second = pairs[(index * 7) % len(pairs)]
-        # Without a wave across, two-fold symmetry would leave stripes.
+        # Two-fold symmetry needs a wave across, otherwise the pattern is only stripes.
         terms = ((1, 0), (0, 1) if fold == 2 else HARMONICS[first], HARMONICS[second])
         waves = []
         for (h, k), amplitude, phase in zip(terms, (0.8, *rest[:2]), (0.0, *rest[2:4]), strict=True):
@@ -60,6 +60,6 @@ def draw_tiling(tiling: Tiling, draws: Draws, n: int, size: int) -> NDArray[np.u
     for level in (-0.6, 0.5):
         mask = np.clip((value - level) * 4 + 0.5, 0, 1)
         image = paint(image, mask, draws.uniform(0, 1, n, 3))
-    # Three random greys can fall together; a shade that follows the pattern keeps it visible.
+    # Three random colours can be nearly equal; shading by the pattern keeps it visible.
     sign = np.where(draws.flip(0.5, n), 0.14, -0.14)
     return finished(draws, image + (rows(sign) * np.clip(value, -1.5, 1.5))[..., None])

@@ -113,15 +113,15 @@ FLAT, BILEVEL, DAG = flat((2, 0, 1), [3, 3, 3]), bilevel((1, 0, 1), [2, 1]), dag
         (without(FLAT, "images_per_class"), "images_per_class is missing"),
         (without(FLAT, "images_per_class", "1"), "images_per_class has 2 entries, class_names has 3"),
         ({**FLAT, "images_per_class": {"0": 1, "1": 1, "3": 1}}, "images_per_class has 3 entries, but none for 2"),
-        ({**FLAT, "images_per_class": {"0": 1, "1": -1, "2": 1}}, "images_per_class, 1 is '-1', expected a number"),
-        ({**FLAT, "images_per_class": {"0": 1, "1": True, "2": 1}}, "images_per_class, 1 is 'True', expected a number"),
-        ({**FLAT, "images_per_class": {"0": 1, "1": 2.0, "2": 1}}, "images_per_class, 1 is '2.0', expected a number"),
+        ({**FLAT, "images_per_class": {"0": 1, "1": -1, "2": 1}}, "images_per_class, 1 is '-1', expected a whole number"),
+        ({**FLAT, "images_per_class": {"0": 1, "1": True, "2": 1}}, "images_per_class, 1 is 'True', expected a whole number"),
+        ({**FLAT, "images_per_class": {"0": 1, "1": 2.0, "2": 1}}, "images_per_class, 1 is '2.0', expected a whole number"),
         ({**FLAT, "class_names": {"0": "a", "1": "b", "2": "a"}}, "class_names: 0 and 2 have the same name 'a'"),
         ({**FLAT, "class_names": {"0": "a", "1": "b", "2": ""}}, "class_names, 2 is '', expected a name"),
         ({**FLAT, "classes_per_split": {"TRAIN": 3, "VALID": 0, "TEST": 1}}, "classes_per_split has 4 classes, class_names has 3"),
         ({**FLAT, "classes_per_split": {"TRAIN": 2, "TEST": 1}}, "classes_per_split has TEST, TRAIN, expected TRAIN, VALID, TEST"),
-        ({**FLAT, "file_pattern": "{}_{}.tfrecords"}, "only patterns with one {}"),
-        ({**FLAT, "file_pattern": "../{}.tfrecords"}, "refused, it leads out of the dataset's folder"),
+        ({**FLAT, "file_pattern": "{}_{}.tfrecords"}, "must have exactly one {}, for the class id"),
+        ({**FLAT, "file_pattern": "../{}.tfrecords"}, "refused, it points outside the dataset's folder"),
         (without(BILEVEL, "superclass_names", "1"), "superclasses_per_split has 2 superclasses, superclass_names has 1"),
         ({**BILEVEL, "classes_per_superclass": {"0": 2, "1": 2}}, "classes_per_superclass has 4 classes, class_names has 3"),
         ({**BILEVEL, "classes_per_superclass": {"0": 3, "1": 0}}, "classes_per_superclass, 1 is 0"),
@@ -155,8 +155,8 @@ def linked(**children):
 @pytest.mark.parametrize(
     ("raw", "said"),
     [
-        (linked(right=["b", "k", "root"]), "the node 'root' is below itself"),
-        (linked(left=["z", "b", "left"]), "the node 'left' is below itself"),
+        (linked(right=["b", "k", "root"]), "the node 'root' is its own descendant"),
+        (linked(left=["z", "b", "left"]), "the node 'left' is its own descendant"),
         (linked(left=["z", "y"]), "'left' has the child 'y', which is not a node of this split"),
         (linked(left=["z", "z"]), r"\(left\): a child is listed twice"),
     ],
@@ -170,12 +170,12 @@ def test_graphs_that_are_none(raw, said):
     ("content", "said"),
     [
         (LFS, r"dataset_spec\.json, byte 0: is a git-lfs pointer"),
-        (b"", r"dataset_spec\.json, byte 0 \(line 1\): no JSON"),
-        (b'{\n"\xc3\xa9": 1,\n}', r"dataset_spec\.json, byte 11 \(line 3\): no JSON"),
+        (b"", r"dataset_spec\.json, byte 0 \(line 1\): not JSON"),
+        (b'{\n"\xc3\xa9": 1,\n}', r"dataset_spec\.json, byte 11 \(line 3\): not JSON"),
         (b'{"a": "\xff"}', r"dataset_spec\.json, byte 7: not UTF-8"),
         (b'{"class_names": {"0": "a", "0": "b"}}', "the key '0' occurs twice"),
-        (b"[" * 100_000, "no JSON that can be read"),
-        (b"[" + b"9" * 5000 + b"]", "no JSON that can be read"),
+        (b"[" * 100_000, "cannot be parsed as JSON"),
+        (b"[" + b"9" * 5000 + b"]", "cannot be parsed as JSON"),
     ],
 )
 def test_files_that_are_no_specification(tmp_path, content, said):
@@ -187,12 +187,12 @@ def test_files_that_are_no_specification(tmp_path, content, said):
 def test_missing_specification(tmp_path):
     for where, said in (
         (tmp_path / "no" / "where", "folder does not exist"),
-        (tmp_path, r"dataset_spec\.json: missing; expected a folder that"),
+        (tmp_path, r"dataset_spec\.json: does not exist; expected a folder written by"),
     ):
         with pytest.raises(UserError, match=said):
             read_spec(where)
     (tmp_path / "dataset_spec.pkl").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    with pytest.raises(UserError, match=r"dataset_spec\.pkl is there, but pickled files can run code and are not read"):
+    with pytest.raises(UserError, match=r"dataset_spec\.pkl exists, but pickled files can run code and are not read"):
         read_spec(tmp_path)
 
 

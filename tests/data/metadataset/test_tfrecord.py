@@ -154,7 +154,7 @@ def test_random_payloads_with_right_checksums_raise_nothing_else(tmp_path_factor
     try:
         TFRecordFile(path).example(0)
     except TFRecordError as error:
-        assert f"{path}, byte 0: no tf.train.Example" in str(error)
+        assert f"{path}, byte 0: not a tf.train.Example" in str(error)
         assert "\n" not in str(error)
 
 
@@ -192,10 +192,10 @@ def test_what_else_protocol_buffers_allow():
     [
         (b"\x0a\x05abc", 0, "reaches 2 bytes beyond"),
         (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", 0, "beyond its message"),
-        (b"\x0b", 0, "wire type 3 is not in use"),
+        (b"\x0b", 0, "invalid wire type 3"),
         (b"\x02\x00", 0, "field number 0"),
-        (b"\x80" * 11, 0, "a number without an end"),
-        (b"\x0a", 1, "a number without an end"),
+        (b"\x80" * 11, 0, "an unterminated number"),
+        (b"\x0a", 1, "an unterminated number"),
         (b"\x08\x01", 1, "wire type 0, not 2"),
         (field(1, field(1, field(1, b"\xff\xfe"))), 6, "not UTF-8"),
         (field(1, entry(b"f", field(2, field(1, b"abc")))), 13, "not a multiple of 4"),

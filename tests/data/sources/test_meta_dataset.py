@@ -120,7 +120,7 @@ END = len(records(IMAGES[0], 0))
         (SECOND + 50, None, rf"byte {SECOND}: wrong CRC-32C of the record's \d+ bytes"),
         (SECOND + 1, None, f"byte {SECOND}: wrong CRC-32C of the record's length"),
         (END - 1, None, r"wrong CRC-32C of the record's \d+ bytes"),
-        (None, SECOND + 5, f"byte {SECOND}: truncated: the file ends 5 bytes into the 12 of a record's header"),
+        (None, SECOND + 5, f"byte {SECOND}: truncated: the file ends after 5 of the 12 bytes of a record's header"),
         (None, SECOND + 60, rf"byte {SECOND}: truncated: the record needs \d+ bytes, the file has 60 more"),
         (None, SECOND, f"byte {SECOND}: the file ends after 1 records, dataset_spec.json says 3"),
     ],
@@ -149,7 +149,7 @@ def test_damaged_records(toy, at, cut, said):
         (example(image=b"x", label=2), "label 2 in the file of class 0; dataset_spec.json has classes 0 to 1"),
         (example(image=b"x", label=-1), "label -1 in the file of class 0; dataset_spec.json has classes 0 to 1"),
         (example(image=b"x", label=1), "label 1 in the file of class 0; the file was renamed, or is of another dataset"),
-        (b"\xff\xff", rf"no tf\.train\.Example \(a number without an end, at byte {SECOND + 12}\)"),
+        (b"\xff\xff", rf"not a tf\.train\.Example \(an unterminated number, at byte {SECOND + 12}\)"),
     ],
 )
 def test_wrong_fields(toy, payload, said):
@@ -193,7 +193,7 @@ def swap(folder):
             r"toy/2\.tfrecords: dataset_spec\.json has classes 0 to 1, but 1 more class file is",
         ),
         (lambda f: (f / "dataset_spec.json").write_bytes(LFS), r"dataset_spec\.json, byte 0: is a git-lfs pointer"),
-        (lambda f: (f / "dataset_spec.json").unlink(), r"dataset_spec\.json: missing"),
+        (lambda f: (f / "dataset_spec.json").unlink(), r"dataset_spec\.json: does not exist"),
         (lambda f: write_spec(f, flat((0, 0, 0), [])), r"dataset_spec\.json: has no class"),
         (lambda f: write_spec(f, flat((1, 0, 1), [3, 2], class_names={"0": "a", "1": "a"})), "0 and 1 have the same name 'a'"),
         (lambda f: write_spec(f, flat((1, 0, 0), [3])), r"toy/1\.tfrecords: dataset_spec\.json has classes 0 to 0, but 1 more"),

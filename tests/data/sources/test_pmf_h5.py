@@ -167,7 +167,7 @@ def test_damaged_files(toy, change, said):
             r"toy/2\.h5: dataset_spec\.json has classes 0 to 1, but 1 more class file is there",
         ),
         (lambda f: write_spec(f, flat((1, 0, 1), [3, 2], class_names={"0": "a", "1": "a"})), "0 and 1 have the same name 'a'"),
-        (lambda f: (f / "dataset_spec.json").unlink(), r"dataset_spec\.json: missing"),
+        (lambda f: (f / "dataset_spec.json").unlink(), r"dataset_spec\.json: does not exist"),
     ],
 )
 def test_files_that_are_not_the_specs(toy, change, said):
