@@ -75,7 +75,7 @@ def test_coco(prepare, tmp_path, encoding):
     assert store.class_names == ["person", "dog"]
     assert store.counts.tolist() == [3, 2]
     assert store.class_split.tolist() == [1, 2]
-    assert "1 boxes of crowds skipped" in text
+    assert "1 crowd boxes skipped" in text
     whole = Image.fromarray(pixels(coco.png(139))).resize((48, 48), Image.Resampling.BICUBIC)
     found = np.asarray(store.images[np.array([3])])[0].astype(int)
     assert np.abs(found - np.asarray(whole)).mean() < (1 if encoding == "raw" else 12)  # random pixels: the worst case for JPEG
@@ -89,7 +89,7 @@ def test_domainnet_every_domain_there(prepare, tmp_path):
     assert store.counts.tolist() == [3, 3, 3]
     assert store.class_split.tolist() == [2, 2, 2]
     assert Store.open(tmp_path / "out/domainnet_clipart.h5").counts.tolist() == [4, 4, 4]
-    assert "3 images that are in no list file" in text
+    assert "3 images that are not in a list file" in text
     np.testing.assert_array_equal(store.images[0], pixels(domainnet.IMAGES[domainnet.image_name(0, 1)]))
     assert "did you mean 'sketch'" in prepare("domainnet", "d", "--domain", "scetch", fails=True)
 

@@ -80,5 +80,5 @@ def test_fgvc_and_its_errors(tmp_path):
     (birds / "val.json").write_text('{"001.bird_1/train_0.jpg": 1}')
     done = smat(*command)
     assert done.exit_code == 2
-    assert "val.json: images/001.bird_1/train_0.jpg is listed a second time" in done.stderr.splitlines()[-1]
+    assert "val.json: images/001.bird_1/train_0.jpg is listed twice" in done.stderr.splitlines()[-1]
     assert len(Store.open(store.path)) == 18

@@ -1,6 +1,6 @@
-"""Kinds of source data, by name: a new kind is one file here, one line in `SOURCES` and one command in `cli/prepare.py`.
+"""Kinds of source data, by name. A new kind needs one file here, one line in `SOURCES` and one command in `cli/prepare.py`.
 
-Other packages add theirs by an entry point (`smatcli.plugins`).
+Other packages add their own kinds with an entry point (`smatcli.plugins`).
 """
 
 from importlib import import_module
@@ -10,7 +10,7 @@ from smatcli import plugins
 from smatcli.data.sources.base import ImageSource, SourceClass
 from smatcli.data.sources.folder import FolderSource
 
-# kind -> module and class; imported when it is used
+# kind -> module and class, imported on first use
 SOURCES = {
     "folder": "folder:FolderSource",
     "meta-dataset": "meta_dataset:MetaDatasetSource",
@@ -28,7 +28,7 @@ SOURCES = {
 
 
 def open_source(kind: str, *args: Any, **options: Any) -> ImageSource:
-    """The source of a kind; its constructor takes the rest. Raises UserError for data that is missing, damaged or of another kind."""
+    """Open a source by its kind; other arguments go to its constructor. Raises UserError for missing, damaged or unsuitable data."""
     source: ImageSource
     if kind not in SOURCES:
         if plugins.find("sources", kind) is None:

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceClass:
-    """One class. `images` are the keys for `ImageSource.read`, in order; the sequence may be lazy (a range) and is never copied to a list.
+    """A class of a source. `images` are the keys for `ImageSource.read`, in order; the sequence may be lazy and is never copied to a list.
 
-    `split` is the class's split (train, valid, test) if the source defines one. Sources that split by image (VTAB, FGVC) give one of
-    these per image in `image_splits` instead, aligned with `images`.
+    `split` is the split of the class (train, valid, test) if the source defines one. Sources that split by image (VTAB, FGVC) have one
+    split per image in `image_splits` instead, aligned with `images`.
     """
 
     name: str
@@ -27,11 +27,12 @@ class SourceClass:
 class ImageSource(Protocol):
     """A source of images.
 
-    `kind` is the KIND of `smat data prepare KIND`, `name` the proposed dataset name; `remarks` are sentences about skipped or unusual
-    data; `fingerprint` changes whenever the content may have changed (names, sizes and times of the files are enough). Class ids of
-    `ontology` are positions in `classes()`. Optional attributes: `describe(image) -> str` names an image in messages (file and byte
-    offset), by default a key that is a string is its own name; `strict`, whether an unreadable image is an error by default; and
-    `dropped`, the names of classes that the source skips but a splits file may list.
+    `kind` is the KIND of `smat data prepare KIND`, `name` the default dataset name. `remarks` are messages about skipped or unusual
+    data. `fingerprint` changes whenever the content may have changed (a hash of file names, sizes and times is enough). Class ids in
+    `ontology` are positions in `classes()`.
+    Optional attributes: `describe(image) -> str` describes an image in messages (such as file and byte offset; by default, a string key
+    is used as it is); `strict` sets whether an unreadable image is an error by default; `dropped` are names of skipped classes that a
+    splits file may still list.
     """
 
     kind: str
@@ -45,10 +46,10 @@ class ImageSource(Protocol):
         ...
 
     def read(self, image: Any) -> bytes | np.ndarray:
-        """Return an image by its key: encoded (any format that Pillow reads) or uint8 [H, W, 3]. Must be thread-safe.
+        """Return an image by its key, encoded (in any format that Pillow reads) or as uint8 [H, W, 3]. Must be thread-safe.
 
-        Raises `images.Unreadable` for one bad image, which is counted, named and skipped, and UserError for damage that makes the whole
-        source unusable (a wrong CRC, a truncated record, a label outside the spec).
+        Raises `images.Unreadable` for a single bad image, which is counted, reported and skipped, and UserError for damage that makes the
+        whole source unusable (a wrong CRC, a truncated record, a label that is not in the spec).
         """
         ...
 

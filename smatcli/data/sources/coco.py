@@ -1,4 +1,4 @@
-"""Source `coco`: the objects of MSCOCO (Lin et al., 2014), each cut out by its enlarged box, as Meta-Dataset does."""
+"""Source `coco`: the objects of MSCOCO (Lin et al., 2014), cropped by their enlarged bounding boxes as in Meta-Dataset."""
 
 import math
 import threading
@@ -12,22 +12,22 @@ from PIL import Image
 
 from smatcli.data.images import Unreadable, decode_whole
 from smatcli.data.sources.base import SourceClass
-from smatcli.data.sources.imagetree import ImageTree, digest, file_stamp, safe_name, some
+from smatcli.data.sources.imagetree import ImageTree, digest, file_stamp, first_few, safe_name
 from smatcli.data.sources.jsonstream import array_elements
 from smatcli.errors import UserError
 
 Box = tuple[float, float, float, float]  # left, top, width, height in pixels, as in the annotations
 
-_LARGEST = 1e9
+_MAX_COORDINATE = 1e9
 
 
 class CocoSource:
-    """One image a box: crops of `images` (folder or ZIP) by the boxes of `annotations` (`instances_*.json`), see `crop_window`.
+    """One image per bounding box: crops of `images` (folder or ZIP) by the boxes in `annotations` (`instances_*.json`), see `crop_window`.
 
-    Classes are the categories in the order of their ids; those with fewer than `min_boxes` boxes are dropped (`dropped`) and remarked.
-    Boxes of crowds (`iscrowd`) are kept, as in Meta-Dataset's own records, unless `crowd` is false. Small boxes stay.
-    The annotations are streamed; some 50 bytes a box are kept. Raises UserError for annotations that are missing, damaged or contradict
-    themselves. An image that is missing, or a box outside its image, makes `read` raise Unreadable.
+    Classes are the categories, sorted by id. Those with fewer than `min_boxes` boxes are skipped (`dropped`) with a remark.
+    Crowd boxes (`iscrowd`) are kept, as in Meta-Dataset's own records, unless `crowd` is false. Small boxes are kept too.
+    Annotations are streamed and take about 50 bytes per box in memory. Raises UserError for annotations that are missing, damaged or
+    inconsistent. For a missing image or a box outside its image, `read` raises Unreadable.
     """
 
     kind = "coco"
@@ -41,7 +41,7 @@ class CocoSource:
         self.path, self.enlarge, self.ontology = Path(annotations), enlarge, None
         self.remarks: list[str] = []
         self.dropped: list[str] = []
-        self._last = threading.local()  # the image decoded last in each thread: a class's boxes come image by image
+        self._last = threading.local()  # last decoded image per thread, as the boxes of a class are sorted by image
         self._boxes = _Boxes(self.path, crowd)
         self._tree = ImageTree(Path(images))
         try:
@@ -56,7 +56,7 @@ class CocoSource:
         return self._classes
 
     def read(self, image: str) -> np.ndarray:
-        """The crop uint8 [h, w, 3] of a key "<file name>#<number of the box>"."""
+        """Return the crop, uint8 [h, w, 3], of a key "<file name>#<box number>"."""
         name, _, row = image.rpartition("#")
         whole = self._decode(name)
         window = crop_window(self._boxes.box(int(row)), whole.size, self.enlarge)
@@ -76,22 +76,22 @@ class CocoSource:
         return image
 
     def _find_images(self) -> dict[str, str]:
-        """File name in the annotations -> name in the tree, where folders around them differ (`train2017/...` in a ZIP)."""
-        there = self._tree.names
-        wanted = {Path(name).name: name for name in self._boxes.files if name not in there}
+        """Map file names in the annotations to names in the tree where their folders differ (`train2017/...` in a ZIP)."""
+        available = self._tree.names
+        wanted = {Path(name).name: name for name in self._boxes.files if name not in available}
         paths: dict[str, str] = {}
-        for name in sorted(there) if wanted else ():
+        for name in sorted(available) if wanted else ():
             listed = wanted.get(Path(name).name)
             if listed is not None and paths.setdefault(listed, name) != name:
                 raise UserError(f"{self._tree.path}: {listed!r} may be {paths[listed]} or {name}; give the folder of one of them")
         if not paths and len(wanted) == len(self._boxes.files):
-            raise UserError(f"{self._tree.path}: holds none of the {len(wanted)} images of {self.path}; do both belong together?")
+            raise UserError(f"{self._tree.path}: has none of the {len(wanted)} images in {self.path}; do they belong together?")
         return paths
 
     def _group(self, min_boxes: int) -> list[SourceClass]:
         boxes = self._boxes
         if boxes.crowds:
-            self.remarks.append(f"{boxes.crowds:,} boxes of crowds skipped")
+            self.remarks.append(f"{boxes.crowds:,} crowd boxes skipped")
         classes = []
         for label in np.argsort(boxes.category_ids, kind="stable"):
             rows = np.flatnonzero(boxes.labels == label)
@@ -100,17 +100,17 @@ class CocoSource:
             else:
                 classes.append(SourceClass(boxes.names[label], _Keys(boxes, rows[np.argsort(boxes.images[rows], kind="stable")])))
         if self.dropped:
-            self.remarks.append(f"{len(self.dropped)} classes with fewer than {min_boxes} boxes skipped: {some(self.dropped)}")
+            self.remarks.append(f"{len(self.dropped)} classes with fewer than {min_boxes} boxes skipped: {first_few(self.dropped)}")
         if not classes:
             raise UserError(f"{self.path}: no class has {min_boxes} boxes")
         return classes
 
 
 def crop_window(box: Box, size: tuple[int, int], enlarge: float = 1.2) -> tuple[int, int, int, int] | None:
-    """Left, top, right, bottom (exclusive) of a box enlarged about its centre and clipped to an image of `size` (width, height).
+    """Enlarge a box about its centre and clip it to an image of `size` (width, height): left, top, right, bottom (exclusive).
 
-    As in Meta-Dataset: COCO counts from pixel centres, hence the halves; ends are inclusive before clipping, so that a box within the
-    image always keeps a pixel. None for a box that lies outside.
+    The rounding is Meta-Dataset's: COCO's coordinates refer to pixel centres, hence the halves; ends are inclusive before clipping, so
+    that a box within the image has at least one pixel. None for a box outside the image.
     """
     left, top, width, height = box
     left -= 0.5 * width * (enlarge - 1.0)
@@ -122,7 +122,7 @@ def crop_window(box: Box, size: tuple[int, int], enlarge: float = 1.2) -> tuple[
 
 
 class _Boxes:
-    """The annotation file in columns: `labels` (position of the category), `images` (position of the image) and boxes, a row a box."""
+    """Annotations as columns with one row per box: `labels` (category positions), `images` (image positions), and the boxes."""
 
     def __init__(self, path: Path, crowd: bool):
         self.path, self.crowds = path, 0
@@ -160,7 +160,7 @@ class _Boxes:
 
 
 class _Keys(Sequence[str]):
-    """The keys of a class's boxes, made when they are asked for."""
+    """Lazy sequence of the keys of a class's boxes."""
 
     def __init__(self, boxes: _Boxes, rows: np.ndarray):
         self._boxes, self._rows = boxes, rows.astype(np.uint32)
@@ -183,8 +183,8 @@ def _positions(ids: "array[int]", available: "array[int]", path: Path, what: str
     """Return the position of each of `ids` in `available`, int32. Raises UserError for duplicate or unknown ids."""
     order = np.argsort(np.asarray(available), kind="stable")
     ascending = np.asarray(available)[order]
-    if (twice := ascending[1:][np.diff(ascending) == 0]).size:
-        raise UserError(f"{path}: the {what} id {twice[0]} is given twice")
+    if (repeated := ascending[1:][np.diff(ascending) == 0]).size:
+        raise UserError(f"{path}: duplicate {what} id {repeated[0]}")
     wanted = np.asarray(ids)
     places = np.minimum(np.searchsorted(ascending, wanted), max(len(ascending) - 1, 0))
     unknown = wanted[ascending[places] != wanted] if len(ascending) else wanted
@@ -203,13 +203,13 @@ def _id(entry: dict[str, Any], key: str, where: str) -> int:
 def _text(entry: dict[str, Any], key: str, where: str) -> str:
     value = entry.get(key)
     if not isinstance(value, str) or not value:
-        raise UserError(f"{where}: {key} is missing or no text")
+        raise UserError(f"{where}: {key} is missing or not text")
     return value
 
 
 def _box(value: Any, where: str) -> Box:
-    fits = isinstance(value, list) and len(value) == 4 and all(type(v) in (int, float) and abs(v) <= _LARGEST for v in value)
-    if not fits:
+    valid = isinstance(value, list) and len(value) == 4 and all(type(v) in (int, float) and abs(v) <= _MAX_COORDINATE for v in value)
+    if not valid:
         raise UserError(f"{where}: bbox is {'missing' if value is None else f'{str(value)[:60]}, not [x, y, width, height]'}")
     left, top, width, height = value
     return left, top, width, height

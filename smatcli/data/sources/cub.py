@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smatcli.data.sources.base import SourceClass
-from smatcli.data.sources.imagetree import ImageTree, digest, file_stamp, read_pairs, safe_name, some, whole_number
+from smatcli.data.sources.imagetree import ImageTree, digest, file_stamp, first_few, read_pairs, safe_name, whole_number
 from smatcli.errors import UserError
 
 _LISTS = ("images.txt", "classes.txt", "image_class_labels.txt")
@@ -13,8 +13,8 @@ _LISTS = ("images.txt", "classes.txt", "image_class_labels.txt")
 class CubSource:
     """The folder `CUB_200_2011` (or the one around it): `classes.txt`, `images.txt`, `image_class_labels.txt` and `images/`.
 
-    Class names are those of `classes.txt` ("001.Black_footed_Albatross"), which Meta-Dataset's splits use. Whole images, not the boxes.
-    Raises UserError, with file and line, for lists that are missing, damaged or contradict one another.
+    Class names are those in `classes.txt` ("001.Black_footed_Albatross"), as in Meta-Dataset's splits. Images are not cropped.
+    Raises UserError, with file and line, for lists that are missing, damaged or inconsistent.
     """
 
     kind = "cub"
@@ -45,7 +45,7 @@ class CubSource:
         files, names, labels = (_numbered(self.path / name) for name in _LISTS)
         images: dict[int, list[str]] = {number: [] for number in names}
         if len(set(names.values())) < len(names):
-            raise UserError(f"{self.path / 'classes.txt'}: a class name is given twice")
+            raise UserError(f"{self.path / 'classes.txt'}: duplicate class name")
         for number, text in labels.items():
             where = f"{self.path / 'image_class_labels.txt'}: image {number}"
             label = whole_number(text, where)
@@ -55,15 +55,15 @@ class CubSource:
                 raise UserError(f"{where} has the class {label}, which is not in classes.txt")
             file = safe_name(files[number], str(self.path / "images.txt"))
             if "/" in file and file.split("/")[0] != names[label]:
-                raise UserError(f"{where} has the class {names[label]!r}, but lies in the folder {file.split('/')[0]!r}")
+                raise UserError(f"{where} has the class {names[label]!r}, but is in the folder {file.split('/')[0]!r}")
             images[label].append(file)
         if unlabelled := [file for number, file in files.items() if number not in labels]:
-            raise UserError(f"{self.path / 'image_class_labels.txt'}: no class for {some(unlabelled)}")
+            raise UserError(f"{self.path / 'image_class_labels.txt'}: no class for {first_few(unlabelled)}")
         listed = set(files.values())
         if not listed & self._tree.names:
-            raise UserError(f"{self.path / 'images'}: holds none of the {len(listed)} images of images.txt; unpack the archive again")
+            raise UserError(f"{self.path / 'images'}: has none of the {len(listed)} images in images.txt; unpack the archive again")
         if extra := sorted(name for name in self._tree.names - listed if not Path(name).name.startswith(".")):
-            self.remarks.append(f"{len(extra)} files that images.txt does not list skipped: {some(extra)}")
+            self.remarks.append(f"{len(extra)} files not in images.txt skipped: {first_few(extra)}")
         return [SourceClass(names[number], images[number]) for number in sorted(names)]
 
 
@@ -83,7 +83,7 @@ def _numbered(path: Path) -> dict[int, str]:
     for line, first, rest in read_pairs(path):
         number = whole_number(first, f"{path}, line {line}")
         if number in by_number:
-            raise UserError(f"{path}, line {line}: the number {number} is given twice")
+            raise UserError(f"{path}, line {line}: duplicate number {number}")
         by_number[number] = rest
     if not by_number:
         raise UserError(f"{path}: is empty")

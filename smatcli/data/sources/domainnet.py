@@ -1,22 +1,22 @@
-"""Source `domainnet`: one domain of DomainNet (Peng et al., ICCV 2019), `<domain>/<class>/<image>` beside its list files."""
+"""Source `domainnet`: one domain of DomainNet (Peng et al., ICCV 2019), `<domain>/<class>/<image>` with its list files."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from smatcli.data.images import image_suffixes
 from smatcli.data.sources.base import SourceClass
-from smatcli.data.sources.imagetree import ImageTree, digest, file_stamp, read_pairs, safe_name, some, whole_number
+from smatcli.data.sources.imagetree import ImageTree, digest, file_stamp, first_few, read_pairs, safe_name, whole_number
 from smatcli.errors import UserError, nearest
 
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 
 
 class DomainNetSource:
-    """All images that `<domain>_train.txt` and `<domain>_test.txt` list (lines "sketch/zebra/sketch_345_000001.jpg 344"), by class.
+    """All images listed in `<domain>_train.txt` and `<domain>_test.txt` (lines like "sketch/zebra/sketch_345_000001.jpg 344"), by class.
 
-    The lists' division is by image and is not kept: classes are split as for any folder. Without list files all images of the folder
-    are taken. `path` holds the folder or ZIP `<domain>`; the lists may lie beside it or in a folder `splits`. Classes are in the lists'
-    label order. Raises UserError for an unknown domain, a missing folder, lists that contradict the folders.
+    The lists split by image, which is ignored: classes are split as for any folder. Without list files, all images in the folder are
+    used. `path` contains the folder or ZIP `<domain>`, and the lists, possibly in a folder `splits`. Classes are sorted by label.
+    Raises UserError for an unknown domain, a missing folder, or lists that contradict the folders.
     """
 
     kind = "domainnet"
@@ -70,41 +70,41 @@ class DomainNetSource:
         return [SourceClass(labels[number], sorted(images[labels[number]])) for number in sorted(labels)]
 
     def _compare(self, images: dict[str, dict[str, None]], lists: list[Path]) -> None:
-        """Listed images that are not there are left to `read`; none there at all is a wrong folder, others there are remarked."""
+        """Remark on unlisted images. Raises UserError if no listed image exists; single missing images are reported by `read`."""
         listed = {image for group in images.values() for image in group}
-        there = self._there()
-        if not listed & there:
-            raise UserError(f"{self._tree.path}: holds none of the {len(listed)} images of {lists[0]}; is it unpacked here?")
-        if extra := sorted(there - listed):
-            self.remarks.append(f"{len(extra)} images that are in no list file skipped: {some(extra)}")
+        available = self._image_names()
+        if not listed & available:
+            raise UserError(f"{self._tree.path}: has none of the {len(listed)} images in {lists[0]}; is it unpacked here?")
+        if extra := sorted(available - listed):
+            self.remarks.append(f"{len(extra)} images that are not in a list file skipped: {first_few(extra)}")
         if len(lists) == 1:
-            self.remarks.append(f"only {lists[0].name} found; the other list file of {self.domain} is missing beside it")
+            self.remarks.append(f"only {lists[0].name} found; the other list file of {self.domain} is missing")
 
     def _all(self) -> list[SourceClass]:
         grouped: dict[str, list[str]] = {}
-        for image in sorted(self._there()):
+        for image in sorted(self._image_names()):
             grouped.setdefault(image.split("/")[0], []).append(image)
         if not grouped:
-            raise UserError(f"{self._tree.path}: holds no {self.domain}/<class>/<image>")
-        self.remarks.append(f"no list files {self.domain}_train.txt and {self.domain}_test.txt: all images of the folder are taken")
+            raise UserError(f"{self._tree.path}: has no {self.domain}/<class>/<image>")
+        self.remarks.append(f"no list files {self.domain}_train.txt and {self.domain}_test.txt: all images in the folder are used")
         return [SourceClass(name, images) for name, images in sorted(grouped.items())]
 
-    def _there(self) -> set[str]:
+    def _image_names(self) -> set[str]:
         inside = (name[len(self._prefix) :] for name in self._tree.names if name.startswith(self._prefix))
         return {n for n in inside if n.count("/") == 1 and not n.startswith((".", "__")) and Path(n).suffix.lower() in image_suffixes()}
 
 
 def _find(path: Path, domain: str) -> tuple[Path, Path]:
-    """The folder of the list files, and the folder or ZIP of the images."""
+    """Return the folder of the list files, and the folder or ZIP of the images."""
     if not path.exists():
-        raise UserError(f"{path}: folder does not exist; it should hold {domain}/ and {domain}_train.txt")
+        raise UserError(f"{path}: folder does not exist; it should contain {domain}/ and {domain}_train.txt")
     for images in (path / domain, path / f"{domain}.zip"):
         if images.exists():
             return path, images
     if path.name in (domain, f"{domain}.zip"):
         return path.parent, path
-    there = [name for name in DOMAINS if (path / name).is_dir() or (path / f"{name}.zip").is_file()]
-    raise UserError(f"{path}: holds no {domain}/ or {domain}.zip{f' (there: {chr(44).join(there)})' if there else ''}")
+    available = [name for name in DOMAINS if (path / name).is_dir() or (path / f"{name}.zip").is_file()]
+    raise UserError(f"{path}: has no {domain}/ or {domain}.zip{f' (available: {chr(44).join(available)})' if available else ''}")
 
 
 def _list_file(root: Path, name: str) -> Path | None:
@@ -112,5 +112,5 @@ def _list_file(root: Path, name: str) -> Path | None:
 
 
 def _prefix(names: frozenset[str], domain: str) -> str:
-    """'sketch/' if the tree itself begins with the domain's folder, as in the published ZIPs."""
+    """Return "<domain>/" if all files are inside the domain's folder, as in the published ZIPs, else ""."""
     return f"{domain}/" if names and all(name.startswith((f"{domain}/", "__MACOSX/", ".")) for name in names) else ""

@@ -1,4 +1,4 @@
-"""Drawings of Quick, Draw!: finding a line of a large `.ndjson` file, and rendering its strokes."""
+"""Drawings of Quick, Draw!: random access to the lines of large `.ndjson` files, and rendering of strokes."""
 
 import json
 import threading
@@ -15,16 +15,16 @@ from smatcli.errors import UserError
 from smatcli.safe.files import pointer_kind
 
 SIDE = 256  # pixels of a rendered drawing
-PEN = 16 / 304  # width of the line and of the margin, as parts of the side: as in the published bitmaps
+PEN = 16 / 304  # width of lines and margins as a fraction of the side, as in the published bitmaps
 MAX_POINTS = 200_000
-_BLOCK = 64  # lines between two known offsets
+_BLOCK = 64  # lines between two indexed offsets
 _CHUNK = 2**20
 _MAX_BLOCK = 2**24  # bytes
-_FINE = 2  # drawn so many times larger, then averaged
+_OVERSAMPLING = 2  # drawings are rendered so many times larger, then averaged
 
 
 class LineIndex:
-    """Where the lines of a file are: the offset of every 64th, found in one pass when it is first needed. Thread-safe."""
+    """Index of the lines of a file: the offset of every 64th line, built in one pass on first use. Thread-safe."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -36,7 +36,7 @@ class LineIndex:
         if kind := pointer_kind(head):
             raise UserError(f"{path}: is a {kind} pointer, not the data; fetch it first")
         if not head.lstrip().startswith(b"{"):
-            raise UserError(f"{path}: is not .ndjson (a drawing, {{...}}, on each line)")
+            raise UserError(f"{path}: is not .ndjson (one drawing {{...}} per line)")
 
     def __len__(self) -> int:
         if self._count is None:
@@ -47,17 +47,17 @@ class LineIndex:
         return self._count
 
     def block(self, line: int) -> int:
-        """The block that holds a line."""
+        """Return the number of a line's block."""
         if not 0 <= line < len(self):
             raise IndexError(line)
         return bisect_right(self._lines, line) - 1
 
     def first(self, block: int) -> int:
-        """The first line of a block."""
+        """Return the number of a block's first line."""
         return self._lines[block]
 
     def read(self, file: IO[bytes], block: int) -> list[bytes]:
-        """The lines of a block. Raises Unreadable for lines that are too long."""
+        """Read the lines of a block. Raises Unreadable for lines that are too long."""
         start, stop = self._offsets[block], self._offsets[block + 1]
         if stop - start > _MAX_BLOCK:
             raise Unreadable(f"in a line of more than {_MAX_BLOCK - _CHUNK:,} bytes (near byte {start:,})")
@@ -65,11 +65,11 @@ class LineIndex:
         data = file.read(stop - start)
         lines = data.split(b"\n")
         if len(data) < stop - start or len(lines) < self._lines[block + 1] - self._lines[block]:
-            raise UserError(f"{self.path}: changed while it was read (byte {start:,})")
+            raise UserError(f"{self.path}: changed while being read (byte {start:,})")
         return lines
 
     def _scan(self) -> None:
-        """A new block starts with the file, at the first new line of each chunk and at every 64th after it."""
+        """Build the index: a block starts at the beginning of the file, at the first new line of each chunk, and every 64 lines after."""
         lines, offsets = array("q", [0]), array("q", [0])
         count = at = 0
         ended = True
@@ -90,7 +90,7 @@ class LineIndex:
 
 
 def render_line(line: bytes) -> np.ndarray:
-    """Renders a line of an `.ndjson` file, uint8 [256, 256, 3]. Raises Unreadable if it is not a drawing."""
+    """Render a line of an `.ndjson` file, uint8 [256, 256, 3]. Raises Unreadable if it is not a drawing."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
@@ -101,14 +101,14 @@ def render_line(line: bytes) -> np.ndarray:
 
 
 def render(drawing: Any, side: int = SIDE) -> np.ndarray:
-    """Strokes [[x, ...], [y, ...], ...] in black on white, antialiased, centred and scaled to the frame: uint8 [side, side, 3].
+    """Render strokes [[x, ...], [y, ...], ...] in black on white, antialiased, centred and scaled to the frame: uint8 [side, side, 3].
 
-    Coordinates in any unit: simplified and raw drawings look alike. Raises Unreadable for invalid strokes.
+    Coordinates may have any unit: simplified and raw drawings look the same. Raises Unreadable for invalid strokes.
     """
     strokes = _strokes(drawing)
-    every = np.concatenate(strokes, axis=1)
-    low, high = every.min(axis=1), every.max(axis=1)
-    large = side * _FINE
+    points = np.concatenate(strokes, axis=1)
+    low, high = points.min(axis=1), points.max(axis=1)
+    large = side * _OVERSAMPLING
     pen = PEN * large
     extent = float((high - low).max())
     scale = (large - 3 * pen) / extent if extent > 0 else 0.0
@@ -117,12 +117,12 @@ def render(drawing: Any, side: int = SIDE) -> np.ndarray:
     for stroke in strokes:
         points = (stroke - (low + high)[:, None] / 2) * scale + (large - 1) / 2
         _draw(draw, points.T, pen)
-    pixels = np.asarray(canvas.reduce(_FINE))
+    pixels = np.asarray(canvas.reduce(_OVERSAMPLING))
     return np.repeat(pixels[:, :, None], 3, axis=2)
 
 
 def _draw(draw: ImageDraw.ImageDraw, points: np.ndarray, pen: float) -> None:
-    """A line with round joints and ends."""
+    """Draw a line with round joints and ends."""
     path = [(float(x), float(y)) for x, y in points]
     draw.line(path, fill=0, width=max(round(pen), 1), joint="curve")
     for x, y in (path[0], path[-1]):
@@ -130,7 +130,7 @@ def _draw(draw: ImageDraw.ImageDraw, points: np.ndarray, pen: float) -> None:
 
 
 def _strokes(drawing: Any) -> list[np.ndarray]:
-    """Checked strokes, float64 [2, n] each."""
+    """Validate the strokes and return them as float64 [2, n] each."""
     if not isinstance(drawing, list) or not drawing:
         raise Unreadable("a drawing without strokes")
     strokes, points = [], 0
@@ -138,16 +138,16 @@ def _strokes(drawing: Any) -> list[np.ndarray]:
         if not isinstance(stroke, list) or len(stroke) < 2 or not all(isinstance(axis, list) for axis in stroke[:2]):
             raise Unreadable("a stroke that is not [[x, ...], [y, ...]]")
         try:
-            both = np.array(stroke[:2], np.float64)
+            coordinates = np.array(stroke[:2], np.float64)
         except (ValueError, TypeError, OverflowError):
             raise Unreadable("a stroke that is not [[x, ...], [y, ...]]") from None
-        if both.ndim != 2 or not np.isfinite(both).all() or np.abs(both).max(initial=0) > 1e9:
+        if coordinates.ndim != 2 or not np.isfinite(coordinates).all() or np.abs(coordinates).max(initial=0) > 1e9:
             raise Unreadable("a stroke with invalid coordinates")
-        points += both.shape[1]
+        points += coordinates.shape[1]
         if points > MAX_POINTS:
             raise Unreadable(f"more than {MAX_POINTS:,} points")
-        if both.shape[1]:
-            strokes.append(both)
+        if coordinates.shape[1]:
+            strokes.append(coordinates)
     if not strokes:
         raise Unreadable("a drawing without points")
     return strokes

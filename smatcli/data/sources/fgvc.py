@@ -1,4 +1,4 @@
-"""Source `fgvc`: a fine-grained dataset with the JSON lists of visual prompt tuning (VPT), split by image."""
+"""Source `fgvc`: a fine-grained dataset with the JSON lists of visual prompt tuning (VPT), which split by image."""
 
 import json
 from collections import Counter
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 LISTS = {"train.json": "train", "val.json": "valid", "test.json": "test"}
 FOLDERS = ("images", "Images", "")  # CUB and NABirds; Stanford Dogs; Stanford Cars and Oxford Flowers
-HOW = "VPT's lists train.json, val.json and test.json belong beside the images of the original download"
-TRIED = 100  # images that must all be missing before a folder is given up
+HOW = "put VPT's lists train.json, val.json and test.json beside the images of the original download"
+MAX_SAMPLES = 100  # images to look for in a folder before it is rejected
 
 
 class FgvcSource:
-    """Each list maps image paths to class numbers; classes come in ascending order of these, as VPT numbers them.
+    """Lists that map image paths to class numbers; classes are sorted by number, as in VPT.
 
-    Paths are relative to `images/`, `Images/` or the folder itself, whichever holds them. A class has the name of its images' folder where
-    there is exactly one folder per class, else its number.
-    Raises UserError for a missing or damaged list or an image in two lists.
+    Paths are relative to `images/`, `Images/` or the folder itself, whichever contains the images. Classes are named by folder if there is
+    exactly one folder per class, else by number.
+    Raises UserError for a missing or damaged list, or an image in two lists.
     """
 
     kind = "fgvc"
-    strict = True  # a benchmark without some of its images is another one
+    strict = True  # with missing images it would be a different benchmark
 
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser()
@@ -59,9 +59,9 @@ class FgvcSource:
 
 
 def _named_by_folder(classes: list[SourceClass]) -> list[SourceClass]:
-    """The classes under the names of their folders where each has one of its own (CUB, NABirds, Stanford Dogs), else as they are."""
+    """Rename the classes to their folders if each class has its own folder (CUB, NABirds, Stanford Dogs), else return them unchanged."""
     folders = [{PurePosixPath(image).parent.name for image in c.images} for c in classes]
-    names = [found.pop() for found in folders if len(found) == 1]
+    names = [names.pop() for names in folders if len(names) == 1]
     if len(set(names)) < len(classes):
         return classes
     return [replace(c, name=name) for c, name in zip(classes, names, strict=True)]
@@ -71,8 +71,8 @@ def _read(path: Path) -> dict[str, int]:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         entries = dict(items)
         if len(entries) < len(items):
-            twice = next(name for name, count in Counter(name for name, _ in items).items() if count > 1)
-            raise UserError(f"{path}: {twice[:100]!r} is listed a second time; an image must have one label and one split")
+            repeated = next(name for name, count in Counter(name for name, _ in items).items() if count > 1)
+            raise UserError(f"{path}: {repeated[:100]!r} is listed twice; an image must have one label and one split")
         return entries
 
     try:
@@ -95,9 +95,9 @@ def _label(value: Any, path: Path, image: str) -> int:
 
 
 def _image_folder(root: Path, lists: dict[str, dict[str, int]]) -> str:
-    samples = [inside(image, str(root / name)) for name, listed in lists.items() for image in list(listed)[: TRIED // len(lists)]]
+    samples = [inside(image, str(root / name)) for name, listed in lists.items() for image in list(listed)[: MAX_SAMPLES // len(lists)]]
     for folder in FOLDERS:
         if any((root / folder / image).is_file() for image in samples):
             return folder
     tried = ", ".join(str(root / folder / samples[0]) for folder in FOLDERS)
-    raise UserError(f"{root}: the listed images are not there (tried {tried}); {HOW}")
+    raise UserError(f"{root}: the listed images do not exist (tried {tried}); {HOW}")

@@ -16,12 +16,12 @@ Parts = tuple[str, ...]
 
 
 class FolderSource:
-    """Classes sorted by name, images sorted by name. A single folder around the class folders is descended into.
+    """Class folders with images, both sorted by name. Single folders around the class folders are skipped.
 
-    `depth` 1: the class is the first folder, whatever lies deeper belongs to it; 2: the first two ("alphabet/character"), and so on.
-    Folders train, val (or valid, validation) and test around the same classes are a split of the images.
-    Hidden files and the litter of file managers are skipped; other files outside a class folder are skipped with a remark.
-    Raises UserError for a source that is missing, damaged, a trap (see `trees.ZipTree`) or without class folders.
+    With `depth` 1, the class is the first folder, including its subfolders; with 2, the first two ("alphabet/character"), and so on.
+    Folders train, val (or valid, validation) and test with the same classes are a split of the images.
+    Hidden files and files of file managers are skipped silently, other files outside a class folder with a remark.
+    Raises UserError for a source that is missing, damaged, malicious (see `trees.ZipTree`) or without class folders.
     """
 
     kind = "folder"
@@ -63,9 +63,7 @@ class FolderSource:
             else:
                 outside.append(PurePosixPath(*parts))
         if not grouped:
-            raise UserError(
-                f"{self.path}: holds {'no files' if not files else 'files but no class folders'}; expected <class name>/<image>"
-            )
+            raise UserError(f"{self.path}: has {'no files' if not files else 'files but no class folders'}; expected <class name>/<image>")
         if not in_parts:
             self._refuse_nested(grouped, start + depth, depth)
         for name in grouped:
@@ -80,14 +78,14 @@ class FolderSource:
         return [SourceClass(n, images, None, [PARTS[i.split("/")[len(top)].lower()] for i in images]) for n, images in by_class.items()]
 
     def _refuse_nested(self, grouped: dict[str, list[str]], level: int, depth: int) -> None:
-        """Class folders that hold only folders, several each, are most likely no classes but parts (train/, test/) or groups of classes."""
+        """Refuse class folders that contain only folders, several each: they are probably splits (train/, test/) or groups of classes."""
         for images in grouped.values():
             inner = {image.split("/")[level] if image.count("/") > level else "" for image in images}
             if len(inner) < 2 or "" in inner:
                 return
         first = next(iter(grouped.values()))[0]
         raise UserError(
-            f"{self.path}: images lie one folder deeper than classes are expected ({first}); "
+            f"{self.path}: images are one folder deeper than expected ({first}); "
             f"give the inner folder alone, or --depth {depth + 1} to make every inner folder a class"
         )
 
@@ -98,9 +96,9 @@ class FolderSource:
 
 
 def _by_image(files: list[Parts], top: Parts) -> bool:
-    """Does `top` hold nothing but folders called as in `PARTS`, train and test among them, with no class that train lacks?
+    """Return whether `top` contains only folders named as in `PARTS`, including train and test, and train has all classes.
 
-    Parts with classes of their own are none of that: those are classes split for meta-learning.
+    If valid or test have other classes, the split is by class, as for meta-learning.
     """
     start, classes = len(top), dict[str, set[str]]()
     for parts in files:
@@ -117,7 +115,7 @@ def _junk(parts: Parts) -> bool:
 
 
 def _descend(files: list[Parts]) -> Parts:
-    """The folder that holds the class folders: follow single folders as long as no image lies beside or directly in them."""
+    """Return the folder of the class folders: follow single folders as long as no image is beside or directly in them."""
     top: Parts = ()
     while True:
         here = [parts[len(top) :] for parts in files if parts[: len(top)] == top]

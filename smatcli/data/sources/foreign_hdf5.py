@@ -1,4 +1,4 @@
-"""HDF5 files made by others: opened with care, every failure of the library turned into one line with file and group."""
+"""Safe access to HDF5 files from other sources: library errors become one line with file and group."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +11,14 @@ from smatcli.safe import probe as safe_probe
 from smatcli.safe.files import pointer_kind
 from smatcli.safe.text import refuse_special
 
-PATIENCE = 600.0  # seconds for the structure of a file of thousands of groups on a slow disk
-LARGEST = 2**36  # bytes per array; readers take one row at a time
+PROBE_TIMEOUT = 600.0  # seconds; enough for a file of thousands of groups on a slow disk
+LARGEST = 2**36  # bytes per array; readers load one row at a time
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 class ForeignHdf5:
-    """A file whose groups "0", "1", ... hold arrays. HDF5 allows one call at a time, h5py sees to that.
+    """A file whose groups "0", "1", ... contain arrays. Thread-safe, as h5py serialises all calls.
 
     Raises UserError for a file that is missing, damaged, or refers to another file.
     """
@@ -28,49 +28,49 @@ class ForeignHdf5:
 
         self.path = path
         refuse_special(path)
-        with self.blamed():
+        with self.user_errors():
             with path.open("rb") as file:
                 head = file.read(1000)
             if kind := pointer_kind(head):
                 raise UserError(f"{path}, byte 0: is a {kind} pointer, not the data; fetch it first")
             if not head.startswith(_SIGNATURE):
                 raise UserError(f"{path}, byte 0: is {'not an HDF5 file' if head else 'empty'}; fetch it again")
-            if not safe_probe.survives(path, PATIENCE):
+            if not safe_probe.survives(path, PROBE_TIMEOUT):
                 raise UserError(f"{path}: truncated or damaged HDF5 file (the HDF5 library hangs or crashes on it); fetch it again")
             self._file = h5py.File(path, "r", locking=False)
             self.groups = len(self._file)
             self._checked: set[str] = set()
 
     def array(self, group: int, name: str) -> Any:
-        """The array `name` of a group, as an h5py dataset."""
+        """Return the array `name` of a group, as an h5py dataset."""
         data = self.find(group, name)
         if data is None:
             raise UserError(f"{self.path}, group {group}: has no field {name!r}")
         return data
 
     def find(self, group: int, name: str) -> Any:
-        """The same, None where the group has no such array."""
+        """Return the array `name` of a group, or None if it does not exist."""
         import h5py
 
-        with self.blamed(group):
+        with self.user_errors(group):
             path = self.locate(group, name)
             data = None if path is None else self._file[path]
             if not isinstance(data, h5py.Dataset):
                 return None
             if data.external or data.is_virtual:
-                raise UserError(f"{self.path}, group {group}: refused, {name!r} lies in another file")
+                raise UserError(f"{self.path}, group {group}: refused, {name!r} is in another file")
         return data
 
-    def honest(self, data: Any) -> Any:
-        """Return `data`, an h5py dataset, if the file contains all that it claims; ValueError otherwise."""
+    def checked(self, data: Any) -> Any:
+        """Return `data`, an h5py dataset, after checking that the file contains all of it. Raises ValueError otherwise."""
         if data.name not in self._checked:
             safe_hdf5.check(data, LARGEST)
-            if data.chunks is not None:  # checked by unpacking all of it
+            if data.chunks is not None:  # the check decompresses all chunks
                 self._checked.add(data.name)
         return data
 
     def locate(self, group: int, name: str) -> bytes | None:
-        """Path of a field, None where the group has none; links to other places, or other files, are refused."""
+        """Return the path of a field, or None if it does not exist. Raises UserError for soft and external links."""
         from h5py import h5l
 
         links, parent = self._file.id.links, str(group).encode()
@@ -84,11 +84,11 @@ class ForeignHdf5:
         return field
 
     def number(self, group: int, name: str) -> int | None:
-        """Return a whole number, or None if it does not exist, through h5py's low-level calls (four times faster, used per image)."""
+        """Return an integer, or None if it does not exist, with h5py's low-level API (four times faster; called once per image)."""
         import numpy as np
         from h5py import h5d, h5s
 
-        with self.blamed(group):
+        with self.user_errors(group):
             path = self.locate(group, name)
             if path is None:
                 return None
@@ -103,8 +103,8 @@ class ForeignHdf5:
         self._file.close()
 
     @contextmanager
-    def blamed(self, group: int | None = None) -> Iterator[None]:
-        """Turns whatever reading raises into UserError."""
+    def user_errors(self, group: int | None = None) -> Iterator[None]:
+        """Raise errors inside the block as UserError with file and group."""
         where = str(self.path) if group is None else f"{self.path}, group {group}"
         try:
             yield

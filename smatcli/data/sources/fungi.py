@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from smatcli.data.sources.base import SourceClass
-from smatcli.data.sources.imagetree import ImageTree, digest, file_stamp, safe_name, some
+from smatcli.data.sources.imagetree import ImageTree, digest, file_stamp, first_few, safe_name
 from smatcli.data.sources.jsonstream import array_elements
 from smatcli.errors import UserError
 
@@ -13,10 +13,10 @@ _FILES = ("train.json", "val.json")
 
 
 class FungiSource:
-    """All labelled images: those of `train.json` and `val.json` together, as in Meta-Dataset (the test images have no labels).
+    """All labelled images, of `train.json` and `val.json` together, as in Meta-Dataset (the test images have no labels).
 
-    Class names are "<category id, four digits>.<category name>", as names alone are not unique; Meta-Dataset's splits use them.
-    Raises UserError for annotations that are missing, damaged or contradict one another.
+    Class names are "<category id, four digits>.<category name>", as in Meta-Dataset's splits; names alone are not unique.
+    Raises UserError for annotations that are missing, damaged or inconsistent.
     """
 
     kind = "fungi"
@@ -58,8 +58,8 @@ class FungiSource:
             if position and part.categories != categories:
                 raise UserError(f"{part.path}: its categories differ from those of {_FILES[0]}")
             categories = part.categories
-            if twice := seen & part.files.keys():
-                raise UserError(f"{part.path}: the image id {min(twice)} is in {_FILES[0]} too")
+            if repeated := seen & part.files.keys():
+                raise UserError(f"{part.path}: the image id {min(repeated)} is in {_FILES[0]} too")
             seen |= part.files.keys()
             for image, name in part.files.items():
                 if image not in part.labels:
@@ -68,19 +68,19 @@ class FungiSource:
         self._compare(images)
         self.dropped = [f"{number:04d}.{name}" for number, name in categories.items() if number not in images]
         if self.dropped:
-            self.remarks.append(f"{len(self.dropped)} categories without images skipped: {some(self.dropped)}")
+            self.remarks.append(f"{len(self.dropped)} categories without images skipped: {first_few(self.dropped)}")
         return [SourceClass(f"{number:04d}.{categories[number]}", images[number]) for number in sorted(images)]
 
     def _compare(self, images: dict[int, list[str]]) -> None:
         listed = {name.removeprefix("images/") for group in images.values() for name in group}
         if not listed & self._tree.names:
-            raise UserError(f"{self.path / 'images'}: holds none of the {len(listed)} images of {' and '.join(_FILES)}")
+            raise UserError(f"{self.path / 'images'}: has none of the {len(listed)} images in {' and '.join(_FILES)}")
         if extra := sorted(name for name in self._tree.names - listed if not Path(name).name.startswith(".")):
-            self.remarks.append(f"{len(extra)} files without annotation skipped: {some(extra)}")
+            self.remarks.append(f"{len(extra)} files without annotations skipped: {first_few(extra)}")
 
 
 class _Part:
-    """One annotation file: category id -> name, image id -> file name, image id -> category id."""
+    """Contents of an annotation file: category id -> name, image id -> file name, image id -> category id."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -105,12 +105,12 @@ class _Part:
     @staticmethod
     def _add(table: dict[int, Any], key: int, value: Any, where: str) -> None:
         if key in table:
-            raise UserError(f"{where}: the id {key} is given twice")
+            raise UserError(f"{where}: duplicate id {key}")
         table[key] = value
 
 
 def _field(entry: Any, key: str, kind: type, where: str) -> Any:
     value = entry.get(key) if isinstance(entry, dict) else None
     if type(value) is not kind:
-        raise UserError(f"{where}: {key} is {'missing' if value is None else f'no {kind.__name__}: {str(value)[:40]!r}'}")
+        raise UserError(f"{where}: {key} is {'missing' if value is None else f'not of type {kind.__name__}: {str(value)[:40]!r}'}")
     return value

@@ -1,4 +1,4 @@
-"""Images that a list names, in a directory or ZIP: what the sources with list files have in common."""
+"""Images by name in a directory or ZIP, and other helpers for sources with list files."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ from smatcli.safe.text import refuse_special
 
 
 class ImageTree:
-    """The files of a directory or ZIP, read by name; `fingerprint` follows their names, sizes and stamps."""
+    """The files of a directory or ZIP, read by name; `fingerprint` is a hash of their names, sizes and stamps."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -26,7 +26,7 @@ class ImageTree:
             raise
 
     def read(self, name: str) -> bytes:
-        """The file's bytes. Raises Unreadable for one that is missing or cannot be read."""
+        """Return the bytes of a file. Raises Unreadable if it is missing or cannot be read."""
         if name not in self.names:
             raise Unreadable("is listed, but missing")
         return self._tree.read(name)
@@ -50,7 +50,7 @@ def file_stamp(path: Path) -> str:
 
 
 def safe_name(name: str, where: str) -> str:
-    """A relative name with "/"; UserError, naming `where`, for one that points outside its folder."""
+    """Return a relative name with "/" as separator. Raises UserError, with `where`, if it points outside its folder."""
     name = name.replace("\\", "/").removeprefix("./")
     if not name or name.startswith("/") or ":" in name.split("/")[0] or ".." in name.split("/"):
         raise UserError(f"{where}: refused, {name[:100]!r} points outside the folder of the images (path traversal)")
@@ -58,9 +58,9 @@ def safe_name(name: str, where: str) -> str:
 
 
 def read_pairs(path: Path, last: bool = False) -> Iterable[tuple[int, str, str]]:
-    """Yields (line number, first, rest) of a text file of two columns; `last` splits at the last space instead of the first.
+    """Yield (line number, first, rest) for each line of a two-column text file; `last` splits at the last space instead of the first.
 
-    Raises UserError, with file and line, for a line of one column; empty lines are skipped.
+    Empty lines are skipped. Raises UserError, with file and line, for a line with one column.
     """
     refuse_special(path)
     try:
@@ -83,12 +83,12 @@ def read_pairs(path: Path, last: bool = False) -> Iterable[tuple[int, str, str]]
 
 
 def whole_number(text: str, where: str) -> int:
-    """An integer of a list file; UserError, naming `where`, for anything else."""
+    """Parse an integer of a list file. Raises UserError, with `where`, for anything else."""
     if not (text.isascii() and text.isdigit() and len(text) < 16):
         raise UserError(f"{where}: {text[:40]!r} is not a number")
     return int(text)
 
 
-def some(names: Sequence[str], most: int = 5) -> str:
-    """The first few of many names, for a sentence."""
+def first_few(names: Sequence[str], most: int = 5) -> str:
+    """Format the first few of many names for a message."""
     return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")

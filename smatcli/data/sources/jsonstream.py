@@ -1,4 +1,4 @@
-"""Stream the elements of lists in large JSON files: memory stays at a chunk and one element, however long the lists are."""
+"""Stream the elements of lists in large JSON files: at most a chunk and one element are in memory, regardless of the file's size."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -12,7 +12,7 @@ from smatcli.safe.files import pointer_kind
 from smatcli.safe.text import refuse_special
 
 CHUNK = 2**16  # bytes per read
-MAX_ELEMENT = 2**26  # bytes of one element; COCO's largest has some 100,000
+MAX_ELEMENT = 2**26  # bytes per element; the largest in COCO has about 100,000
 MAX_DEPTH = 100
 
 _BOM = b"\xef\xbb\xbf"
@@ -41,7 +41,7 @@ def array_elements(path: str | Path, keys: Collection[str]) -> Iterator[tuple[st
 
 
 class _ElementStream:
-    """Turn parser events into elements; `read` is what the parser reads from, so that the bytes per element are bounded."""
+    """Converter of parser events to elements. The parser reads through `read`, which limits the bytes per element."""
 
     def __init__(self, path: Path, file: IO[bytes], keys: Collection[str]) -> None:
         self.path, self.file, self.wanted = path, file, frozenset(keys)
@@ -62,7 +62,7 @@ class _ElementStream:
         if next(events)[0] != "start_map":
             raise self.error("not JSON, expected an object")
         for event, key in events:
-            if event == "end_map":  # of the whole object; the parser refuses what comes after it
+            if event == "end_map":  # of the whole object; the parser rejects anything after it
                 continue
             self._at(repr(key))
             start, _ = next(events)
@@ -105,7 +105,7 @@ class _ElementStream:
         self.where, self.element_start = where, self.bytes
 
     def events(self) -> Iterator[tuple[str, Any]]:
-        """Yield the parser's events; whatever the parser raises becomes a UserError.
+        """Yield the parser's events. Errors of the parser are raised as UserError.
 
         Numbers are limited to 64 bits: without `use_float`, ijson 3.6 can crash on an integer of thousands of digits.
         """
@@ -115,12 +115,12 @@ class _ElementStream:
             raise self.error(_reason(str(error))) from None
 
     def error(self, what: str) -> UserError:
-        """Return the error for the current place."""
+        """Return the error for the current position."""
         return UserError(f"{self.path}: {what} (at {self.where}, near byte {self.bytes:,})")
 
 
 def _reason(message: str) -> str:
-    """Reduce a parser's message of several lines to a few words."""
+    """Shorten a parser's multi-line message to a few words."""
     first = re.split(r"\n|\\n", message.removeprefix("b'"))[0].rstrip(".")[:80]
     if "premature EOF" in first or "Incomplete JSON" in first:
         return "truncated"

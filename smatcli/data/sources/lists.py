@@ -1,4 +1,4 @@
-"""Images that lists name one by one, each with a label and a split of its own; for benchmarks that split images, not classes."""
+"""Images listed one by one, each with a label and a split, for benchmarks that split images instead of classes."""
 
 import hashlib
 from pathlib import Path, PurePosixPath
@@ -11,9 +11,9 @@ from smatcli.safe.text import refuse_special
 
 
 class ListedImages:
-    """Collects (path, label, split) of images below `root`; the classes are the labels in ascending order.
+    """Collection of (path, label, split) of images below `root`; the classes are the labels in ascending order.
 
-    `prefix` is the folder below `root` that the paths start from. Raises UserError for a path that leaves `root` or is listed twice.
+    Paths are relative to the folder `prefix` below `root`. Raises UserError for a path that is outside `root` or listed twice.
     """
 
     def __init__(self, root: Path, prefix: str = ""):
@@ -27,21 +27,21 @@ class ListedImages:
         return len(self._where)
 
     def add(self, path: str, label: int, split: str, where: str) -> None:
-        """One image; `where` says which list names it."""
+        """Add an image; `where` is its place in a list, for messages."""
         path = str(self._prefix / inside(path, where))
         if other := self._where.get(path):
-            raise UserError(f"{where}: {path} is listed a second time (first: {other}); an image must have one label and one split")
+            raise UserError(f"{where}: {path} is listed twice (first: {other}); an image must have one label and one split")
         self._where[path] = where
         paths, splits = self._labels.setdefault(label, ([], []))
         paths.append(path)
         splits.append(split)
 
     def classes(self) -> list[SourceClass]:
-        """One class per label, called by its number."""
+        """Return one class per label, named by its number."""
         return [SourceClass(str(label), paths, None, splits) for label, (paths, splits) in sorted(self._labels.items())]
 
     def fingerprint(self) -> str:
-        """SHA-256 over labels, splits, paths, sizes and times. Raises UserError if none of the images is there."""
+        """SHA-256 of labels, splits, paths, sizes and times. Raises UserError if none of the images exists."""
         digest, missing = hashlib.sha256(), 0
         for label, (paths, splits) in sorted(self._labels.items()):
             for path, split in zip(paths, splits, strict=True):
@@ -50,11 +50,11 @@ class ListedImages:
                 digest.update(f"{label}\0{split}\0{path}\0{stamp}\n".encode("utf-8", "surrogateescape"))
         if missing == len(self):
             first = next(iter(self._where))
-            raise UserError(f"{self.root}: none of the {missing} listed images is there (first: {first}); put the images beside the lists")
+            raise UserError(f"{self.root}: none of the {missing} listed images exists (first: {first}); put the images beside the lists")
         return digest.hexdigest()
 
     def read(self, path: str) -> bytes:
-        """The encoded image. Raises Unreadable."""
+        """Return the encoded image. Raises Unreadable."""
         return self._tree.read(path)
 
 
@@ -62,7 +62,7 @@ MISSING = "missing"
 
 
 def stamp_of(path: Path) -> str:
-    """Size and modification time of a file (of a folder: that it is there), or MISSING."""
+    """Size and modification time of a file, "folder" for a folder, or MISSING."""
     try:
         facts = path.stat()
     except OSError:
@@ -71,7 +71,7 @@ def stamp_of(path: Path) -> str:
 
 
 def inside(path: str, where: str) -> PurePosixPath:
-    """A relative path of a list. Raises UserError if it points outside."""
+    """Return a relative path of a list. Raises UserError if it points outside the dataset's folder."""
     pure = PurePosixPath(path)
     if not path or pure.is_absolute() or ".." in pure.parts or "\0" in path:
         raise UserError(f"{where}: refused, the path {path[:100]!r} points outside the dataset's folder")
@@ -79,7 +79,7 @@ def inside(path: str, where: str) -> PurePosixPath:
 
 
 def read_list(path: Path, how: str) -> str:
-    """The text of a list. Raises UserError, ending in `how` to get it, for a file that is missing, no text, or a pointer."""
+    """Read the text of a list. Raises UserError for a file that is missing (with `how` to get it), not text, or a pointer."""
     refuse_special(path)
     try:
         data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""What Meta-Dataset's official files and PMF's have in common: one file per class beside `dataset_spec.json`."""
+"""Common parts of Meta-Dataset's official files and PMF's: one file per class beside `dataset_spec.json`."""
 
 import hashlib
 import os
@@ -20,9 +20,9 @@ File = TypeVar("File")
 
 
 class SpecFolder:
-    """The specification of a folder and its class files, `fingerprint` over their names, sizes and times; nothing else of them is read.
+    """A folder's specification and class files. `fingerprint` is a hash of their names, sizes and times; the files are not read.
 
-    `suffix` is the ending of class files where it differs from the spec's. Raises UserError for a folder whose files are not the spec's.
+    `suffix` replaces the spec's suffix of class files. Raises UserError if the files in the folder do not match the spec.
     """
 
     def __init__(self, path: str | Path, suffix: str | None = None):
@@ -34,25 +34,25 @@ class SpecFolder:
         self.spec: Spec = read_spec(self.root)
         self.files = [self.spec.file(i, suffix) for i in range(len(self.spec.classes))]
         if not self.files:
-            raise UserError(f"{self.root / SPEC_FILE}: has no class")
-        there = self._list()
-        self._refuse_unknown(there, suffix)
-        self._refuse_missing(there)
-        facts = [(name, there[name].st_size, there[name].st_mtime_ns) for name in self.files if name in there]
+            raise UserError(f"{self.root / SPEC_FILE}: has no classes")
+        present = self._list()
+        self._refuse_unknown(present, suffix)
+        self._refuse_missing(present)
+        facts = [(name, present[name].st_size, present[name].st_mtime_ns) for name in self.files if name in present]
         self.fingerprint = hashlib.sha256(repr((self.spec, facts)).encode()).hexdigest()
 
     @property
     def name(self) -> str:
-        """The spec's name where it can be a file's, else the folder's."""
-        named = self.spec.name
-        return self.root.resolve().name if "/" in named or named.startswith(".") else named
+        """Name of the dataset in the spec if it is a valid file name, else the name of the folder."""
+        name = self.spec.name
+        return self.root.resolve().name if "/" in name or name.startswith(".") else name
 
     def path(self, class_id: int) -> Path:
-        """Path of a class's file."""
+        """Return the path of a class's file."""
         return self.root / self.files[class_id]
 
     def _list(self) -> dict[str, os.stat_result]:
-        """Name -> facts of the regular files in the folder, links followed."""
+        """Return name -> stat result of the regular files in the folder, following links."""
         files = {}
         try:
             with os.scandir(self.root) as entries:
@@ -67,32 +67,32 @@ class SpecFolder:
             raise UserError(f"{self.root}: cannot be listed ({(error.strerror or str(error)).lower()})") from error
         return files
 
-    def _refuse_missing(self, there: dict[str, os.stat_result]) -> None:
-        missing = [i for i, c in enumerate(self.spec.classes) if c.images and self.files[i] not in there]
+    def _refuse_missing(self, present: dict[str, os.stat_result]) -> None:
+        missing = [i for i, c in enumerate(self.spec.classes) if c.images and self.files[i] not in present]
         if missing:
             first = missing[0]
             of = "" if len(missing) == 1 else f"; {len(missing):,} of {len(self.files):,} class files are missing"
             raise UserError(f"{self.path(first)}: missing, the file of class {first} ({self.spec.classes[first].name}){of}")
         for i, c in enumerate(self.spec.classes):
-            if c.images and there[self.files[i]].st_size < 1000:
-                _refuse_stand_in(self.path(i), c.images)
+            if c.images and present[self.files[i]].st_size < 1000:
+                _refuse_placeholder(self.path(i), c.images)
 
-    def _refuse_unknown(self, there: dict[str, os.stat_result], suffix: str | None) -> None:
+    def _refuse_unknown(self, present: dict[str, os.stat_result], suffix: str | None) -> None:
         before, after = self.spec.pattern.split("{}") if suffix is None else ("", suffix)
         pattern = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
-        known = set(self.files)
-        unknown = sorted(name for name in there if name not in known and pattern.fullmatch(name))
+        expected = set(self.files)
+        unknown = sorted(name for name in present if name not in expected and pattern.fullmatch(name))
         if unknown:
             raise UserError(
                 f"{self.root / unknown[0]}: {SPEC_FILE} has classes 0 to {len(self.files) - 1}, but {len(unknown):,} more class "
-                f"file{'s are' if len(unknown) > 1 else ' is'} there; the folder holds files of two datasets, or the wrong {SPEC_FILE}"
+                f"file{'s exist' if len(unknown) > 1 else ' exists'}; the folder has files of two datasets, or the wrong {SPEC_FILE}"
             )
 
 
 class OpenFiles(Generic[File]):
-    """Class files opened by `opener(class id)`, the last few kept open; safe from any thread.
+    """Thread-safe cache of the last few class files, opened by `opener(class id)`.
 
-    A file that is pushed out is closed when the last thread that reads from it lets go of it.
+    An evicted file is closed when no thread reads from it any more.
     """
 
     def __init__(self, opener: Callable[[int], File]):
@@ -115,7 +115,7 @@ class OpenFiles(Generic[File]):
             self._open.clear()
 
 
-def _refuse_stand_in(path: Path, images: int) -> None:
+def _refuse_placeholder(path: Path, images: int) -> None:
     try:
         with path.open("rb") as file:
             head = file.read(1000)
@@ -124,4 +124,4 @@ def _refuse_stand_in(path: Path, images: int) -> None:
     if kind := pointer_kind(head):
         raise UserError(f"{path}, byte 0: is a {kind} pointer, not the data; fetch it first")
     if not head:
-        raise UserError(f"{path}, byte 0: the file is empty, {SPEC_FILE} says {images:,} images; fetch it again")
+        raise UserError(f"{path}, byte 0: the file is empty, but should have {images:,} images by {SPEC_FILE}; fetch it again")

@@ -1,4 +1,4 @@
-"""Source `meta-dataset`: what Meta-Dataset's official conversion wrote, one TFRecord file per class beside `dataset_spec.json`."""
+"""Source `meta-dataset`: output of Meta-Dataset's official conversion, one TFRecord file per class beside `dataset_spec.json`."""
 
 from array import array
 from collections.abc import Iterator, Sequence
@@ -13,17 +13,17 @@ from smatcli.data.sources.md_files import OpenFiles, SpecFolder
 
 
 class Record(NamedTuple):
-    """Key of an image: the id of its class and the byte offset of its record in the class's file."""
+    """Key of an image: its class id and the byte offset of its record in the class's file."""
 
     class_id: int
     offset: int
 
 
 class MetaDatasetSource:
-    """Classes, splits and ontology as in the spec, images in the order of their records; every record read has both checksums checked.
+    """Classes, splits and ontology of the spec, images in the order of their records. Both checksums of every record are verified.
 
-    Raises UserError, with file and byte offset, for a folder without a spec or with files that are not the spec's (at once), and for wrong
-    checksums, truncated records, missing fields, labels and numbers of records that contradict the spec (where they are met).
+    The constructor raises UserError for a folder without a spec or with files that do not match it. Reading raises UserError, with file
+    and byte offset, for wrong checksums, truncated records, missing fields, and labels or record counts that contradict the spec.
     """
 
     kind = "meta-dataset"
@@ -43,7 +43,7 @@ class MetaDatasetSource:
         return self._files.get(image.class_id).image(image.offset)
 
     def describe(self, image: Record) -> str:
-        """File and byte offset of an image's record."""
+        """Return the file and byte offset of an image's record."""
         return f"{self._folder.files[image.class_id]}, byte {image.offset}"
 
     def close(self) -> None:
@@ -51,18 +51,19 @@ class MetaDatasetSource:
 
 
 class _RecordFile:
-    """The file of a class, with the offsets of as many of its records as were asked for."""
+    """File of a class, with a lazily extended index of record offsets."""
 
     def __init__(self, folder: SpecFolder, class_id: int):
         self.class_id, self.ids = class_id, len(folder.files)
         self.expected = folder.spec.classes[class_id].images
         self.file = TFRecordFile(folder.path(class_id))
-        self._known = array("q")
+        self._offsets = array("q")
 
     def scan(self, after: int | None = None, count: int = 0) -> Iterator[int]:
-        """Offsets of the records, those after the offset `after` (record `count` - 1) if given.
+        """Yield the offsets of the records, starting after the offset `after` (that of record `count` - 1) if given.
 
-        A record comes once the one behind it was found, the last once the file has ended: numbers of records are known to agree by then.
+        A record is yielded only after the next one, or the end of the file, was found: when the last one is yielded, the number of
+        records has been checked.
         """
         last = after
         for offset in self.file.offsets(after or 0):
@@ -75,17 +76,17 @@ class _RecordFile:
                 yield last
             last = offset
         if count < self.expected:
-            reason = f"the file ends after {count:,} records, {SPEC_FILE} says {self.expected:,}; fetch it again"
+            reason = f"the file ends after {count:,} records, but {SPEC_FILE} has {self.expected:,}; fetch it again"
             raise self.file.error(self.file.size, reason)
         if last is not None and last != after:
             yield last
 
     def offset(self, position: int) -> int:
-        """Offset of the record at `position`."""
-        offsets = self._known
-        while len(offsets) <= position:  # threads may do the same work, none can see half of it
+        """Return the offset of the record at `position`."""
+        offsets = self._offsets
+        while len(offsets) <= position:  # threads may repeat each other's work, but never see a partial result
             more = array("q", islice(self.scan(offsets[-1] if offsets else None, len(offsets)), max(1024, position + 1 - len(offsets))))
-            offsets = self._known = offsets + more
+            offsets = self._offsets = offsets + more
         return offsets[position]
 
     def image(self, offset: int) -> bytes:
@@ -96,12 +97,12 @@ class _RecordFile:
                 listed = ", ".join(repr(field[:40]) for field in list(fields)[:8]) or "none"
                 raise self.file.error(offset, f"the record has no field {name!r} (its fields: {listed})")
             if len(values) != 1 or not isinstance(values[0], kind):
-                raise self.file.error(offset, f"the field {name!r} is not one {'string of bytes' if kind is bytes else 'whole number'}")
+                raise self.file.error(offset, f"the field {name!r} is not a single {'byte string' if kind is bytes else 'whole number'}")
         assert label
         assert image
         if label[0] != self.class_id:
-            known = 0 <= int(label[0]) < self.ids
-            why = "the file was renamed, or is of another dataset" if known else f"{SPEC_FILE} has classes 0 to {self.ids - 1}"
+            valid = 0 <= int(label[0]) < self.ids
+            why = "the file was renamed, or belongs to another dataset" if valid else f"{SPEC_FILE} has classes 0 to {self.ids - 1}"
             raise self.file.error(offset, f"label {label[0]!r} in the file of class {self.class_id}; {why}")
         data = image[0]
         assert isinstance(data, bytes)
@@ -109,7 +110,7 @@ class _RecordFile:
 
 
 class _Records(Sequence[Record]):
-    """The keys of a class's images; offsets are found when they are asked for and kept for the classes in use only."""
+    """Lazy sequence of the keys of a class's images; offsets are cached only while the class's file is open."""
 
     def __init__(self, files: OpenFiles[_RecordFile], class_id: int, count: int):
         self._files, self._class_id, self._count = files, class_id, count

@@ -1,7 +1,7 @@
-"""Source `pmf-episodes`: PMF's fixed validation episodes (`val_ep120_img128.h5`), as a store and as the fixed episode list of its rows.
+"""Source `pmf-episodes`: PMF's fixed validation episodes (`val_ep120_img128.h5`), as a store and a list of episodes.
 
-The file has the groups "0", "1", ..., one per episode: `sx` float32 [S, 3, H, W] support images, `sy` int64 [S] their labels, `x` and `y`
-the queries. Images are normalised by ImageNet's mean and standard deviation, which is undone here: they were 8-bit once.
+The file has one group per episode, "0", "1", ...: support images `sx` float32 [S, 3, H, W] and labels `sy` int64 [S], and `x` and `y` for
+the queries. Images are normalised by ImageNet's mean and standard deviation; this is undone here, which restores the original 8-bit images.
 """
 
 import hashlib
@@ -34,10 +34,10 @@ class Place(NamedTuple):
 
 
 class PmfEpisodesSource:
-    """Every class of every episode is a class of the valid split ("episode 007 class 02"): its support images, then its queries.
+    """One class of the valid split per class of an episode ("episode 007 class 02"): its support images, then its queries.
 
-    Prepare it at the size of its images, which then come through unchanged; `episodes` gives the list that belongs to the store.
-    Raises UserError, with file and group, for a file that is missing, damaged, or holds no such episodes.
+    If the store has the size of the images, they are unchanged. `episodes` returns the list of episodes for the store.
+    Raises UserError, with file and group, for a file that is missing, damaged, or has no such episodes.
     """
 
     kind = "pmf-episodes"
@@ -50,7 +50,7 @@ class PmfEpisodesSource:
         self._file = ForeignHdf5(self.path)
         self._labels = [self._episode(index) for index in range(self._file.groups)]
         if not self._labels:
-            raise UserError(f"{self.path}: holds no episode")
+            raise UserError(f"{self.path}: has no episodes")
         labels = hashlib.sha256(repr([(s.tolist(), q.tolist()) for s, q in self._labels]).encode()).hexdigest()
         facts = self.path.stat()
         self.fingerprint = hashlib.sha256(repr((facts.st_size, facts.st_mtime_ns, labels)).encode()).hexdigest()
@@ -70,32 +70,32 @@ class PmfEpisodesSource:
 
     def read(self, image: Place) -> np.ndarray:
         images = self._file.array(image.episode, image.part)
-        with self._file.blamed(image.episode):
-            pixels = np.asarray(self._file.honest(images)[image.row], np.float32).transpose(1, 2, 0)
+        with self._file.user_errors(image.episode):
+            pixels = np.asarray(self._file.checked(images)[image.row], np.float32).transpose(1, 2, 0)
         levels = np.rint((pixels * _STD + _MEAN) * 255)
         if not ((levels >= 0) & (levels <= 255)).all():
             raise UserError(
-                f"{self.path}, group {image.episode}: {image.part!r}, row {image.row} is not within 0 to 255 once ImageNet's "
-                "normalisation is undone; episodes with another one cannot be read"
+                f"{self.path}, group {image.episode}: {image.part!r}, row {image.row} is not within 0 to 255 after undoing ImageNet's "
+                "normalisation; other normalisations are not supported"
             )
         return np.asarray(levels.astype(np.uint8))
 
     def describe(self, image: Place) -> str:
-        """File, group and row of an image."""
+        """Return the file, group and row of an image."""
         return f"{self.path.name}, group {image.episode}, {image.part}, row {image.row}"
 
     def close(self) -> None:
         self._file.close()
 
     def episodes(self, store: "Store") -> "EpisodeList":
-        """The file's episodes as rows of the store that was prepared from it; UserError for a store that is another one."""
+        """Return the episodes as rows of the store that was prepared from this file. Raises UserError for another store."""
         from smatcli.data.episodes.lists import EpisodeList
         from smatcli.data.episodes.sampler import EpisodePlan
 
         shots = [np.bincount(support) for support, _ in self._labels]
         queries = [np.bincount(query) for _, query in self._labels]
         if store.counts.tolist() != np.concatenate([s + q for s, q in zip(shots, queries, strict=True)]).tolist():
-            raise UserError(f"{store.path}: is not the store of {self.path}; `smat data prepare {self.kind} {self.path}` makes it")
+            raise UserError(f"{store.path}: is not the store of {self.path}; prepare it with `smat data prepare {self.kind} {self.path}`")
         plans, first = [], 0
         for index, (s, q) in enumerate(zip(shots, queries, strict=True)):
             classes = np.arange(first, first := first + len(s))
@@ -106,7 +106,7 @@ class PmfEpisodesSource:
         return EpisodeList.of(plans, store.name, "valid", PROTOCOL, 0, store.content_hash)
 
     def _episode(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Labels of support and query, int64, after checking that images and labels fit together."""
+        """Return the labels of support and query, int64, after checking that images and labels are consistent."""
         where, sides, parts = f"{self.path}, group {index}", set(), []
         for name, labels in (("sx", "sy"), ("x", "y")):
             images, values = self._file.array(index, name), self._file.array(index, labels)
@@ -115,13 +115,13 @@ class PmfEpisodesSource:
                 raise UserError(f"{where}: {name!r} is {images.dtype} {list(shape)}, expected floating-point images [N, 3, H, W]")
             if values.dtype.kind not in "iu" or values.shape != shape[:1] or not shape[0]:
                 raise UserError(f"{where}: {labels!r} is {values.dtype} {list(values.shape)}, but {name!r} has {shape[0]} images")
-            with self._file.blamed(index):
-                parts.append(np.asarray(self._file.honest(values)[()], np.int64))
+            with self._file.user_errors(index):
+                parts.append(np.asarray(self._file.checked(values)[()], np.int64))
             sides.add(shape[2:])
         support, query = parts
         ways = set(support.tolist())
         if ways != set(range(len(ways))) or set(query.tolist()) != ways:
             raise UserError(f"{where}: the labels of 'sy' and 'y' are not the same 0, 1, ...")
         if len(sides) > 1:
-            raise UserError(f"{where}: 'sx' and 'x' hold images of different sizes")
+            raise UserError(f"{where}: 'sx' and 'x' have images of different sizes")
         return support, query

@@ -1,7 +1,7 @@
 """Source `pmf-h5`: PMF's layout of Meta-Dataset (Hu et al., CVPR 2022), one HDF5 file per class beside `dataset_spec.json`.
 
-A class file has the groups "0", "1", ..., one per image: `image` uint8 [H, W, 3], `label` int32 [1], the absolute class id, and `id`, the
-byte offset of the image's record in the TFRecord file that it was made from.
+A class file has one group per image, "0", "1", ...: `image` uint8 [H, W, 3], `label` int32 [1] (the absolute class id), and `id`, the
+byte offset of the image's record in the original TFRecord file.
 """
 
 import threading
@@ -20,17 +20,17 @@ from smatcli.errors import UserError
 
 
 class ImageGroup(NamedTuple):
-    """Key of an image: the id of its class and the number of its group in the class's file."""
+    """Key of an image: its class id and the number of its group in the class's file."""
 
     class_id: int
     group: int
 
 
 class PmfH5Source:
-    """Classes, splits and ontology as in the spec; images in the order of their `id`, that of the original records (without: of groups).
+    """Classes, splits and ontology of the spec; images sorted by `id`, the order of the original records, or by group if they have no id.
 
-    Raises UserError, with file and group, for a folder without a spec or with files that are not the spec's (at once), and for damaged
-    files, missing fields, labels and numbers of groups that contradict the spec (where they are met).
+    The constructor raises UserError for a folder without a spec or with files that do not match it. Reading raises UserError, with file
+    and group, for damaged files, missing fields, and labels or group counts that contradict the spec.
     """
 
     kind = "pmf-h5"
@@ -50,7 +50,7 @@ class PmfH5Source:
         return self._files.get(image.class_id).image(image.group)
 
     def describe(self, image: ImageGroup) -> str:
-        """File and group of an image."""
+        """Return the file and group of an image."""
         return f"{self._folder.files[image.class_id]}, group {image.group}"
 
     def close(self) -> None:
@@ -58,7 +58,7 @@ class PmfH5Source:
 
 
 class _GroupedFile:
-    """The file of a class."""
+    """File of a class, with the order of its images."""
 
     def __init__(self, folder: SpecFolder, class_id: int):
         self.path, self.class_id, self.ids = folder.path(class_id), class_id, len(folder.files)
@@ -68,28 +68,28 @@ class _GroupedFile:
         self._file = ForeignHdf5(self.path)
         if self._file.groups != self.count:
             raise UserError(
-                f"{self.path}: has {self._file.groups:,} groups, {SPEC_FILE} says {self.count:,} images; the wrong file, or the wrong spec"
+                f"{self.path}: has {self._file.groups:,} groups, but {SPEC_FILE} has {self.count:,} images; wrong file or wrong spec"
             )
 
     @property
     def order(self) -> np.ndarray:
-        """ImageGroup numbers in the order of the images, int64."""
+        """Group numbers in the order of the images, int64."""
         with self._lock:
             if self._order is None:
                 ids = [self._file.number(group, "id") for group in range(self.count)]
-                numbered = None not in ids and len(set(ids)) == len(ids)
-                self._order = np.argsort(np.array(ids, np.int64)) if numbered else np.arange(self.count)
+                unique = None not in ids and len(set(ids)) == len(ids)
+                self._order = np.argsort(np.array(ids, np.int64)) if unique else np.arange(self.count)
             return self._order
 
     def image(self, group: int) -> np.ndarray:
         label = self._file.array(group, "label")
         if label.shape not in ((), (1,)) or label.dtype.kind not in "iu":
-            raise UserError(f"{self.path}, group {group}: the field 'label' is not one whole number")
-        with self._file.blamed(group):
-            value = int(np.ravel(self._file.honest(label)[()])[0])
+            raise UserError(f"{self.path}, group {group}: the field 'label' is not a single whole number")
+        with self._file.user_errors(group):
+            value = int(np.ravel(self._file.checked(label)[()])[0])
         if value != self.class_id:
             why = (
-                "the file was renamed, or is of another dataset"
+                "the file was renamed, or belongs to another dataset"
                 if 0 <= value < self.ids
                 else f"{SPEC_FILE} has classes 0 to {self.ids - 1}"
             )
@@ -99,12 +99,12 @@ class _GroupedFile:
             raise Unreadable(f"an array {data.dtype} {list(data.shape)}, not uint8 [H, W, 3]")
         if data.shape[0] * data.shape[1] > MAX_PIXELS:
             raise Unreadable(f"decompression bomb: {data.shape[1]} x {data.shape[0]} pixels, more than {MAX_PIXELS:,}")
-        with self._file.blamed(group):
-            return np.asarray(self._file.honest(data)[()])
+        with self._file.user_errors(group):
+            return np.asarray(self._file.checked(data)[()])
 
 
 class _GroupKeys(Sequence[ImageGroup]):
-    """The keys of a class's images; their order is found when it is asked for and kept for the classes in use only."""
+    """Lazy sequence of the keys of a class's images; their order is cached only while the class's file is open."""
 
     def __init__(self, files: OpenFiles[_GroupedFile], class_id: int, count: int):
         self._files, self._class_id, self._count = files, class_id, count

@@ -1,4 +1,4 @@
-"""Source `quickdraw`: Google's Quick, Draw! (Ha & Eck, 2018), a file of bitmaps (`.npy`) or of drawings (`.ndjson`) for each class."""
+"""Source `quickdraw`: Google's Quick, Draw! (Ha & Eck, 2018), one file of bitmaps (`.npy`) or drawings (`.ndjson`) per class."""
 
 import math
 import re
@@ -17,14 +17,14 @@ from smatcli.errors import UserError
 from smatcli.safe.files import pointer_kind
 
 _SUFFIXES = (".npy", ".ndjson")
-_PREFIX = re.compile(r"^full(%2F|_|/)(numpy_bitmap|simplified|raw)(%2F|_|/)")  # of names as browsers save them
+_PREFIX = re.compile(r"^full(%2F|_|/)(numpy_bitmap|simplified|raw)(%2F|_|/)")  # of file names as saved by browsers
 
 
 class QuickdrawSource:
-    """Every `<class>.npy` and `<class>.ndjson` below a folder, or one such file; the class is the file's name.
+    """All `<class>.npy` and `<class>.ndjson` files below a folder, or one of these files; the class is the name of the file.
 
-    Bitmaps [n, side * side] keep their polarity, light lines on black, as Meta-Dataset keeps it; drawings, simplified or raw, are
-    rendered, see `drawings.render`. Nothing is loaded: images are read one by one, whatever the number (50 million in all).
+    Bitmaps [n, side * side] keep their light lines on black, as in Meta-Dataset. Drawings, simplified or raw, are rendered (see
+    `drawings.render`). Images are read one by one, so memory does not depend on their number (50 million in the whole dataset).
     Raises UserError for files that are missing, truncated or of another kind.
     """
 
@@ -49,7 +49,7 @@ class QuickdrawSource:
         return [SourceClass(name, Numbered(name, self._bitmaps.get(name) or self._lines[name])) for name in sorted(self._files)]
 
     def read(self, image: str) -> np.ndarray:
-        """The image uint8 [h, w, 3] of a key "<class>#<number>", counted from 0."""
+        """Return the image, uint8 [h, w, 3], of a key "<class>#<number>", counted from 0."""
         name, _, number = image.rpartition("#")
         if name in self._bitmaps:
             return self._bitmaps[name].read(self._handles.open(self._files[name]), int(number))
@@ -59,7 +59,7 @@ class QuickdrawSource:
         self._handles.close()
 
     def _line(self, name: str, number: int) -> bytes:
-        """A line of a drawing file; each thread keeps the block of lines that it read last."""
+        """Return a line of a drawing file; each thread caches the last block of lines."""
         index = self._lines[name]
         block = index.block(number)
         if getattr(self._block, "key", None) != (name, block):
@@ -71,7 +71,7 @@ class QuickdrawSource:
 
 
 class Numbered(Sequence[str]):
-    """Keys "<name>#0", "<name>#1", ... as many as `counted` has entries, made when they are asked for."""
+    """Lazy sequence of keys "<name>#0", "<name>#1", ..., one per entry of `counted`."""
 
     def __init__(self, name: str, counted: Any, rows: range | None = None):
         self._name, self._counted, self._given = name, counted, rows
@@ -112,12 +112,12 @@ class _Bitmaps:
                 self._start = file.tell()
         except UserError:
             raise
-        except Exception as error:  # the header is text of Python, whose parser raises nearly anything
+        except Exception as error:  # the header is a Python literal, and parsing it can raise almost anything
             raise UserError(f"{path}: is not a .npy file of bitmaps ({(str(error) or 'damaged').splitlines()[0][:100]})") from error
         pixels = math.prod(shape[1:]) if min(shape, default=0) >= 0 else 0
         self.side = math.isqrt(pixels)
         if dtype not in (np.uint8, np.bool_) or fortran or len(shape) < 2 or self.side**2 != pixels or not pixels:
-            raise UserError(f"{path}: holds {dtype} {list(shape)}, not bitmaps uint8 [n, 784]")
+            raise UserError(f"{path}: has {dtype} {list(shape)}, not bitmaps uint8 [n, 784]")
         self._count, self._scale = shape[0], 255 if dtype == np.bool_ else 1
         size, end = path.stat().st_size, self._start + shape[0] * pixels
         if size != end:
@@ -127,38 +127,38 @@ class _Bitmaps:
         return self._count
 
     def read(self, file: IO[bytes], row: int) -> np.ndarray:
-        """Bitmap `row`, uint8 [side, side, 3]."""
+        """Read bitmap `row`, uint8 [side, side, 3]."""
         size = self.side**2
         file.seek(self._start + row * size)
         data = file.read(size)
         if len(data) < size:
-            raise UserError(f"{self.path}: bitmap {row} at byte {self._start + row * size:,} is not there; the file was cut short")
+            raise UserError(f"{self.path}: bitmap {row} at byte {self._start + row * size:,} is missing; the file was truncated")
         pixels = np.frombuffer(data, np.uint8).reshape(self.side, self.side, 1) * np.uint8(self._scale)
         return np.repeat(pixels, 3, axis=2)
 
 
 class _Handles:
-    """One open file in each thread, the last one asked for; so few are open however many there are."""
+    """One open file per thread, the last one used, which limits the number of open files."""
 
     def __init__(self) -> None:
-        self._mine = threading.local()
+        self._local = threading.local()
         self._all: set[IO[bytes]] = set()
         self._lock = threading.Lock()
 
     def open(self, path: Path) -> IO[bytes]:
-        if getattr(self._mine, "path", None) != path:
+        if getattr(self._local, "path", None) != path:
             with self._lock:
-                if old := getattr(self._mine, "file", None):
+                if old := getattr(self._local, "file", None):
                     old.close()
                     self._all.discard(old)
-                self._mine.path = None
+                self._local.path = None
                 try:
-                    self._mine.file = path.open("rb", buffering=2**16)
+                    self._local.file = path.open("rb", buffering=2**16)
                 except OSError as error:
                     raise Unreadable((error.strerror or "cannot be read").lower()) from None
-                self._mine.path = path
-                self._all.add(self._mine.file)
-        file: IO[bytes] = self._mine.file
+                self._local.path = path
+                self._all.add(self._local.file)
+        file: IO[bytes] = self._local.file
         return file
 
     def close(self) -> None:
@@ -166,12 +166,12 @@ class _Handles:
             for file in self._all:
                 file.close()
             self._all.clear()
-            self._mine = threading.local()
+            self._local = threading.local()
 
 
 def _by_class(path: Path) -> dict[str, Path]:
     if not path.exists():
-        raise UserError(f"{path}: folder does not exist; it should hold one <class>.npy or <class>.ndjson per class")
+        raise UserError(f"{path}: folder does not exist; it should contain one <class>.npy or <class>.ndjson per class")
     files = [path] if path.is_file() else sorted(path.rglob("*"))
     by_class: dict[str, Path] = {}
     for file in files:
@@ -182,5 +182,5 @@ def _by_class(path: Path) -> dict[str, Path]:
             raise UserError(f"{path}: the class {name!r} is in {other.name} and in {file.name}; keep one of them")
         by_class[name] = file
     if not by_class:
-        raise UserError(f"{path}: holds no <class>.npy or <class>.ndjson")
+        raise UserError(f"{path}: has no <class>.npy or <class>.ndjson")
     return dict(sorted(by_class.items()))

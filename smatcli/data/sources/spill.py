@@ -1,4 +1,4 @@
-"""Pixels that a library insists on loading as a whole, moved from memory to a temporary file."""
+"""Temporary file for pixels that a library loads into memory all at once."""
 
 import os
 import tempfile
@@ -11,9 +11,9 @@ ROWS = 4096  # images copied at a time
 
 
 class Spill:
-    """uint8 [N, H, W] or [N, H, W, 3] in a file that has no name and vanishes with the process.
+    """Images uint8 [N, H, W] or [N, H, W, 3] in an unnamed file that is deleted when the process ends.
 
-    Raises SmatError if the folder for temporary files is full or cannot be written.
+    Raises SmatError if the folder for temporary files is full or not writable.
     """
 
     def __init__(self, pixels: np.ndarray):
@@ -26,10 +26,10 @@ class Spill:
             self._file.flush()
         except OSError as error:
             need = f"{self._bytes * len(pixels) / 2**20:.0f} MiB of temporary space"
-            raise SmatError(f"{tempfile.gettempdir()}: {error.strerror or error}; {need} needed, TMPDIR chooses another folder") from error
+            raise SmatError(f"{tempfile.gettempdir()}: {error.strerror or error}; {need} needed; set TMPDIR to another folder") from error
 
     def image(self, row: int) -> np.ndarray:
-        """uint8 [H, W, 3] of one image (grey ones thrice); may be called from many threads."""
+        """Return one image, uint8 [H, W, 3]; grey images are repeated over the channels. Thread-safe."""
         data = os.pread(self._file.fileno(), self._bytes, row * self._bytes)
         pixels = np.frombuffer(data, np.uint8).reshape(self._shape)
         return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels

@@ -1,4 +1,4 @@
-"""Source `torchvision`: a dataset by torchvision's own class, all its parts together."""
+"""Source `torchvision`: a dataset of torchvision, with all its splits together."""
 
 import hashlib
 import re
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
     from smatcli.data.stores.ontology import Ontology
 
 DEFAULT_ROOT = Path("data/torchvision")
-TIMEOUT = 60.0  # seconds without an answer that end a download
+TIMEOUT = 60.0  # seconds without a response after which a download fails
 
 
 def dataset_name(name: str) -> str:
-    """The dataset's name as stores have it: torchvision's class name in lower case. Raises UserError for an unknown one."""
+    """Return the dataset's name for a store: torchvision's class name in lower case. Raises UserError for an unknown name."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
     canonical = ALIASES.get(plain, plain)
     if canonical not in SETS:
         names = [each.cls for each in SETS.values()]
         close = nearest(plain, list(SETS))
-        raise UserError(f"torchvision: there is no dataset {name!r}{close or '; known: ' + ', '.join(names)}")
+        raise UserError(f"torchvision: there is no dataset {name!r}{close or '; available: ' + ', '.join(names)}")
     return canonical
 
 
 class TorchvisionSource:
-    """Train, validation and test part of torchvision are one list of classes with torchvision's names, in torchvision's order.
+    """The union of torchvision's train, validation and test splits, with torchvision's class names in torchvision's order.
 
-    Images that lie in files are read as they are; pixels that torchvision loads into memory wait in a temporary file. `download` fetches by
-    torchvision what is not yet below `root` (default: data/torchvision).
-    Raises UserError for a name that is unknown, for files that are missing (and how to get them) and for those that torchvision refuses.
+    Image files are read unchanged; pixels that torchvision loads into memory are moved to a temporary file. With `download`, torchvision
+    fetches the files that are not yet below `root` (default: data/torchvision).
+    Raises UserError for an unknown name, for missing files (with how to get them), and for files that torchvision cannot read.
     """
 
     kind = "torchvision"
@@ -84,24 +84,24 @@ class TorchvisionSource:
             spill.close()
 
     def _add(self, given: dict[str, Any], download: bool) -> None:
-        """One part of the dataset, opened by torchvision."""
+        """Add one split of the dataset, opened by torchvision."""
         from torchvision import datasets
 
         cls = getattr(datasets, self._set.cls)
         options = {**given, **({"loader": str} if self._set.loader else {}), **({"download": True} if download else {})}
         try:
-            with _impatient(download):
+            with _download_timeout(download):
                 dataset = cls(self.root, **options)
             keys, names, labels = self._listed(_part_name(given), dataset)
         except (SmatError, MemoryError):
             raise
-        except Exception as error:  # torchvision raises nearly anything for damaged files, and for a network that is not there
+        except Exception as error:  # torchvision raises almost anything for damaged files, or without a network
             reason = (str(error) or type(error).__name__).splitlines()[0][:120]
             if download:
-                raise UserError(f"{self.name}: torchvision could not fetch it ({reason}); do it by hand: {self._how()}") from error
-            if wrong := self._wrong_sum(cls):
+                raise UserError(f"{self.name}: torchvision could not download it ({reason}); do it by hand: {self._how()}") from error
+            if damaged := self._wrong_checksum(cls):
                 raise UserError(
-                    f"{self.root / wrong}: its MD5 sum is not the one torchvision expects; fetch it again: {self._how()}"
+                    f"{self.root / damaged}: its MD5 sum is not the one torchvision expects; fetch it again: {self._how()}"
                 ) from error
             raise UserError(f"{self.root}: torchvision cannot read {self._set.cls} ({reason}); fetch it again: {self._how()}") from error
         for name in names:
@@ -112,7 +112,7 @@ class TorchvisionSource:
             self._images[names[label]].append(key)
 
     def _listed(self, part: str, dataset: Any) -> tuple[list[str], list[str], Sequence[int]]:
-        """Key of each image (path below the root, or part/row), class names, and label of each image."""
+        """Return the key of each image (path below the root, or part/row), the class names, and the label of each image."""
         facts = self._set
         if facts.arrays is not None:
             pixels, given = facts.arrays(dataset)
@@ -123,14 +123,14 @@ class TorchvisionSource:
             keys = [f"{part}/{row}" for row in range(len(labels))]
         else:
             items = [(self._below_root(path), int(label)) for path, label in facts.files(dataset)]
-            if facts.name_of is not None:  # no names, and labels by the order in which the system lists folders
+            if facts.name_of is not None:  # torchvision has no names, and its labels depend on the order of directory listings
                 named = sorted((path, facts.name_of(path, label)) for path, label in items)
                 order = {name: label for label, name in enumerate(sorted({name for _, name in named}))}
                 return [path for path, _ in named], list(order), [order[name] for _, name in named]
             keys, labels = [path for path, _ in items], [label for _, label in items]
         names = facts.names(dataset)
-        if twice := [name for name, count in Counter(names).items() if count > 1]:
-            raise UserError(f"{self.root}: two classes of {facts.cls} are called {twice[0]!r}; {self._how()}")
+        if repeated := [name for name, count in Counter(names).items() if count > 1]:
+            raise UserError(f"{self.root}: two classes of {facts.cls} are called {repeated[0]!r}; {self._how()}")
         return keys, names, labels
 
     def _below_root(self, path: str) -> str:
@@ -150,13 +150,13 @@ class TorchvisionSource:
     def _how(self) -> str:
         return self._set.get.format(root=self.root)
 
-    def _wrong_sum(self, cls: Any) -> str | None:
+    def _wrong_checksum(self, cls: Any) -> str | None:
         from torchvision.datasets.utils import check_integrity
 
         return next((name for name, md5 in self._set.sums(cls) if not check_integrity(self.root / name, md5)), None)
 
     def _fingerprint(self) -> str:
-        """SHA-256 over the files that torchvision needs and, where images lie in files, over these: names, sizes, times."""
+        """SHA-256 of the names, sizes and times of the files that torchvision needs, and of the image files if there are any."""
         digest = hashlib.sha256("".join(f"{name}\0{stamp_of(self.root / name)}\n" for name in self._set.needs).encode())
         for name, images in self._images.items():
             for image in images:
@@ -170,8 +170,8 @@ def _part_name(given: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _impatient(download: bool) -> Iterator[None]:
-    """While torchvision downloads, a server that does not answer is an error (urllib waits for ever by default)."""
+def _download_timeout(download: bool) -> Iterator[None]:
+    """Set a timeout while torchvision downloads (by default, urllib waits forever)."""
     before = socket.getdefaulttimeout()
     if download:
         socket.setdefaulttimeout(TIMEOUT)

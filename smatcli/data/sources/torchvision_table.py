@@ -1,4 +1,4 @@
-"""What `torchvision_sets` knows of each dataset of torchvision: its parts, its files, where they come from, how its images are listed."""
+"""Table of torchvision's datasets for `torchvision_sets`: their splits, files, download addresses, and how to list their images."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ SPLITS = ({"split": "train"}, {"split": "val"}, {"split": "test"})
 
 
 def _paths(dataset: Any) -> Labelled:
-    """By the public interface, for classes that take the `loader` (here `str`)."""
+    """List the images with the public interface, for classes with the argument `loader` (here `str`)."""
     return (dataset[i] for i in range(len(dataset)))
 
 
@@ -36,7 +36,7 @@ def _omniglot_name(path: str, label: int) -> str:
 
 
 def _sign_name(path: str, label: int) -> str:
-    """Folders are named by the class number; torchvision counts folders instead, which differs if one is missing."""
+    """Return the class number. torchvision numbers the existing folders instead, which differs if one is missing."""
     return Path(path).parent.name if "Training" in Path(path).parts else f"{label:05d}"
 
 
@@ -54,20 +54,20 @@ def _svhn(dataset: Any) -> tuple[np.ndarray, Any]:
 
 @dataclass(frozen=True)
 class TorchvisionSet:
-    """One dataset. `arrays` gives pixels [N, H, W] or [N, H, W, 3] and labels [N], else `files` gives path and label of each image."""
+    """A dataset. `arrays` returns pixels [N, H, W] or [N, H, W, 3] and labels [N]; if None, `files` yields path and label of each image."""
 
     cls: str  # torchvision.datasets.<cls>
-    parts: tuple[dict[str, Any], ...]  # arguments of each part; all parts together are the whole set
-    needs: tuple[str, ...]  # files and folders below the root
-    get: str  # what to fetch, and where below {root} to put it
+    parts: tuple[dict[str, Any], ...]  # arguments for each split; together they are the whole dataset
+    needs: tuple[str, ...]  # required files and folders below the root
+    get: str  # how to get the files, and where to put them below {root}
     files: Callable[[Any], Labelled] = _paths
     arrays: Callable[[Any], tuple[np.ndarray, Any]] | None = None
-    name_of: Callable[[str, int], str] | None = None  # class name by path and label, where torchvision has no list
+    name_of: Callable[[str, int], str] | None = None  # class name from path and label, if torchvision has no list of names
     names: Callable[[Any], list[str]] = lambda dataset: list(dataset.classes)
     sums: Callable[[Any], list[tuple[str, str]]] = lambda cls: []  # files below the root whose MD5 sums torchvision checks
-    loader: bool = True  # takes `loader`
+    loader: bool = True  # has the argument `loader`
     downloads: bool = True
-    left_out: tuple[str, str] | None = None  # a file or folder and the remark if it is there
+    left_out: tuple[str, str] | None = None  # a skipped file or folder, and the remark if it exists
 
 
 def _mnist_like(cls: str, url: str) -> TorchvisionSet:
@@ -167,7 +167,7 @@ _ALL = (
         names=lambda dataset: [str(digit) for digit in range(10)],
         sums=lambda cls: [(cls.split_list[part][1], cls.split_list[part][2]) for part in ("train", "test")],
         loader=False,
-        left_out=("extra_32x32.mat", "extra_32x32.mat is skipped: the set is train and test"),
+        left_out=("extra_32x32.mat", "extra_32x32.mat is skipped: only the train and test sets are used"),
     ),
     TorchvisionSet(
         "Caltech101",
@@ -185,5 +185,5 @@ _ALL = (
     ),
 )
 
-SETS = {known.cls.lower(): known for known in _ALL}
+SETS = {dataset.cls.lower(): dataset for dataset in _ALL}
 ALIASES = {"trafficsign": "gtsrb", "vggflower": "flowers102", "aircraft": "fgvcaircraft", "cars": "stanfordcars", "pets": "oxfordiiitpet"}

@@ -1,4 +1,4 @@
-"""A directory or a ZIP archive as a flat list of files, with everything refused that could reach or write beyond it."""
+"""A directory or ZIP archive as a flat list of files. Archive entries that point outside, and decompression bombs, are refused."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from smatcli.errors import UserError
 from smatcli.safe.files import pointer_kind
 from smatcli.safe.text import refuse_special
 
-# A ZIP may hold this many times its own size once it is larger than _FREE bytes; real photographs hardly shrink, drawings some 50 times.
+# Largest ratio of unpacked to packed size of an archive, checked above FREE_BYTES. Photographs hardly shrink, drawings about 50 times.
 MAX_RATIO = 100
 FREE_BYTES = 2**30
 ENTRY_RATIO = 200
@@ -23,7 +23,7 @@ ENTRY_FREE_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class Listed:
-    """A file: relative name with "/", size in bytes, and a stamp that changes with the content (CRC-32 or modification time)."""
+    """A file: relative name with "/", size in bytes, and a stamp that follows the content (CRC-32 or modification time)."""
 
     name: str
     size: int
@@ -31,7 +31,7 @@ class Listed:
 
 
 class DirectoryTree:
-    """Files below a directory. Links are followed (each directory once)."""
+    """Files below a directory. Links are followed; each directory is visited once."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -72,14 +72,14 @@ class DirectoryTree:
 
 
 class ZipTree:
-    """Entries of a ZIP archive, read in place. Raises UserError for an archive that is damaged, encrypted or a trap."""
+    """Entries of a ZIP archive, read in place. Raises UserError for an archive that is damaged, encrypted or malicious."""
 
     def __init__(self, path: Path):
         self.path = path
         self._zip = _open_zip(path)
         try:
             self._entries = {_safe_name(info, path): info for info in self._zip.infolist() if not info.is_dir()}
-            _refuse_traps(path, self._zip.infolist(), len(self._entries))
+            _refuse_malicious(path, self._zip.infolist(), len(self._entries))
         except UserError:
             self._zip.close()
             raise
@@ -95,7 +95,7 @@ class ZipTree:
             with self._zip.open(info) as entry:
                 return entry.read(info.file_size)
         except NotImplementedError as error:
-            raise Unreadable(f"compressed in a way that is not supported ({error})") from None
+            raise Unreadable(f"unsupported compression ({error})") from None
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, struct.error) as error:
             raise Unreadable(f"damaged in the archive ({str(error)[:80] or type(error).__name__})") from None
 
@@ -104,12 +104,12 @@ class ZipTree:
 
 
 def open_tree(path: Path) -> DirectoryTree | ZipTree:
-    """The files of a directory or ZIP. Raises UserError for anything else, with what it seems to be."""
+    """Open a directory or ZIP. Raises UserError, with the likely reason, for anything else."""
     if path.is_dir():
         return DirectoryTree(path)
     if not path.exists():
-        star = " (the pattern matches nothing)" if any(c in path.name for c in "*?[") else ""
-        raise UserError(f"{path}: does not exist; give a folder or a ZIP{star}")
+        hint = " (the pattern matches nothing)" if any(c in path.name for c in "*?[") else ""
+        raise UserError(f"{path}: does not exist; give a folder or a ZIP{hint}")
     return ZipTree(path)
 
 
@@ -137,7 +137,7 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
 
 def _safe_name(info: zipfile.ZipInfo, path: Path) -> str:
     name = info.filename
-    if not info.flag_bits & 0x800:  # no UTF-8 flag, though macOS writes UTF-8
+    if not info.flag_bits & 0x800:  # macOS writes UTF-8 without setting the flag
         try:
             name = name.encode("cp437").decode("utf-8")
         except UnicodeError:
@@ -152,7 +152,7 @@ def _safe_name(info: zipfile.ZipInfo, path: Path) -> str:
     return str(PurePosixPath(name))
 
 
-def _refuse_traps(path: Path, infos: list[zipfile.ZipInfo], names: int) -> None:
+def _refuse_malicious(path: Path, infos: list[zipfile.ZipInfo], names: int) -> None:
     files = [info for info in infos if not info.is_dir()]
     if names < len(files):
         raise UserError(f"{path}: refused, {len(files) - names} entries have the name of another entry")

@@ -1,4 +1,4 @@
-"""Source `vtab`: one task of VTAB-1k as list files beside `images/`, split by image."""
+"""Source `vtab`: one task of VTAB-1k as list files beside `images/`, which split by image."""
 
 import hashlib
 from collections import Counter
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 LISTS = {"train800.txt": "train", "val200.txt": "valid", "test.txt": "test"}
 UNION = "train800val200.txt"
 EXPECTED = {"train800.txt": 800, "val200.txt": 200, UNION: 1000}
-HOW = "a task's folder holds images/, train800.txt, val200.txt, train800val200.txt and test.txt"
+HOW = "the folder of a task contains images/, train800.txt, val200.txt, train800val200.txt and test.txt"
 
 Row = tuple[str, int, str]  # path, label, where
 
 
 class VtabSource:
-    """Train, valid and test images are those of train800.txt, val200.txt and test.txt; classes are the labels, named by their number.
+    """Train, valid and test images are listed in train800.txt, val200.txt and test.txt; classes are the labels, named by their numbers.
 
-    Every line is `path label`, the path relative to the task's folder. train800val200.txt, the list to train a final model on, must hold
-    the same images as the two shorter ones, as the same paths or as copies with the same bytes. Where these are missing, its images are for
-    training.
-    Raises UserError for a missing or damaged list, an image in two lists, or another train800val200.txt.
+    Every line is `path label`, with the path relative to the task's folder. train800val200.txt, the training list of final models, must
+    contain the same images as the two shorter lists, as the same paths or as copies with the same bytes. If the shorter lists are missing,
+    its images are used for training.
+    Raises UserError for a missing or damaged list, an image in two lists, or a train800val200.txt with other images.
     """
 
     kind = "vtab"
-    strict = True  # a benchmark without some of its images is another one
+    strict = True  # with missing images it would be a different benchmark
 
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser()
@@ -52,14 +52,14 @@ class VtabSource:
         self._classes = self._images.classes()
         self.fingerprint = self._images.fingerprint()
         if UNION in rows:
-            self.remarks.append("there is no train800.txt and no val200.txt: no image is left for validation")
+            self.remarks.append("train800.txt and val200.txt do not exist: there are no validation images")
         elif (self.path / UNION).exists():
             _check_union(self.path, rows["train800.txt"] + rows["val200.txt"], _rows(self.path / UNION))
         else:
-            self.remarks.append(f"there is no {UNION} to check the two shorter lists against")
+            self.remarks.append(f"{UNION} does not exist, so the two shorter lists are not checked against it")
 
     def _lists(self) -> dict[str, str]:
-        """The lists that count, with their splits; some copies of the benchmark come without the two shorter ones."""
+        """Return the lists to use, with their splits; some copies of the benchmark lack the two shorter lists."""
         short = any((self.path / name).exists() for name in ("train800.txt", "val200.txt"))
         return LISTS if short or not (self.path / UNION).exists() else {UNION: "train", "test.txt": "test"}
 
@@ -89,7 +89,7 @@ def _rows(path: Path) -> list[Row]:
 
 
 def _check_union(root: Path, parts: list[Row], union: list[Row]) -> None:
-    """Common tools write every list with image files of its own, so that the paths differ and only the content can tell."""
+    """Refuse a union with other images. Common tools write separate image files for every list, so if paths differ, contents decide."""
     if Counter((str(inside(path, where)), label) for path, label, where in union) == Counter(
         (str(inside(path, where)), label) for path, label, where in parts
     ):
@@ -111,6 +111,6 @@ def _check_union(root: Path, parts: list[Row], union: list[Row]) -> None:
         row for row, key in [*zip(parts, short, strict=True), *zip(union, long, strict=True)] if lost.get(key, 0) or added.get(key, 0)
     )
     raise UserError(
-        f"{root / UNION}: is not the union of train800.txt and val200.txt: {lost.total()} of their images (with their labels) are missing "
-        f"in it, {added.total()} are only in it (first: {odd[2]}); fetch the task again"
+        f"{root / UNION}: is not the union of train800.txt and val200.txt: {lost.total()} of their images (with their labels) are missing, "
+        f"{added.total()} are in neither of them (first: {odd[2]}); fetch the task again"
     )

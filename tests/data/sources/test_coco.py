@@ -80,7 +80,7 @@ def pixels(image_id):
 def test_classes_boxes_and_what_is_left_out(made):
     source = made()
     assert [(c.name, len(c.images), c.split) for c in source.classes()] == [("person", 3, None), ("dog", 2, None)]
-    assert source.remarks == ["1 boxes of crowds skipped", "1 classes with fewer than 2 boxes skipped: 'toothbrush'"]
+    assert source.remarks == ["1 crowd boxes skipped", "1 classes with fewer than 2 boxes skipped: 'toothbrush'"]
     assert source.dropped == ["toothbrush"]
     assert (source.kind, source.name) == ("coco", "mscoco")
     # a class's boxes come image by image, in the order of the images
@@ -190,7 +190,7 @@ def test_fingerprint_follows_images_annotations_and_settings(made, tmp_path):
         (instances([3]), r"annotations\[0\]: is not an object"),
         (instances([]), "no class has 2 boxes"),
         (instances(categories=[]), "unknown category id"),
-        (instances(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), "category id 1 is given twice"),
+        (instances(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), "duplicate category id 1"),
         (instances(categories=[{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]), "the same name"),
         (instances(images=[{"id": 1, "file_name": "../../etc/passwd"}]), "path traversal"),
         (instances(images=[{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "a.jpg"}]), "the same file name"),
@@ -203,7 +203,7 @@ def test_annotations_that_contradict_themselves(made, data, said):
 
 
 def test_wrong_folders_and_options(made, tmp_path):
-    with pytest.raises(UserError, match="holds none of the 3 images"):
+    with pytest.raises(UserError, match="has none of the 3 images"):
         made(files={"a/other.jpg": png(139)})
     with pytest.raises(UserError, match=r"enlarge 0\.5"):
         CocoSource(tmp_path, tmp_path / "x.json", enlarge=0.5)

@@ -42,7 +42,7 @@ def test_classes_and_images_as_listed(tmp_path):
 def test_the_folder_around_it_and_extra_files(tmp_path):
     source = CubSource(write_folder(tmp_path, {**archive(), "CUB_200_2011/images/new/x.jpg": b"", "CUB_200_2011/images/.DS_Store": b""}))
     assert len(source.classes()) == 3
-    assert source.remarks == ["1 files that images.txt does not list skipped: 'new/x.jpg'"]
+    assert source.remarks == ["1 files not in images.txt skipped: 'new/x.jpg'"]
 
 
 def test_a_listed_image_that_is_missing_is_unreadable(tmp_path):
@@ -75,16 +75,16 @@ def test_fingerprint_follows_lists_and_images(tmp_path):
         ({"image_class_labels_txt": b"1 1\n"}, r"image_class_labels\.txt: no class for '001.*and 3 more"),
         ({"image_class_labels_txt": b"1 4\n"}, r"image 1 has the class 4, which is not in classes\.txt"),
         ({"image_class_labels_txt": b"99 1\n"}, r"image 99 is not in images\.txt"),
-        ({"image_class_labels_txt": b"1 2\n"}, "image 1 has the class '002.Laysan_Albatross', but lies in the folder '001"),
-        ({"image_class_labels_txt": b"1 1\n1 1\n"}, r"labels\.txt, line 2: the number 1 is given twice"),
+        ({"image_class_labels_txt": b"1 2\n"}, "image 1 has the class '002.Laysan_Albatross', but is in the folder '001"),
+        ({"image_class_labels_txt": b"1 1\n1 1\n"}, r"labels\.txt, line 2: duplicate number 1"),
         ({"image_class_labels_txt": b"1\n"}, r"labels\.txt, line 1: '1' has one column"),
         ({"classes_txt": b"one 001.A\n"}, r"classes\.txt, line 1: 'one' is not a number"),
-        ({"classes_txt": b"1 A\n2 A\n"}, r"classes\.txt: a class name is given twice"),
+        ({"classes_txt": b"1 A\n2 A\n"}, r"classes\.txt: duplicate class name"),
         ({"classes_txt": b"\n"}, r"classes\.txt: is empty"),
         ({"classes_txt": None}, r"classes\.txt is missing; unpack"),
         ({"classes_txt": LFS}, r"classes\.txt: is a git-lfs pointer"),
         ({"images_txt": b"1 ../../x.jpg\n", "image_class_labels_txt": b"1 1\n"}, r"images\.txt: refused.*path traversal"),
-        ({"images_txt": b"1 001.Black_footed_Albatross/x.jpg\n", "image_class_labels_txt": b"1 1\n"}, "holds none of the 1 images"),
+        ({"images_txt": b"1 001.Black_footed_Albatross/x.jpg\n", "image_class_labels_txt": b"1 1\n"}, "has none of the 1 images"),
     ],
 )  # fmt: skip
 def test_damaged_lists(tmp_path, changes, said):

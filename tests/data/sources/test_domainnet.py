@@ -34,7 +34,7 @@ def test_both_lists_together_in_label_order(tmp_path):
     assert list(source.classes()[2].images) == [f"t-shirt/sketch_003_{n:06d}.jpg" for n in (1, 2, 3)]
     assert source.read("t-shirt/sketch_003_000002.jpg") == IMAGES[image_name(2, 2)]
     assert len(source.remarks) == 1
-    assert source.remarks[0].startswith("3 images that are in no list file skipped: 'The_Eiffel_Tower/")
+    assert source.remarks[0].startswith("3 images that are not in a list file skipped: 'The_Eiffel_Tower/")
     assert (source.kind, source.name) == ("domainnet", "domainnet_sketch")
 
 
@@ -63,7 +63,7 @@ def test_one_list_alone_is_remarked(tmp_path):
     files = lists((1, 2, 3, 4))
     del files["sketch_test.txt"]
     source = DomainNetSource(write(tmp_path, {**IMAGES, **files}), "sketch")
-    assert source.remarks == ["only sketch_train.txt found; the other list file of sketch is missing beside it"]
+    assert source.remarks == ["only sketch_train.txt found; the other list file of sketch is missing"]
 
 
 def test_a_listed_image_that_is_missing_is_unreadable(tmp_path):
@@ -113,9 +113,9 @@ def test_no_source(tmp_path):
         DomainNetSource(tmp_path, "sketches")
     with pytest.raises(UserError, match="folder does not exist"):
         DomainNetSource(tmp_path / "x", "sketch")
-    with pytest.raises(UserError, match=r"holds no real/ or real.zip \(there: sketch\)"):
+    with pytest.raises(UserError, match=r"has no real/ or real.zip \(available: sketch\)"):
         DomainNetSource(write(tmp_path, IMAGES), "real")
-    with pytest.raises(UserError, match="holds none of the 9 images"):
+    with pytest.raises(UserError, match="has none of the 9 images"):
         DomainNetSource(write_folder(tmp_path / "other", {**lists(), "sketch/a/b.jpg": b"x"}), "sketch")
     with pytest.raises(UserError, match="lists no image"):
         DomainNetSource(write_folder(tmp_path / "empty", {"sketch/a/b.jpg": b"x", "sketch_train.txt": b"\n"}), "sketch")

@@ -91,7 +91,7 @@ def test_parts_with_classes_of_their_own_are_no_split_of_images(make):
         make({f"{part}/{part}{c}/{i}.png": PNG for part in ("train", "test") for c in "ab" for i in "12"})
 
 
-@pytest.mark.parametrize(("files", "said"), [({}, "holds no files"), ({"a.png": PNG, "b.png": PNG}, "no class folders")])
+@pytest.mark.parametrize(("files", "said"), [({}, "has no files"), ({"a.png": PNG, "b.png": PNG}, "no class folders")])
 def test_no_class_folders(make, tmp_path, files, said):
     (tmp_path / "pets").mkdir()
     with pytest.raises(UserError, match=said):

@@ -47,7 +47,7 @@ def test_categories_without_images_and_files_without_annotation(tmp_path):
     root = write(tmp_path, part(100, [3, 0]), part(7, [0, 1]))
     source = FungiSource(root)
     assert [c.name for c in source.classes()] == [f"{n:04d}.{CATEGORIES[n]}" for n in (0, 1, 3)]
-    assert source.remarks[0].startswith("5 files without annotation skipped: '")
+    assert source.remarks[0].startswith("5 files without annotations skipped: '")
     assert source.remarks[1] == "1 categories without images skipped: '0002.Xylaria sp'"
 
 
@@ -73,9 +73,9 @@ def test_fingerprint_follows_annotations(tmp_path):
         (part(7, [0], annotations=[]), r"val\.json: no annotation for image 7"),
         (part(7, [0], images=[]), r"val\.json: an annotation is for image 7, which is not in the file"),
         (part(7, [0], annotations=[{"image_id": 7}]), r"val\.json, annotations\[0\]: category_id is missing"),
-        (part(7, [0], annotations=[{"image_id": "7", "category_id": 0}]), r"annotations\[0\]: image_id is no int: '7'"),
+        (part(7, [0], annotations=[{"image_id": "7", "category_id": 0}]), r"annotations\[0\]: image_id is not of type int: '7'"),
         (part(7, [0], annotations=[4]), r"annotations\[0\]: image_id is missing"),
-        (part(7, [0, 1], annotations=[{"image_id": 7, "category_id": 0}] * 2), r"annotations\[1\]: the id 7 is given twice"),
+        (part(7, [0, 1], annotations=[{"image_id": 7, "category_id": 0}] * 2), r"annotations\[1\]: duplicate id 7"),
         (part(7, [0], images=[{"id": 7, "file_name": "images/../../x"}]), r"images\[0\]: refused.*path traversal"),
         ({"images": []}, r"val\.json: has no list 'annotations'"),
     ],

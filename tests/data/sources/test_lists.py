@@ -68,7 +68,7 @@ def test_labels_are_in_the_order_of_numbers_and_paths_may_hold_spaces(tmp_path):
     source = VtabSource(tmp_path)
     assert list(listing(source)) == ["2", "9", "10"]
     assert source.read("my images/test.png") == picture()
-    assert source.remarks[-1] == "there is no train800val200.txt to check the two shorter lists against"
+    assert source.remarks[-1] == "train800val200.txt does not exist, so the two shorter lists are not checked against it"
 
 
 def test_the_long_list_alone_gives_training_images(task):
@@ -76,7 +76,7 @@ def test_the_long_list_alone_gives_training_images(task):
         (task / name).unlink()
     source = VtabSource(task)
     assert [c.image_splits for c in source.classes()] == [["train"] * 3 + ["test"], ["train"] * 3 + ["test"], ["train"] * 3 + ["test"] * 2]
-    assert source.remarks[-1] == "there is no train800.txt and no val200.txt: no image is left for validation"
+    assert source.remarks[-1] == "train800.txt and val200.txt do not exist: there are no validation images"
 
 
 def edit(path, old, new):
@@ -98,7 +98,7 @@ def test_the_long_list_must_be_the_union_of_the_short_ones(task, change, counts)
     with pytest.raises(UserError, match=r"is not the union of train800.txt and val200.txt") as error:
         VtabSource(task)
     assert f"{counts[0]} of their images" in str(error.value)
-    assert f"{counts[1]} are only in it" in str(error.value)
+    assert f"{counts[1]} are in neither of them" in str(error.value)
     assert "\n" not in str(error.value)
     assert ".txt, line " in str(error.value)
 
@@ -106,7 +106,7 @@ def test_the_long_list_must_be_the_union_of_the_short_ones(task, change, counts)
 def test_a_copy_with_other_bytes_is_another_image(tmp_path):
     task = write_task(tmp_path / "dtd")
     (task / "images/train800val200/000004.jpg").write_bytes(picture(77, kind="JPEG"))
-    with pytest.raises(UserError, match=r"1 of their images .* are missing in it, 1 are only in it"):
+    with pytest.raises(UserError, match=r"1 of their images .* are missing, 1 are in neither of them"):
         VtabSource(task)
     (task / "images/train800val200/000004.jpg").unlink()
     with pytest.raises(UserError, match=r"train800val200.txt, line 5: .* cannot be compared with the other lists \(vanished\)"):
@@ -116,7 +116,7 @@ def test_a_copy_with_other_bytes_is_another_image(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda t: (t / "val200.txt").unlink(), "val200.txt: does not exist; a task's folder holds"),
+        (lambda t: (t / "val200.txt").unlink(), "val200.txt: does not exist; the folder of a task contains"),
         (lambda t: (t / "test.txt").write_text("\n"), "test.txt: lists no image"),
         (lambda t: (t / "test.txt").write_bytes(LFS), "git-lfs pointer"),
         (lambda t: (t / "test.txt").write_bytes(b"images/\xff.jpg 1\n"), "byte 7 is not UTF-8"),
@@ -128,7 +128,7 @@ def test_a_copy_with_other_bytes_is_another_image(tmp_path):
             lambda t: edit(t / "test.txt", "test/000001.jpg", "train800/000003.jpg"),
             r"test.txt, line 2: .* \(first: .*train800.txt, line 4\)",
         ),
-        (lambda t: shutil.rmtree(t / "images"), "none of the 13 listed images is there"),
+        (lambda t: shutil.rmtree(t / "images"), "none of the 13 listed images exists"),
         (shutil.rmtree, "folder does not exist"),
     ],
 )
@@ -181,15 +181,15 @@ def test_numbers_may_be_written_as_text_and_untrained_classes_are_named(tmp_path
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda r: (r / "val.json").unlink(), "val.json: does not exist; VPT's lists"),
+        (lambda r: (r / "val.json").unlink(), "val.json: does not exist; put VPT's lists"),
         (lambda r: (r / "val.json").write_text("{"), "val.json: cannot be read as JSON"),
         (lambda r: (r / "val.json").write_text("[]"), "val.json: expected .* found list"),
         (lambda r: (r / "val.json").write_text("{}"), "val.json: expected .* found nothing"),
         (lambda r: (r / "val.json").write_text('{"a.jpg": true}'), "'a.jpg' has the class 'True'"),
-        (lambda r: (r / "val.json").write_text('{"a.jpg": 1, "a.jpg": 2}'), "'a.jpg' is listed a second time"),
+        (lambda r: (r / "val.json").write_text('{"a.jpg": 1, "a.jpg": 2}'), "'a.jpg' is listed twice"),
         (lambda r: (r / "val.json").write_text('{"../a.jpg": 1}'), "val.json: refused"),
-        (lambda r: shutil.copy(r / "train.json", r / "test.json"), r"test.json: .* listed a second time \(first: .*train.json\)"),
-        (lambda r: shutil.rmtree(r / "images"), "the listed images are not there"),
+        (lambda r: shutil.copy(r / "train.json", r / "test.json"), r"test.json: .* listed twice \(first: .*train.json\)"),
+        (lambda r: shutil.rmtree(r / "images"), "the listed images do not exist"),
         (shutil.rmtree, "folder does not exist"),
     ],
 )

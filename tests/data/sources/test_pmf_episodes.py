@@ -61,7 +61,9 @@ def test_classes_are_those_of_episodes():
 def test_a_store_of_something_else_is_refused(tmp_path):
     images = np.zeros((4, 16, 16, 3), np.uint8)
     store = Store.open(write_store(tmp_path / "other.h5", "other", 16, [("a", 1, images), ("b", 1, images)]))
-    with pytest.raises(UserError, match=r"other\.h5: is not the store of .*val_ep2_img16\.h5; `smat data prepare pmf-episodes "):
+    with pytest.raises(
+        UserError, match=r"other\.h5: is not the store of .*; prepare it with `smat data prepare pmf-episodes .*val_ep2_img16\.h5"
+    ):
         PmfEpisodesSource(FILE).episodes(store)
 
 
@@ -83,12 +85,12 @@ def replace(key, value):
         (replace("1/y", np.array([0, 0, 1])), r"group 1: 'y' is int64 \[3\], but 'x' has 4 images"),
         (replace("1/y", np.array([0, 0, 0, 0])), "group 1: the labels of 'sy' and 'y' are not the same"),
         (replace("1/sy", np.array([1, 1, 2**60])), "group 1: the labels of 'sy' and 'y' are not the same"),
-        (replace("0/x", np.zeros((4, 3, 8, 8), np.float32)), "group 0: 'sx' and 'x' hold images of different sizes"),
+        (replace("0/x", np.zeros((4, 3, 8, 8), np.float32)), "group 0: 'sx' and 'x' have images of different sizes"),
         (replace("0/x", np.zeros((4, 3, 16, 16), np.uint8)), r"group 0: 'x' is uint8 \[4, 3, 16, 16\], expected floating-point"),
         (replace("0", None), "has 1 groups, but no group 0"),
         (lambda path: path.write_bytes(LFS), "byte 0: is a git-lfs pointer"),
         (lambda path: path.write_bytes(path.read_bytes()[:4000]), "truncated or damaged HDF5 file"),
-        (lambda path: h5py.File(path, "w").close(), "holds no episode"),
+        (lambda path: h5py.File(path, "w").close(), "has no episodes"),
         (lambda path: path.unlink(), "does not exist"),
     ],
 )
@@ -102,5 +104,5 @@ def test_files_that_hold_no_episodes(file, change, said):
 def test_another_normalisation(file, value):
     replace("0/sx", np.full((5, 3, 16, 16), value, np.float32))(file)
     source = PmfEpisodesSource(file)
-    with pytest.raises(UserError, match="group 0: 'sx', row 0 is not within 0 to 255 once ImageNet's normalisation is undone"):
+    with pytest.raises(UserError, match="group 0: 'sx', row 0 is not within 0 to 255 after undoing ImageNet's normalisation"):
         source.read(source.classes()[0].images[0])

@@ -90,11 +90,11 @@ def test_nothing_is_loaded(tmp_path):
         (b"", "not a .npy file"),
         (b"\x93NUMPY\x01\x00\x10\x00{'descr': nope}", "not a .npy file"),
         (LFS, "git-lfs pointer"),
-        (np.zeros((3, 784), np.float32), r"holds float32 \[3, 784\], not bitmaps"),
-        (np.zeros((3, 783), np.uint8), r"holds uint8 \[3, 783\]"),
-        (np.zeros(784, np.uint8), r"holds uint8 \[784\]"),
+        (np.zeros((3, 784), np.float32), r"has float32 \[3, 784\], not bitmaps"),
+        (np.zeros((3, 783), np.uint8), r"has uint8 \[3, 783\]"),
+        (np.zeros(784, np.uint8), r"has uint8 \[784\]"),
         (np.asfortranarray(np.zeros((3, 784), np.uint8)), "not bitmaps"),
-        (np.array([{}, {}], dtype=object), "holds object"),
+        (np.array([{}, {}], dtype=object), "has object"),
     ],
 )
 def test_files_of_another_kind(tmp_path, content, said):
@@ -112,7 +112,7 @@ def test_truncated_bitmaps(tmp_path):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"ant\.npy: truncated: 5,606 bytes, 7 bitmaps end at 5,616"):
         QuickdrawSource(tmp_path)
-    with pytest.raises(UserError, match=r"bitmap 6 at byte 4,832 is not there"):
+    with pytest.raises(UserError, match=r"bitmap 6 at byte 4,832 is missing"):
         source.read("ant#6")
 
 
@@ -275,7 +275,7 @@ def test_a_bad_line_does_not_cost_the_others(tmp_path, monkeypatch):
 def test_no_source(tmp_path):
     with pytest.raises(UserError, match="folder does not exist"):
         QuickdrawSource(tmp_path / "x")
-    with pytest.raises(UserError, match=r"holds no <class>\.npy"):
+    with pytest.raises(UserError, match=r"has no <class>\.npy"):
         QuickdrawSource(write_folder(tmp_path / "a", {"cat.bin": b"x"}))
     with pytest.raises(UserError, match=r"cat\.ndjson: is not \.ndjson"):
         QuickdrawSource(write_folder(tmp_path / "b", {"cat.ndjson": b"word,drawing\n"}))

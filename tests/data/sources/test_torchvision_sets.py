@@ -97,7 +97,7 @@ def test_without_a_network_the_download_says_how_to_do_it_by_hand(name, tmp_path
         assert "the original site is gone" in text
         assert "--download" not in text
     else:
-        assert "torchvision could not fetch it" in text
+        assert "torchvision could not download it" in text
         assert "http" in text
 
 
@@ -201,7 +201,7 @@ def test_a_full_disk_for_temporary_files_is_said(make, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("tempfile.TemporaryFile", full)
-    with pytest.raises(SmatError, match="No space left on device; 0 MiB of temporary space needed, TMPDIR"):
+    with pytest.raises(SmatError, match="No space left on device; 0 MiB of temporary space needed; set TMPDIR"):
         TorchvisionSource("svhn", tmp_path)
 
 
@@ -209,7 +209,7 @@ def test_what_is_left_out_is_remarked(make, tmp_path):
     make("SVHN")
     assert TorchvisionSource("svhn", tmp_path).remarks == []
     (tmp_path / "extra_32x32.mat").write_bytes(b"large")
-    assert TorchvisionSource("svhn", tmp_path).remarks == ["extra_32x32.mat is skipped: the set is train and test"]
+    assert TorchvisionSource("svhn", tmp_path).remarks == ["extra_32x32.mat is skipped: only the train and test sets are used"]
 
 
 @pytest.mark.parametrize(
@@ -229,5 +229,5 @@ def test_names_are_taken_as_people_write_them(given, name):
 def test_an_unknown_name_gives_the_nearest():
     with pytest.raises(UserError, match=r"no dataset .Food11.; did you mean .food101."):
         TorchvisionSource("Food11")
-    with pytest.raises(UserError, match="known: CIFAR10, CIFAR100, MNIST"):
+    with pytest.raises(UserError, match="available: CIFAR10, CIFAR100, MNIST"):
         TorchvisionSource("ImageNet-21k")
