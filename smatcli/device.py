@@ -43,7 +43,7 @@ class Precision:
 
 
 def set_tf32(allowed: bool) -> None:
-    """Allow or forbid TF32 (10 mantissa bits) for fp32 matrix products and convolutions on CUDA, whatever torch's default.
+    """Allow or forbid TF32 (10 mantissa bits) for fp32 matrix products and convolutions on CUDA, regardless of torch's default.
 
     Uses torch's older switches: torch.export (ONNX) fails when the newer ones are set.
     """
@@ -63,9 +63,9 @@ def exact_products() -> Iterator[None]:
 
 
 def reuse_memory() -> None:
-    """Let glibc keep freed memory for the next tensor, process-wide: page faults were a quarter of the time of a merge.
+    """Let glibc keep freed memory for the next tensor, process-wide: page faults took a quarter of the time of a merge.
 
-    Tensors of 16 MiB and more are still returned to the system: gaps between them in the heap were a third of a large model's peak memory.
+    Tensors of 16 MiB and more are still returned to the system: gaps between them made up a third of a large model's peak memory.
     """
     m_trim_threshold, m_mmap_threshold = -1, -3
     _libc("mallopt", m_mmap_threshold, 16 * 2**20)
@@ -78,7 +78,7 @@ def give_back_memory() -> None:
 
 
 def _libc(name: str, *arguments: int) -> None:
-    with suppress(OSError, AttributeError):  # not glibc: only slower
+    with suppress(OSError, AttributeError):  # without glibc, the program is only slower
         getattr(ctypes.CDLL(None), name)(*arguments)
 
 
@@ -113,10 +113,10 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device, width: int) -> Precision:
-    """Return the precision `name` for a model of this embedding width; 'auto' takes the faster one.
+    """Return the precision `name` for a model of this embedding width; 'auto' selects the fastest.
 
-    Measured on a 2-core CPU with AMX: a ViT of width 128 trains at 250 images/s in fp32, 280 in bf16 with fused attention (its
-    backward is slow on CPUs) and 630 in bf16 without it.
+    Measured on a 2-core CPU with AMX: a ViT of width 128 trains at 250 images/s in fp32, 280 in bf16 with fused attention (whose
+    backward pass is slow on CPUs) and 630 in bf16 with unfused attention.
     """
     unfused = device.type == "cpu" and name != "fp32"
     if name != "auto":
@@ -126,7 +126,7 @@ def choose_precision(name: str, device: torch.device, width: int) -> Precision:
             raise UserError(f"precision: tf32 needs a CUDA device of the Ampere generation or later, not {device}; use precision=fp32")
         if name == "bf16" and device.type == "mps":
             raise UserError("precision: bf16 is not supported on mps; use precision=fp32")
-        return Precision(name, device, "as asked", fused_attention=not unfused)
+        return Precision(name, device, "as requested", fused_attention=not unfused)
     if device.type == "cuda":
         if torch.cuda.get_device_capability(device)[0] >= 8:
             return Precision("bf16", device, "GPU with bf16 units", fused_attention=True)

@@ -1,4 +1,4 @@
-"""The two errors with a message for the user. The command line prints one line and exits with their code."""
+"""Errors whose message is meant for the user. The command line prints the message as one line and exits with `exit_code`."""
 
 
 class SmatError(Exception):

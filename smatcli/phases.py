@@ -13,7 +13,7 @@ PHASES = ("data", "router", "merge", "student", "teacher", "backward", "optimize
 
 @dataclass
 class PhaseCost:
-    """Cost of a phase without its inner phases: calls, wall-clock seconds, CPU seconds of the process, peak bytes (if tracked)."""
+    """Cost of a phase, excluding its inner phases: calls, wall-clock seconds, CPU seconds of the process, peak bytes (if tracked)."""
 
     calls: int = 0
     wall: float = 0.0
@@ -23,7 +23,7 @@ class PhaseCost:
 
 @dataclass
 class Recorder:
-    """Collects the cost of phases by name. An inner phase is subtracted from the outer one, in whichever thread it runs.
+    """Collect the cost of phases by name. The cost of an inner phase is subtracted from the outer one, in whichever thread it runs.
 
     On a GPU the start and the end of each phase wait for `device`, so a recorded step is slower than an ordinary one.
     """

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Support:
-    """Support set, all that an adaptation may see of a task: `images` [S, 3, H, W] normalised float, `labels` [S] int64 in [0, ways)."""
+    """The support set, the data available to an adaptation: `images` [S, 3, H, W] normalised float, `labels` [S] int64 in [0, ways)."""
 
     images: Tensor
     labels: Tensor
@@ -25,7 +25,7 @@ class Support:
 
 @dataclass(frozen=True)
 class Episode:
-    """Support and query set. The episode can be drawn again from (seed, split, dataset, index)."""
+    """Support and query set. The episode is reproducible from (seed, split, dataset, index)."""
 
     support: Support
     query_images: Tensor  # [Q, 3, H, W]
@@ -41,9 +41,9 @@ class Episode:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of theta, to be tuned jointly: named initial `tensors`, and `compose(tensors)` -> theta [P] with graph.
+    """Parts of theta that are tuned jointly: initial `tensors` by name, and `compose(tensors)`, which returns theta [P] with graph.
 
-    `compose` of the initial tensors is the task's theta. The model's own tensors are never modified.
+    `compose` of the initial tensors returns the task's theta. The model's own tensors are never modified.
     """
 
     tensors: dict[str, Tensor]
@@ -58,8 +58,9 @@ class Task:
     - `embed(images, theta)` -> features [B, D] (fp32).
     - `scale`: factor of the cosine similarities in the logits.
     - `alpha` [M]: merging scores, or None.
-    - `merge(alpha)` -> theta for other scores of any scale, or None. It normalises them; all zero is the pre-trained model.
-    - `delta(alpha_from, alpha_to, theta)` -> `merge(alpha_to)`, from the non-zeros of the experts whose scores differ; None: use `merge`.
+    - `merge(alpha)` -> theta for other scores, or None. Scores of any scale are normalised; all-zero scores give the pre-trained model.
+    - `delta(alpha_from, alpha_to, theta)` -> `merge(alpha_to)`, computed from `theta` at the non-zeros of the experts whose scores differ;
+      None: use `merge`.
     - `space`: the names and shapes of the tensors in theta.
     - `seed`: derived from the episode; the only source of an adaptation's noise.
     - `module`: the architecture of the network; its weights are not used.
@@ -100,7 +101,7 @@ class Classifier(Protocol):
 
 
 class Adaptation(Protocol):
-    """Turns a task and its support set into a classifier, without the query labels."""
+    """Strategy that turns a task and its support set into a classifier, without the query labels."""
 
     def adapt(self, task: Task, support: Support) -> Classifier: ...
 
@@ -121,11 +122,11 @@ class Method(Protocol):
         ...
 
     def begin(self, episodes: Sequence[Episode], generators: Sequence[torch.Generator]) -> None:
-        """Prepare what the tasks of a meta-batch share, for the `loss` of these same episode objects. May do nothing."""
+        """Compute results that the tasks of a meta-batch share; `loss` of the same episode objects uses them. May do nothing."""
         ...
 
     def end(self) -> None:
-        """Complete the gradients of what was shared, after the backward pass of the last task of a meta-batch."""
+        """Complete the gradients of the shared results, after the backward pass of the last task of a meta-batch."""
         ...
 
     def after_step(self, tasks_done: int) -> None:

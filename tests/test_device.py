@@ -35,8 +35,8 @@ def test_auto_on_a_gpu_goes_by_its_units(monkeypatch, capability, expected):
 
 
 def test_what_was_asked_for_is_taken():
-    assert choose_precision("fp32", CPU, 128) == Precision("fp32", CPU, "as asked", True)
-    assert choose_precision("bf16", CPU, 128) == Precision("bf16", CPU, "as asked", False)
+    assert choose_precision("fp32", CPU, 128) == Precision("fp32", CPU, "as requested", True)
+    assert choose_precision("bf16", CPU, 128) == Precision("bf16", CPU, "as requested", False)
 
 
 def test_autocast_computes_in_the_precision_of_its_name():

@@ -1,7 +1,7 @@
 """Meta-test adaptations by name.
 
-To add one: a file, a line in `ADAPTATIONS`, its settings in `AdaptConfig`, and a row in the tests. Other packages add adaptations by entry
-points (`smatcli.plugins`).
+To add an adaptation, write a module, and add a line to `ADAPTATIONS`, its settings to `AdaptConfig`, and a row to the tests. Other
+packages add adaptations through entry points (`smatcli.plugins`).
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ ADAPTATIONS: dict[str, Callable[[AdaptConfig], Adaptation]] = {
     "dipa": lambda config: Dipa(config.dipa),
 }
 
-# Options added after results had been written: `facts` omits them at these values, so that results stay comparable.
+# Options that earlier results do not have: `facts` omits them at these values, so that results stay comparable.
 ADDED_OPTIONS: dict[str, dict[str, Any]] = {"flip": {"copies": 1}}
 NEEDS_EXPERTS = {"flip", "exhaustive", "joint"}
 

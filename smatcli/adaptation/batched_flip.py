@@ -1,8 +1,8 @@
 """Evaluate all single flips of a state in one batched forward pass, before the walk requests them.
 
-Algorithm 2 is sequential: an accepted flip changes the start of the later ones. But a state's loss depends on its bits only, so that losses
-measured in advance can be looked up in the order of the walk; the others are dropped. The walk is the same as without batching; features
-differ by the rounding of batched products.
+Algorithm 2 is sequential: an accepted flip changes the start of the later ones. But the loss of a state depends only on its bits, so that
+losses measured in advance can be looked up in the order of the walk; unused losses are discarded. The walk is the same as without batching;
+features differ by the rounding of batched products.
 """
 
 import time
@@ -14,12 +14,12 @@ from torch.func import vmap
 
 from smatcli.adaptation.states import Bits, Measure, State
 
-LARGEST = 1024  # images in a batch of all flips; more fill a device even one state at a time
+LARGEST = 1024  # images in a batch of all flips; more images fill a device without batching
 Shape = tuple[int, ...]
 
 
 def can_batch(measure: Measure) -> bool:
-    """Whether the task's network can be called with any parameters, and the batch is small enough to gain."""
+    """Whether the task's network can be called with any parameters, and the batch is small enough to benefit."""
     task = measure.task
     callable_network = task.module is not None and task.run is not None and task.space is not None
     return callable_network and len(measure.alpha) * len(measure.images) <= LARGEST
@@ -40,7 +40,7 @@ class BatchedVisits:
             state = self.measure.visit(here, bits)
         else:
             if bits not in self._cached:
-                self._cached = self._measured(here, bits)  # cached states started from a state that the walk has left
+                self._cached = self._measured(here, bits)  # cached states are neighbours of a state that the walk has left
             state = self._cached.pop(bits)
             self.measure.trace.append((bits, state.loss))
         self._seen.add(bits)
@@ -72,7 +72,7 @@ def measure_together(measure: Measure, here: State, states: list[Bits]) -> dict[
 
 
 class BatchingChoice:
-    """Choose the faster way on this device, one state at a time or all flips together, by timing both once per shape."""
+    """Choice between one state at a time and all flips together: the faster on this device, by timing both once per shape."""
 
     def __init__(self, forced: bool | None = None) -> None:
         self.forced = forced
@@ -95,7 +95,7 @@ class BatchingChoice:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Return the seconds of the second call; the first one selects kernels."""
+    """Return the duration of the second call in seconds; the first call selects kernels."""
     work()
     torch.cuda.synchronize()
     begun = time.perf_counter()

@@ -9,11 +9,11 @@ def diff_augment(
 ) -> Tensor:
     """Augment normalised float images [B, 3, H, W] at random, differentiably.
 
-    With `probability`, the whole batch is augmented, each image with its own random numbers; otherwise `images` itself is returned (as in
-    PMF and the release of SMAT). `colour`: brightness + U(-0.5, 0.5), then saturation about the pixel's mean by U(0, 2), then contrast
-    about the image's mean by U(0.5, 1.5), all in units of the normalised image. `translation`: the largest shift as a share of the side,
-    in whole pixels, padded with 0, the mean colour. All random numbers come from `generator`; a CPU generator gives the same results on
-    all devices.
+    The whole batch is augmented with probability `probability`, each image with its own random numbers; otherwise `images` itself is
+    returned (as in PMF and the release of SMAT). `colour`: brightness + U(-0.5, 0.5), then saturation about the pixel's mean by U(0, 2),
+    then contrast about the image's mean by U(0.5, 1.5), all in units of the normalised image. `translation`: the largest shift as a share
+    of the side, in whole pixels, padded with 0, the mean colour. All random numbers come from `generator`; a CPU generator gives the same
+    results on all devices.
     """
     if probability <= 0 or not len(images) or float(_uniform(generator, (1,))) >= probability:
         return images

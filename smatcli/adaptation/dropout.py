@@ -34,7 +34,7 @@ class Streams:
 
     @contextmanager
     def of(self, seeds: Sequence[int], device: torch.device) -> Iterator[None]:
-        """Let each member draw the noise that it would draw alone after setting its seed."""
+        """Let each member draw the same noise as if it had been seeded and tuned alone."""
         with seeded(0, device) as generator:
             try:
                 for seed in seeds:
@@ -45,7 +45,7 @@ class Streams:
                 self.states = []
 
     def draw(self, member: int, like: Tensor, p: float) -> Tensor:
-        """Return zeros (with probability p) and 1 / (1 - p) elsewhere, in the shape of `like`."""
+        """Return a tensor in the shape of `like`: zero with probability p, else 1 / (1 - p)."""
         generator = generator_of(like.device)
         generator.set_state(self.states[member])
         noise = F.dropout(torch.ones_like(like, memory_format=torch.contiguous_format), p, training=True)
@@ -71,7 +71,7 @@ class Dropout(nn.Module):
 
 
 class _DropoutNoise(torch.autograd.Function):
-    """Noise in the shape of x, by a vmap rule; no gradient."""
+    """Dropout noise in the shape of x, drawn per member by a vmap rule; no gradient."""
 
     @staticmethod
     def forward(x: Tensor, p: float, streams: Streams) -> Tensor:

@@ -1,6 +1,6 @@
 """Exhaustive search over binary choices of experts: the reference for the gap between Algorithm 2 (flip) and the optimum.
 
-All 2^M states alpha' in {0, 1}^M, including the one with all experts off, and the router's alpha_i are compared by their support loss.
+All 2^M states alpha' in {0, 1}^M, including that with all experts off, and the router's alpha_i are compared by their support loss.
 States are visited in Gray-code order, so that neighbours differ in one expert and theta changes at that expert's non-zeros only. The walk
 of Algorithm 2 is then replayed on the table of losses, which needs no further forward pass.
 """

@@ -29,7 +29,7 @@ from smatcli.seams import Classifier, Support, Task
 
 Watch = Callable[[Classifier], None]
 Config = TypeVar("Config", bound=FullConfig)
-SHAPES = 4  # shapes whose static tensors are kept
+SHAPES = 4  # number of shapes whose static tensors are kept
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,14 @@ class FineTune(ABC, Generic[Config]):
 
     @abstractmethod
     def tunable(self, task: Task, several: bool = False) -> Tunable:
-        """Return what this adaptation tunes of a task (`several`: in a group). Raises `UserError` if the task does not have it."""
+        """Return the tunable values of a task (`several`: as part of a group). Raises `UserError` if the task has none."""
 
     def noise(self, tasks: Sequence[Task]) -> AbstractContextManager[object]:
-        """Context of the training passes of a network with noise; it restores the global generators."""
+        """Return a context for training passes of a network with noise; it restores the global generators."""
         return nullcontext()
 
     def embedding(self, task: Task, several: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return `task.embed`, by a CLS-only network if the task has a network that supports it."""
+        """Return `task.embed`, with only the CLS token in the last block if the task's network supports it."""
         module, run, space = task.module, task.run, task.space
         if module is None or run is None or space is None:
             return task.embed
@@ -119,7 +119,7 @@ class FineTune(ABC, Generic[Config]):
         """Return the prototype classifier of the tuned parameters.
 
         `info`: `passes`, `loss_start` and `loss` (of the unaugmented support set), `rate`, `steps`, `trace` (loss of each step). With rate
-        0, or if a loss or parameter is not finite, `steps` is 0 and the classifier is that of before the first step.
+        0, or if a loss or parameter is not finite, `steps` is 0 and the classifier is that from before the first step.
         `watch` is called with the classifier before the first step and after each step; its result is ignored.
         Raises `UserError` without a rate.
         """

@@ -1,7 +1,7 @@
 """Several fine-tunings side by side: episodes of equal shape, or the candidate rates of a search on one episode.
 
 Each result equals that of a separate fine-tuning, up to rounding. A fine-tuning that would diverge alone diverges here too, and falls back
-to no step.
+to zero steps.
 
 Undecided until measured on a GPU: whether groups are faster. On a CPU they are 1.35 to 1.5 times slower.
 """
@@ -22,7 +22,7 @@ from smatcli.adaptation.steps import take
 from smatcli.seams import Support, Task
 
 log = logging.getLogger(__name__)
-LARGEST = 1024  # images of a group, including augmented copies; more fill a device even one after the other
+LARGEST = 1024  # images of a group, including augmented copies; more images fill a device without grouping
 MOST = 16
 PROBE = 4  # timed steps
 MEASURED = ("cuda",)  # devices on which grouping is tried
@@ -132,7 +132,7 @@ class Grouping:
 
 
 def measured(adaptation: AnyFineTune, task: Task, support: Support, count: int) -> float:
-    """Return the time of `count` short fine-tunings side by side, relative to one after the other; inf if memory does not suffice."""
+    """Return the ratio of the time of `count` short fine-tunings side by side to one after the other; inf if out of memory."""
     probe = copy.copy(adaptation)
     probe.config = adaptation.config.model_copy(update={"steps": PROBE})
     tasks = [replace(task, theta=task.theta.clone(), seed=i) for i in range(count)]
@@ -144,7 +144,7 @@ def measured(adaptation: AnyFineTune, task: Task, support: Support, count: int) 
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of the third call; the first two select kernels and capture."""
+    """Return the duration of the third call in seconds; the first two select kernels and capture graphs."""
     for last in (False, False, True):
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -17,11 +17,11 @@ from smatcli.seams import Task
 
 TUNED = ("q", "v")
 SEPARATE = {"q", "v", "q_proj", "v_proj", "query", "value"}
-SEED = 0  # of the initial A, the same for every task; the initial B is zero
+SEED = 0  # for the initial A, which is the same for every task; the initial B is zero
 
 
 class SplitQkv(nn.Module):
-    """A fused projection to [q, k, v] as three layers, so that q and v can change separately. Every call supplies the weights."""
+    """Replacement of a fused qkv projection by three layers, so that q and v can change separately. Every call supplies the weights."""
 
     def __init__(self, fused: nn.Linear) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class LoraAdaptation(FineTune[LoraAdaptConfig]):
         self._networks: list[tuple[nn.Module, LoraNetwork]] = []
 
     def network(self, task: Task) -> LoraNetwork:
-        """Return the network with branches; the one of the last architecture is cached."""
+        """Return the network with branches; the network of the last architecture is cached."""
         if task.module is None or task.space is None:
             raise UserError("lora needs a method whose tasks have a network; use --adapt full")
         if not self._networks or self._networks[0][0] is not task.module:

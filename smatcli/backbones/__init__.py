@@ -1,4 +1,4 @@
-"""Vision transformers by timm name, with weights from timm, a file or a pre-training run, resized to the image size of the recipe."""
+"""Vision transformers by timm name, with weights from timm, a file or a pre-training run, resampled to the recipe's image size."""
 
 from smatcli.backbones.create import create_backbone
 from smatcli.backbones.weights import save_backbone

@@ -80,7 +80,7 @@ def _create(config: BackboneConfig, pretrained: bool = False) -> nn.Module:
 
 
 def _from_plugin(config: BackboneConfig, pretrained: bool) -> nn.Module:
-    """Create the network of another package. Raises `UserError` for invalid arguments and for networks without `num_features`."""
+    """Create the network of a plugin. Raises `UserError` for invalid arguments and for a network without `num_features`."""
     plugin: plugins.BackbonePlugin = plugins.find("backbones", config.name)
     if pretrained and plugin.pretrained is None:
         raise UserError(f"backbone.weights: {config.name} has no weights; use 'none', a .safetensors/.pth file or a pretrain run")

@@ -1,4 +1,4 @@
-"""The features of a ViT's last blocks."""
+"""Features of the last blocks of a ViT."""
 
 import torch
 from torch import Tensor, nn

@@ -1,7 +1,7 @@
-"""Last block: compute only the CLS token.
+"""Compute only the CLS token in the last block of a ViT.
 
-The feature of a ViT is the CLS token after the last block. There, the other tokens are needed as keys and values only; their queries,
-projections and MLP are skipped. Parameters and names are those of the plain module, features are equal up to the rounding of sums.
+The feature of a ViT is the CLS token after the last block. There, the other tokens are needed only as keys and values; their queries,
+projections and MLP are skipped. Parameters have the same names as in the plain module, and features are equal up to rounding.
 """
 
 import copy
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 def lean(module: nn.Module, several: bool = False) -> nn.Module | None:
     """Return a CLS-only copy of a timm ViT, or None if the architecture is not supported. The copy's own weights are empty.
 
-    `several`: for networks side by side, embed patches by a matrix product, because vmap would create a grouped convolution.
+    `several`: embed patches by a matrix product, for networks that run side by side (vmap would create a grouped convolution).
     """
     if type(module) is not VisionTransformer or module.global_pool != "token" or module.attn_pool is not None or not len(module.blocks):
         return None
@@ -25,7 +25,7 @@ def lean(module: nn.Module, several: bool = False) -> nn.Module | None:
     if module.cls_token is None or type(last) is not Block or type(last.attn) is not Attention or last.attn.gate is not None:
         return None
     if any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in module.modules()):
-        return None  # hooks would not be called as on the original
+        return None  # the copy would not call the hooks of the original
     empty = {id(p): nn.Parameter(p.detach().new_empty(0), p.requires_grad) for p in module.parameters()}  # do not copy weights
     short = copy.deepcopy(module, empty).eval()
     short.blocks[-1].forward = partial(_class_token, short.blocks[-1])
@@ -43,7 +43,7 @@ def _class_token(block: Block, x: Tensor) -> Tensor:
 
 
 def _attend(attn: Attention, x: Tensor) -> Tensor:
-    """Return the attention of the first of the tokens [B, N, D] to all of them, [B, 1, D]."""
+    """Return the attention output of the first token, [B, 1, D], given all tokens [B, N, D]."""
     count, tokens, _ = x.shape
     heads, cuts = (attn.num_heads, attn.head_dim), [attn.attn_dim, 2 * attn.attn_dim]
     own, rest = torch.split(attn.qkv.weight, cuts)

@@ -33,7 +33,7 @@ def stretch(embedding: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 class StretchedViT(VisionTransformer):
-    """A ViT whose `pos_embed` has the size of another image size."""
+    """A ViT whose `pos_embed` was created for another image size and is stretched at every call."""
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         assert self.cls_token is not None
@@ -44,18 +44,21 @@ class StretchedViT(VisionTransformer):
 
 
 def stretched(model: nn.Module, config: BackboneConfig) -> nn.Module:
-    """Let `model`, created for `config.position_size`, take images of `config.image_size`. Raises `UserError` if that is impossible."""
+    """Make `model`, created for `config.position_size`, accept images of `config.image_size`.
+
+    Raises `UserError` if the architecture does not support this.
+    """
     plain = type(model) is VisionTransformer and model.cls_token is not None and model.pos_embed is not None
     if not plain or model.num_prefix_tokens != 1 or model.no_embed_class or model.dynamic_img_size:
         raise UserError(f"backbone.position_size: {config.name} is not a plain ViT with a class token; leave position_size at null")
-    # Only the class of the object changes: names, hooks and attention settings of the timm model are kept.
+    # Only the class of the object changes: the names, hooks and attention settings of the timm model are kept.
     model.__class__ = StretchedViT
     model.patch_embed.set_input_size((config.image_size, config.image_size))  # type: ignore[union-attr, operator]
     return model
 
 
 def settled(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Return tensors of `model` by name for a plain timm model of the same image size, with `pos_embed` stretched."""
+    """Return the tensors of `model` for a plain timm model of the same image size, by name, with `pos_embed` stretched."""
     if not isinstance(model, StretchedViT):
         return tensors
     return {**tensors, "pos_embed": stretch(tensors["pos_embed"], model.patch_embed.grid_size)}

@@ -24,7 +24,7 @@ WRAPPERS = ("state_dict", "model", "model_state_dict", "teacher", "module", "bac
 MAX_WRAPPERS = 20
 PREFIXES = ("module.", "backbone.", "model.", "_orig_mod.")
 HEADS = ("head.", "head_dist.", "heads.", "classifier.", "fc.", "projection_head.", "last_layer.")
-# Arguments that affect neither parameter shapes nor inference, or that resampling handles.
+# Arguments that change neither parameter shapes nor inference, or whose effect is handled by resampling.
 HARMLESS = {
     "drop_rate",
     "drop_path_rate",
@@ -40,7 +40,7 @@ BUNDLE, FACTS = "backbone.safetensors", "backbone.json"
 
 
 def is_weights_file(path: Path) -> bool:
-    """Whether the name has the suffix of a weights file."""
+    """Whether the file name has the suffix of a weights file."""
     return path.suffix in SUFFIXES
 
 
@@ -54,7 +54,7 @@ def save_backbone(folder: Path, model: nn.Module, config: BackboneConfig, metric
 
 
 def load_run_weights(model: nn.Module, config: BackboneConfig, run: Path) -> None:
-    """Load the backbone of a pre-training run. Raises `UserError` that names the first architecture key that differs from the recipe."""
+    """Load the backbone of a pre-training run. Raises `UserError` with the first key that differs from the recipe."""
     if not (run / FACTS).is_file() or not (run / BUNDLE).is_file():
         raise UserError(f"backbone.weights: {run} has no finished backbone ({FACTS} and {BUNDLE}); run `smat pretrain` first")
     try:
@@ -109,7 +109,7 @@ def load_tree(path: Path, where: str = "backbone.weights") -> Any:
         raise UserError(f"{where}: {path} {_unreadable(path, error)}") from None
     except Exception as error:  # unpickling damaged bytes can raise anything
         foreign = "unsupported global" in str(error).lower() or "unsupported class" in str(error).lower()
-        reason = "it holds objects other than tensors; save only its state_dict" if foreign else "truncated or not a PyTorch file"
+        reason = "it contains objects other than tensors; save only its state_dict" if foreign else "truncated or not a PyTorch file"
         raise UserError(f"{where}: {path} cannot be read: {reason}") from None
 
 
@@ -128,13 +128,13 @@ def _unreadable(path: Path, error: Exception) -> str:
 def _read(path: Path) -> dict[str, Tensor]:
     tensors = _unwrap(load_tree(path), set())
     if not tensors:
-        raise UserError(f"backbone.weights: {path} holds no tensors by name")
+        raise UserError(f"backbone.weights: {path} contains no named tensors")
     check_plain_tensors(path, tensors, "backbone.weights")
     return tensors
 
 
 def _unwrap(tree: Any, seen: set[int]) -> dict[str, Tensor]:
-    """Return the named tensors of a checkpoint, or of the first wrapper that has some. Handles dictionaries that contain themselves."""
+    """Return the named tensors of a checkpoint, or of the first wrapper key that has any. A dictionary may contain itself."""
     if not isinstance(tree, dict) or id(tree) in seen or len(seen) > MAX_WRAPPERS:
         return {}
     seen.add(id(tree))
@@ -145,7 +145,7 @@ def _unwrap(tree: Any, seen: set[int]) -> dict[str, Tensor]:
 
 
 def _strip(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove prefixes that wrappers add from names that are not parameter names."""
+    """Remove the prefixes that wrappers add to parameter names."""
     for _ in range(len(PREFIXES)):
         for prefix in PREFIXES:
             if any(k.startswith(prefix) and k not in own for k in tensors):
@@ -154,7 +154,7 @@ def _strip(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, T
 
 
 def _check_prefix(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise `UserError` if only model or file has a class token: resampling the position embedding would treat it as a patch."""
+    """Raise `UserError` if only model or only file have a class token: resampling the position embedding would treat it as a patch."""
     for key in ("cls_token", "reg_token", "dist_token"):
         has = getattr(model, key, None) is not None
         if has != (key in tensors) and "pos_embed" in tensors:

@@ -1,4 +1,4 @@
-"""Compressed experts for inference: positions and values of each mask's non-zeros, and theta_i from them by scatter."""
+"""Compressed experts for inference: positions and values of each mask's non-zeros; theta_i is computed by scattering them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ FORMAT = "smat-experts-1"
 
 @dataclass(frozen=True)
 class Expert:
-    """One mask: `values` at `positions` (int32, ascending), or all P values if `positions` is None (smaller above half density)."""
+    """One mask: `values` at `positions` (int32, ascending), or all P values if `positions` is None (less memory above half density)."""
 
     values: Tensor
     positions: Tensor | None
@@ -48,7 +48,7 @@ class CompressedExperts:
 
     @classmethod
     def of(cls, masks: Iterable[Tensor], dtype: torch.dtype | None = None) -> "CompressedExperts":
-        """Compress masks z_m [P], given one at a time. `dtype` is that of the stored values (default: that of the masks)."""
+        """Compress masks z_m [P], taken one at a time. Values are stored as `dtype` (default: the dtype of the masks)."""
         experts: list[Expert] = []
         size = 0
         for z in masks:
@@ -70,7 +70,7 @@ class CompressedExperts:
         return [int(torch.count_nonzero(expert.values)) for expert in self.experts]
 
     def mask(self, expert: int) -> Tensor:
-        """Return z [P] of one expert, exactly as compressed (up to the dtype of the values)."""
+        """Return the mask z [P] of one expert, equal to the original up to the dtype of the stored values."""
         z = self.experts[expert].values.new_zeros(self.size)
         self.experts[expert].add_to(z, 1.0)
         return z
@@ -96,7 +96,7 @@ class CompressedExperts:
 
     @classmethod
     def load(cls, path: Path, device: str | torch.device = "cpu") -> "CompressedExperts":
-        """Read a file that `save` wrote. Raises `UserError` for any other file."""
+        """Read a file written by `save`. Raises `UserError` for any other file."""
         try:
             safetensors_header(path)
             with safe_open(path, "pt", device=str(device)) as file:
@@ -111,7 +111,7 @@ class CompressedExperts:
 
 
 def mix(theta_pre: Tensor, experts: CompressedExperts, scores: Tensor) -> Tensor:
-    """Return theta = theta_pre + (sum_m s_m e_m) / sum_m s_m for experts e_m [P] that each have their own parameters.
+    """Return theta = theta_pre + (sum_m s_m e_m) / sum_m s_m for experts e_m [P] that do not share theta_delta.
 
     Scores s [M] >= 0 may have any scale; if all are zero, theta is theta_pre.
     """
@@ -123,7 +123,7 @@ def mix(theta_pre: Tensor, experts: CompressedExperts, scores: Tensor) -> Tensor
 class Merger:
     """Compute theta = theta_pre + theta_delta * (sum_m s_m z_m) / sum_m s_m from compressed experts, for a sequence of scores s [M].
 
-    Between two *binary* scores (all non-zero entries equal), only the non-zeros of the experts that differ are touched, in a running
+    Between two *binary* scores (all non-zero entries equal), only the non-zeros of the experts that differ are updated, in a running
     float64 sum. Sums of fp32 masks are exact in float64, so the result does not depend on the states visited before. If all scores are
     zero, theta is theta_pre.
     """

@@ -1,4 +1,4 @@
-"""Families of masks: learned, fixed or all one, element-wise or structured; their state, and theta from it."""
+"""Families of masks (learned, fixed or all ones; element-wise or structured), and the merge of experts with such masks."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -19,8 +19,8 @@ from smatcli.experts.space import ParameterSpace
 class Masks:
     """M masks z_m over P parameters from a state [M, G], with G groups of parameters (G = P unless masks are structured).
 
-    The state is log_alpha for learned masks, booleans for fixed ones (`random`, `magnitude`), and None if all masks are one. With `own`,
-    every expert has its own parameters.
+    The state is log_alpha for learned masks, booleans for fixed ones (`random`, `magnitude`), and None if all masks are ones. With
+    `own`, every expert has its own theta_delta.
     """
 
     def __init__(self, config: MaskConfig, space: ParameterSpace, own: bool = False) -> None:
@@ -43,10 +43,10 @@ class Masks:
         return initial_log_alpha(experts, self.entries, self.config)
 
     def draw(self, experts: int, theta_pre: Tensor, tau: float) -> Tensor | None:
-        """Draw fixed masks [M, G] (bool) with a share tau of zeros from torch's global generator; None if masks are all one.
+        """Draw fixed masks [M, G] (bool) with a share tau of zeros from torch's global generator; None if masks are all ones.
 
-        `random` draws groups uniformly. `magnitude` takes the groups with the largest mean |theta_pre|; several experts draw without
-        replacement in proportion to it (Gumbel top-k), so that they differ.
+        `random` draws groups uniformly. `magnitude` selects the groups with the largest mean |theta_pre|. With several experts,
+        each samples groups without replacement in proportion to this mean (Gumbel top-k), so that the masks differ.
         """
         if self.config.kind == "dense":
             return None
@@ -79,7 +79,8 @@ class Masks:
     ) -> Merged:
         """Return theta [P] for scores alpha [M], the masks' non-zeros [M], and E[L0] / P [M] (zeros unless learned and training).
 
-        theta_delta is [P], or [M, P] if every expert has its own. Raises `SmatError` for `dense` with any other family than `merge`'s.
+        theta_delta is [P], or [M, P] if every expert has its own. Raises `SmatError` for `dense` unless masks are learned,
+        element-wise and share theta_delta.
         """
         if self.learned and self.groups is None and not self.own:
             assert state is not None

@@ -60,7 +60,7 @@ class ParameterGroups:
         return torch.cat(members)
 
     def expand(self, values: Tensor) -> Tensor:
-        """Return the value of each parameter's group: [G] -> [P], with graph. One split, as in `ParameterSpace.unflatten`."""
+        """Return the value of each parameter's group: [G] -> [P], with graph. Uses one split, like `ParameterSpace.unflatten`."""
         chunks = torch.split(values, list(self.counts))
         tensors = zip(self.parts, self.views, self.shapes, strict=True)
         return torch.cat([chunks[part].view(view).expand(shape).reshape(-1) for part, view, shape in tensors])

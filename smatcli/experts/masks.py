@@ -22,11 +22,11 @@ class HardConcrete:
 
     @classmethod
     def of(cls, config: MaskConfig) -> "HardConcrete":
-        """Constants of a recipe."""
+        """Return the constants that a recipe sets."""
         return cls(config.beta, config.gamma, config.zeta, config.eval_beta)
 
     def temperature(self, training: bool) -> float:
-        """Divisor of the gate's logit: `beta` in training, `eval_beta` at inference."""
+        """Return the divisor of the gate's logit: `beta` in training, `eval_beta` at inference."""
         return self.beta if training else self.eval_beta
 
     @property
@@ -35,7 +35,7 @@ class HardConcrete:
         return self.zeta - self.gamma
 
     def gate(self, logits: Tensor, temperature: float) -> Tensor:
-        """z = clip(sigmoid(logits / temperature) (zeta - gamma) + gamma, 0, 1), element-wise."""
+        """Return z = clip(sigmoid(logits / temperature) (zeta - gamma) + gamma, 0, 1), element-wise."""
         return (torch.sigmoid(logits / temperature) * self.stretch + self.gamma).clamp(0, 1)
 
     def train_gate(self, log_alpha: Tensor, u: Tensor | None = None) -> Tensor:
@@ -47,12 +47,12 @@ class HardConcrete:
         return self.gate(log_alpha, self.eval_beta)
 
     def zero_below(self, training: bool) -> float:
-        """Largest log_alpha for which the noise-free gate is 0."""
+        """Return the largest log_alpha for which the noise-free gate is 0."""
         return self.temperature(training) * log(-self.gamma / self.zeta)
 
     @property
     def l0_shift(self) -> float:
-        """E[L0] of one element is sigmoid(log_alpha + l0_shift), l0_shift = -beta log(-gamma / zeta)."""
+        """Shift of log_alpha in E[L0] = sigmoid(log_alpha + l0_shift) of one element: -beta log(-gamma / zeta)."""
         return -self.beta * log(-self.gamma / self.zeta)
 
     def expected_l0_element(self, log_alpha: Tensor) -> Tensor:
@@ -66,13 +66,13 @@ def initial_log_alpha(experts: int, size: int, config: MaskConfig) -> Tensor:
 
 
 def noise(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
-    """Draw u ~ U(0, 1), kept away from 0 and 1, in the dtype and on the device of `like`."""
+    """Draw u ~ U(0, 1), clamped away from 0 and 1, in the dtype and on the device of `like`."""
     u = torch.empty(shape, dtype=like.dtype, device=like.device).uniform_(generator=generator)
     return u.clamp_(NOISE_MARGIN, 1 - NOISE_MARGIN)
 
 
 def expected_l0(log_alpha: Tensor, shape: HardConcrete) -> Tensor:
-    """Return E[L0(z_m)] / P of each expert, [M] in (0, 1), with gradient to log_alpha [M, P]; `merge` computes the same in its pass."""
+    """Return E[L0(z_m)] / P of each expert, [M] in (0, 1), with gradient to log_alpha [M, P]; `merge` returns the same value."""
     return torch.stack([shape.expected_l0_element(row).mean() for row in log_alpha])
 
 

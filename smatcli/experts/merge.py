@@ -1,4 +1,4 @@
-"""Merge experts: theta = theta_pre + theta_delta * sum_m alpha_m z_m; a reference, and the same by the fastest kernel for the device."""
+"""Merge experts, theta = theta_pre + theta_delta * sum_m alpha_m z_m: a reference implementation and the fastest kernel for the device."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ def normalise(scores: Tensor) -> Tensor:
 
 
 def merge_reference(theta_pre: Tensor, theta_delta: Tensor, log_alpha: Tensor, alpha: Tensor, gate: Gate) -> Tensor:
-    """Reference for `merge`, by autograd: theta [P], or [B, P] for alpha [B, M]. The noise of `gate` is u [M, P] or None.
+    """Compute `merge` by autograd, as a reference: theta [P], or [B, P] for alpha [B, M]. The noise of `gate` is u [M, P] or None.
 
     Where `gate.dense` [P] is True, the merged mask is 1.
     """
@@ -47,7 +47,8 @@ class Merged(NamedTuple):
 def merge(theta_pre: Tensor, theta_delta: Tensor, log_alpha: Tensor, alpha: Tensor, gate: Gate) -> Merged:
     """Return theta [P] ([B, P] for alpha [B, M], with the same noise), the masks' non-zeros, and E[L0] / P (zeros unless training).
 
-    Equal to `merge_reference` and `expected_l0`, in one pass over log_alpha [M, P] forward and one backward; no second derivatives.
+    Gives the same as `merge_reference` and `expected_l0`, with one pass over log_alpha [M, P] in each direction. Second derivatives are not
+    supported.
     """
     rows = alpha.reshape(-1, alpha.shape[-1])
     nonzeros, l0, *thetas = _merge(theta_pre, theta_delta, log_alpha, rows, [gate])
@@ -64,10 +65,10 @@ def merge_tasks(
     seeds: Sequence[int] | None,
     dense: Tensor | None = None,
 ) -> list[Merged]:
-    """Return what `merge` gives in training for each row of `alphas` [B, M] and its seed (None: no noise), as B separate tasks.
+    """Return the training result of `merge` for each row of `alphas` [B, M] and its seed (None: no noise), as B separate tasks.
 
     All tasks share one pass over log_alpha in each direction. With seeds, theta, counts and gradients equal those of B calls bit for bit.
-    Without noise, all tasks share their masks, and sums over tasks are rounded in another order.
+    Without noise, all tasks share their masks, and sums over tasks are rounded differently.
     """
     gates = [Gate(shape, noise=seed, dense=dense) for seed in (seeds if seeds is not None else [None])]
     nonzeros, l0, *thetas = _merge(theta_pre, theta_delta, log_alpha, alphas, gates)
@@ -80,9 +81,9 @@ def _merge(theta_pre: Tensor, theta_delta: Tensor, log_alpha: Tensor, alphas: Te
 
 
 class _MergeFunction(torch.autograd.Function):
-    """Merge under one gate for all tasks or one per task, by a fused kernel if there is one for these tensors, else in eager torch.
+    """Merge with one gate for all tasks or one per task, by a fused kernel if one supports these tensors, else in eager torch.
 
-    Backward keeps nothing of size [M, P], except the gates of small models in eager torch (`keeps_gates`).
+    Nothing of size [M, P] is saved for backward, except the gates of small models in eager torch (`keeps_gates`).
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The merge of several tasks in eager torch, chunk by chunk over P: closed-form gradients, for any device."""
+"""Merge of several tasks in eager torch, chunk by chunk over P, with closed-form gradients; runs on any device."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Gate:
     def chunks(self, log_alpha: Tensor, kept: Tensor | None, filled: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (s, z) per chunk of P: the unstretched gate s in (0, 1) and the mask z, both [M, n]. Every call uses the same noise.
 
-        If `kept` is given, s is a view of it; if it is also `filled`, s is read from it.
+        If `kept` is given, s is a view of it: read from it if `filled`, else written to it.
         """
         noise = self.noise if self.training else None
         keys = key_tensor([noise], len(log_alpha))[0] if isinstance(noise, int) else None
@@ -55,20 +55,20 @@ class Gate:
         return mask if self.dense is None else mask.masked_fill_(self.dense[part], 1.0)
 
     def through_clamp(self, grad: Tensor, s: Tensor) -> Tensor:
-        """Return `grad` where the stretched gate lies inside (0, 1), else 0, by one vectorised kernel instead of three slow comparisons."""
+        """Return `grad` where the stretched gate lies inside (0, 1), else 0; one vectorised kernel replaces three slow comparisons."""
         low, high = -self.shape.gamma / self.shape.stretch, (1 - self.shape.gamma) / self.shape.stretch
         return torch.ops.aten.hardtanh_backward(grad, s, low, high)  # type: ignore[no-any-return]
 
 
 def parts(log_alpha: Tensor) -> Iterator[slice]:
-    """Return chunks of P, small enough for a chunk of all experts to fit into the cache."""
+    """Return slices of P, so short that a slice of all experts fits into the cache."""
     experts, size = log_alpha.shape
     step = max(1, _CHUNK.get(log_alpha.device.type, _CHUNK_DEVICE) // experts)
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
 def keeps_gates(log_alpha: Tensor, draws: int) -> bool:
-    """Whether the gates of `draws` draws of noise are kept for backward rather than recomputed."""
+    """Whether the gates of `draws` noise draws are kept for backward rather than recomputed."""
     return torch.is_grad_enabled() and log_alpha.requires_grad and draws * log_alpha.numel() <= _KEEP
 
 
@@ -105,7 +105,7 @@ def backward(
     kept: Sequence[Tensor | None],
     share: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return gradients of theta_delta [P], log_alpha [M, P] and alphas [B, M] from those of theta (None: unused) and of E[L0] (`share`)."""
+    """Return gradients of theta_delta [P], log_alpha [M, P] and alphas [B, M] from those of theta (None: unused) and E[L0] (`share`)."""
     tasks = [b for b, grad in enumerate(grads) if grad is not None]
     d_delta, d_log_alpha, d_alphas = torch.zeros_like(theta_delta), torch.empty_like(log_alpha), torch.zeros_like(alphas)
     shape = gates[0].shape

@@ -25,7 +25,7 @@ class MergeInputs:
 
     @property
     def gates(self) -> int:
-        """G."""
+        """G, the number of gates: one for all tasks, or one per task."""
         return 1 if self.keys is None else len(self.keys)
 
     def share_per_gate(self, share: Tensor | None) -> Tensor | None:

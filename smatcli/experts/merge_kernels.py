@@ -19,7 +19,7 @@ VARIABLE = "SMAT_MERGE"
 
 
 class Kernel(Protocol):
-    """Masks, merge and E[L0] of B tasks in one pass in each direction, for beta = 2/3 and fp32."""
+    """Kernel for the masks, merge and E[L0] of B tasks, with one pass in each direction; supports beta = 2/3 and fp32."""
 
     def forward(self, theta_pre: Tensor, inputs: MergeInputs) -> tuple[list[Tensor], Tensor, Tensor]:
         """Return (thetas of B tasks [P], non-zeros [G, M], sum over P of E[L0] [M])."""
@@ -29,7 +29,7 @@ class Kernel(Protocol):
 
 
 def fused_kernel(theta_pre: Tensor, theta_delta: Tensor, log_alpha: Tensor, alphas: Tensor, gates: Sequence[Gate]) -> Kernel | None:
-    """Return the fused kernel for these tensors and gates, or None to compute the same in eager torch."""
+    """Return the fused kernel for these tensors and gates, or None if only eager torch supports them."""
     gate = gates[0]
     tensors = (theta_pre, theta_delta, log_alpha, alphas)
     fits = gate.training and abs(gate.shape.beta * 1.5 - 1) < 1e-9 and log_alpha.shape[1] < 2**31

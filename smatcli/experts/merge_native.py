@@ -20,10 +20,10 @@ from torch import Tensor
 from smatcli.experts.merge_inputs import MergeInputs
 
 SOURCE = Path(__file__).with_suffix(".c")
-# As the source defines them.
+# Must equal the definitions in the C source.
 BLOCK, CHUNK = 512, 32768
 COMPILERS = ("cc", "gcc", "clang", "g++", "clang++", "c++")
-# No -ffast-math: a NaN must stay one, and linking with it makes a process flush denormal numbers to zero.
+# No -ffast-math: NaN must stay NaN, and linking with it makes a process flush denormal numbers to zero.
 FLAGS = (
     "-x",
     "c",
@@ -40,7 +40,7 @@ TUNED = ("-march=native -mprefer-vector-width=512", "-march=native", "-mcpu=nati
 
 
 class _Range(ctypes.Structure):
-    """The struct `Merge` of the C source: the inputs, and the range of columns of a call."""
+    """The struct `Merge` of the C source: the inputs, and the range of columns that a call processes."""
 
     _fields_ = (
         *((name, c_int64) for name in ("columns", "start", "stop")),
@@ -62,8 +62,8 @@ def library() -> ctypes.CDLL | str:
             _compile(compiler, target)
         return ctypes.CDLL(str(target))
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        return f"{compiler} failed: {said.strip().splitlines()[0] if said.strip() else type(error).__name__}"
+        message = (getattr(error, "stderr", None) or str(error)).strip()
+        return f"{compiler} failed: {message.splitlines()[0] if message else type(error).__name__}"
 
 
 def _folder() -> Path:
@@ -131,7 +131,7 @@ class Native:
 
 
 class _Call:
-    """One pass over all columns, by ranges of whole chunks on several threads (ctypes releases the GIL)."""
+    """One pass over all columns: several threads process ranges of whole chunks (ctypes releases the GIL)."""
 
     def __init__(self, inputs: MergeInputs) -> None:
         log_alpha, keys, dense, shape = inputs.log_alpha, inputs.keys, inputs.dense, inputs.shape
@@ -146,7 +146,7 @@ class _Call:
         self._fields = (*counts, *constants, *(_at(t) for t in tensors))
 
     def sums(self, *shape: int) -> Tensor:
-        """Return zeros [chunks, ...] for the sums of each chunk."""
+        """Return zeros [chunks, ...], to which each chunk adds its own sums."""
         return torch.zeros(self._chunks, *shape, dtype=torch.float64)
 
     def run(self, work: Callable[[_Range, Tensor], None]) -> None:

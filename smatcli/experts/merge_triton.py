@@ -1,7 +1,7 @@
 """The fused merge for CUDA, in Triton; `merge_native.c` explains the formulas. Each program computes a block of columns.
 
-A program loops over the experts, with the tasks unrolled. The values that a task needs of its columns stay in registers, the next expert's
-log_alpha is loaded while the gates of the current one are computed, and the program's sums over its columns go to a buffer, so that they
+A program loops over the experts, with the tasks unrolled. Each task's values for the columns stay in registers, and the next expert's
+log_alpha is loaded while the gates of the current one are computed. Each program writes its sums over columns to a buffer, so that sums
 are always added in the same order.
 
 Undecided until measured on a GPU: whether this kernel is faster than `torch.compile` of `merge_eager`.
@@ -63,7 +63,7 @@ def backward(grads: Sequence[Tensor | None], inputs: MergeInputs, share: Tensor 
 
 
 def _tensors(inputs: MergeInputs) -> tuple[Tensor | None, ...]:
-    """Return the arguments that both kernels have in common, in their order."""
+    """Return the arguments that both kernels share, in order."""
     return inputs.theta_delta, inputs.log_alpha, inputs.alphas, inputs.keys, _bytes(inputs.dense)
 
 
@@ -103,7 +103,7 @@ if triton is not None:
 
     @triton.jit
     def _inverse(x):  # type: ignore[no-untyped-def]
-        """Compute 1 / x of positive x, to 3e-7: two instructions instead of the eight of a division."""
+        """Compute 1 / x for positive x to a relative error of 3e-7: two instructions instead of a division's eight."""
         root = tl.rsqrt(x)
         return root * root
 
@@ -137,7 +137,7 @@ if triton is not None:
         masks = ()  # type: tuple[Any, ...]
         for _ in tl.static_range(TASKS):
             masks += (tl.zeros([BLOCK], dtype=tl.float32),)
-        least = tl.where(here, 0.0, 2.0)  # z above it counts: where dense any, beyond the last column none
+        least = tl.where(here, 0.0, 2.0)  # larger z count as non-zero: all where dense, none beyond the last column
         if dense is not None:
             always = tl.load(dense + start + lane, mask=here, other=0)
             least = tl.where(always != 0, -1.0, least)

@@ -1,4 +1,4 @@
-"""Split the flat vector of a vision transformer into the parameters of its MLP layers and the rest, and join them."""
+"""Split the flat vector of a vision transformer into the parameters of its MLP layers and the rest, and join the two."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,7 @@
 """Counter-based noise of stochastic masks: recomputed wherever it is needed, with the same bits on every device.
 
-u of column p of expert m is a hash of p under two 32-bit keys, which derive from the task's seed and m. The C and the Triton kernels of
-the merge compute the same hash; the keys are computed here only.
+The noise u of expert m at column p is a hash of p under two 32-bit keys, which derive from the task's seed and m. The C and the Triton
+kernels of the merge compute the same hash; the keys are computed here only.
 """
 
 import torch
@@ -41,7 +41,7 @@ def uniform(keys: Tensor, columns: slice, like: Tensor) -> Tensor:
 
 def uniform_at(keys: Tensor, columns: Tensor, like: Tensor) -> Tensor:
     """Return `uniform` for the column numbers `columns` [n] int32."""
-    # Products of two's complement 32-bit integers wrap around as those of unsigned ones; shifts do not, hence the masks.
+    # Products of two's complement 32-bit integers wrap around like those of unsigned ones; right shifts differ, hence the masks.
     word = keys.to(like.device).to(torch.int32)
     x = columns * word[:, 1:] + word[:, :1]
     x ^= (x >> 16).bitwise_and_(0xFFFF)

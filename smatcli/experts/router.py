@@ -31,7 +31,7 @@ class SpectralLinear(nn.Linear):
             self.u.copy_(F.normalize(self.weight @ self.v, dim=0, eps=1e-12))
 
     def forward(self, input: Tensor) -> Tensor:
-        """[..., inputs] -> [..., outputs]."""
+        """Map [..., inputs] to [..., outputs]."""
         if self.training:
             self.iterate()
         # Clones, because the next call changes the buffers while the graph of this call may still be alive.
@@ -62,7 +62,7 @@ class Router(nn.Module):
         self.register_buffer("temperature", torch.tensor(float(config.temperature[0])))
 
     def skip_task(self) -> None:
-        """Update the buffers as a training call would, without the call."""
+        """Update the buffers as a training call would, without computing scores."""
         for module in self.modules():
             if isinstance(module, SpectralLinear) and module.training:
                 module.iterate()

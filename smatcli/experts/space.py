@@ -104,7 +104,7 @@ class ParameterSpace:
         return torch.cat([tensors[name].reshape(-1) for name in self.names])
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """Return views of a vector [P] by name. One split: its backward is one concatenation, while slices would allocate P zeros each."""
+        """Return views of a vector [P] by name. Uses one split, whose backward is one concatenation; slices would allocate P zeros each."""
         self.check(vector)
         parts = torch.split(vector, self.sizes)
         return {name: part.view(shape) for name, shape, part in zip(self.names, self.shapes, parts, strict=True)}

@@ -1,7 +1,7 @@
 """Meta-tuning methods by name.
 
-To add one: a file, a line in `METHODS`, a settings model, and a row in tests/methods/test_battery.py. Other packages add methods by entry
-points (`smatcli.plugins`).
+To add a method, write a module and a settings model, and add a line to `METHODS` and a row to tests/methods/test_battery.py. Other packages
+add methods through entry points (`smatcli.plugins`).
 """
 
 from collections.abc import Callable

@@ -93,13 +93,13 @@ class FlatMethod(nn.Module, ABC):
         """Return the training loss of one episode; `generator` is the only source of noise."""
 
     def begin(self, episodes: Sequence[Episode], generators: Sequence[torch.Generator]) -> None:
-        """Compute once what the tasks of a meta-batch share; `loss` of the same episode objects then uses it. Optional."""
+        """Compute results that the tasks of a meta-batch share; `loss` of the same episode objects then uses them. Optional."""
 
     def end(self) -> None:
-        """Complete the gradients of what `begin` shared, after the backward passes of all tasks of the meta-batch."""
+        """Complete the gradients of the results shared by `begin`, after the backward passes of all tasks of the meta-batch."""
 
     def skip_tasks(self, generators: Sequence[torch.Generator]) -> None:
-        """Update the method's state (power iterations, multipliers) as the losses of tasks would that another process computes."""
+        """Update the method's state (power iterations, multipliers) for tasks whose losses another process computes."""
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return optimizer groups by name."""
@@ -113,7 +113,7 @@ class FlatMethod(nn.Module, ABC):
         """Run after each optimizer update; does nothing by default."""
 
     def statistics(self) -> dict[str, float]:
-        """Return numbers for the log; none by default."""
+        """Return numbers for the log; an empty dictionary by default."""
         return {}
 
     def feasible(self) -> bool:

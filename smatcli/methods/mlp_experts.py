@@ -16,7 +16,7 @@ from smatcli.seams import Support, Task
 
 
 class MlpMixture(RoutedMethod):
-    """theta_i with MLP layers theta_pre + sum_m alpha_im e_m; all other parameters are those of `rest`.
+    """Methods whose theta_i has the MLP layers theta_pre + sum_m alpha_im e_m; all other parameters come from `rest`.
 
     The differences e_m of the experts from theta_pre are `experts` [M, P_mlp]. They start at zero: every expert is a copy of the
     pre-trained MLPs.

@@ -36,7 +36,7 @@ class PmfMethod(FlatMethod):
         return {"theta": [self.theta]}
 
     def default_groups(self) -> dict[str, GroupConfig]:
-        """Return Adam with the learning rate that was best on the validation classes of the real-image recipe."""
+        """Return Adam with the learning rate that performed best on the validation classes of the real-image recipe."""
         return {"theta": GroupConfig(optimizer="adam", lr=1e-4, clip=1.0)}
 
     def statistics(self) -> dict[str, float]:

@@ -22,7 +22,7 @@ from smatcli.seams import Episode, Losses, Parts, Support
 
 
 class Injected(NamedTuple):
-    """Given noise, to reproduce a task: u [M, G] of the masks (None: 0.5) and u [M] of the router."""
+    """Prescribed noise, to reproduce a task: u [M, G] of the masks (None: 0.5) and u [M] of the router."""
 
     masks: Tensor | None
     router: Tensor
@@ -45,10 +45,10 @@ class TaskStart(NamedTuple):
 
 
 class RoutedMethod(FlatMethod):
-    """theta_i from merging scores alpha_i [M], which a router computes from the support set.
+    """Methods whose theta_i depends on merging scores alpha_i [M], which a router computes from the support set.
 
-    `teacher`: None for the query loss alone. `inner`: number and learning rate of steps on the support loss. `query_split`: False pools
-    the episode. The backbone runs in eval mode even in training, because its dropout would not draw from the episode's generator.
+    `teacher`: None trains with the query loss alone. `inner`: number and learning rate of steps on the support loss. `query_split`: False
+    pools the episode. The backbone runs in eval mode even in training, because its dropout would not draw from the episode's generator.
     """
 
     router: Router
@@ -105,7 +105,7 @@ class RoutedMethod(FlatMethod):
             return Losses(torch.stack(list(terms.values())).sum(), numbers(terms), numbers(logs))
 
     def skip_tasks(self, generators: Sequence[torch.Generator]) -> None:
-        """Run the router's power iterations of these tasks."""
+        """Run the router's power iterations for these tasks."""
         for _ in generators:
             self.router.skip_task()
 
@@ -140,7 +140,7 @@ class RoutedMethod(FlatMethod):
         return self.embed(support.images, self.theta_pre), None
 
     def student(self, theta: Tensor, episode: Episode) -> Student:
-        """Return the query under theta_i, from one forward pass of support and query, or after `inner` first-order support steps."""
+        """Return the student's results under theta_i, from one forward pass, or after `inner` first-order steps on the support loss."""
         support = episode.support
         if self.inner[0]:
             theta, query, centres = self._adapted(theta, episode)
@@ -200,6 +200,6 @@ def _accuracy(logits: Tensor, episode: Episode) -> Tensor:
 
 
 def numbers(tensors: dict[str, Tensor]) -> dict[str, float]:
-    """Return all scalars as floats, in one transfer from the device."""
+    """Convert scalar tensors to floats, with one transfer from the device."""
     values = torch.stack([t.detach().double().cpu() if t.device.type == "mps" else t.detach().double() for t in tensors.values()])
     return dict(zip(tensors, values.tolist(), strict=True))

@@ -111,19 +111,19 @@ class SmatMethod(RoutedMethod):
 
     @torch.no_grad()
     def skip_tasks(self, generators: Sequence[torch.Generator]) -> None:
-        """Update the router, and reset multipliers as these tasks would: if zeros are counted, their masks must be drawn."""
+        """Update the router and reset multipliers as these tasks would; masks must be drawn if zeros are counted."""
         super().skip_tasks(generators)
         settings = self.config.sparsity
         if not (self.masks.learned and settings.reset and settings.measure == "counted"):
             return
         scores = torch.zeros(self.config.experts).to(self.theta_pre)
         for generator in generators:
-            self.router.scores(scores, generator)  # advances the generator as the task does before its masks
+            self.router.scores(scores, generator)  # advances the generator, as the task does before it draws its masks
             merged = self.merge(scores, training=True, noise=self._noise(generator))
             self.sparsity.reset(self.measured_sparsity(merged.nonzeros))
 
     def end(self) -> None:
-        """Run the shared backward through the merge, then each task's router backward, in the order in which separate tasks would sum."""
+        """Run the shared backward pass of the merge, then each router backward pass, and sum gradients in the order of separate tasks."""
         self._begun = {}
         for cut in self._cuts:
             cut.close()

@@ -23,7 +23,7 @@ def augmented(images: Tensor, masks: Tensor, flip: float, zoom: tuple[float, flo
         return pixels, classes
     low, high = torch.tensor(zoom).log()
     factor = torch.exp(low + (high - low) * torch.rand(count, generator=generator))
-    # In [-1, 1] coordinates a window of half-width 1 / factor fits around places up to |1 - 1 / factor|.
+    # In [-1, 1] coordinates, a window of half-width 1 / factor fits around centres up to |1 - 1 / factor|.
     place = (2 * torch.rand(count, 2, generator=generator) - 1) * (1 - 1 / factor).abs().unsqueeze(1)
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1 / factor

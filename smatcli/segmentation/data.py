@@ -25,7 +25,7 @@ class SegmentSet:
     """A dataset at `size` pixels, with images squashed to a square (masks by nearest neighbour).
 
     Every file is read once at the start, so that damaged files are reported before training. Datasets over 2 GB in memory are read again
-    when needed. Raises `UserError` that names a file that cannot be used.
+    when needed. Raises `UserError` with the name of an unusable file.
     """
 
     def __init__(self, data: SegmentData, size: int, seed: int, reporter: Reporter) -> None:
@@ -51,7 +51,7 @@ class SegmentSet:
         if data.kind == "index" and (said := check_binary(self.pixels, ignored, data.root)):
             raise UserError(said)
         if np.count_nonzero(self.pixels) < 2:
-            raise UserError(f"{data.root or data.layout}: all pixels that count are of one class; segmentation needs two or more")
+            raise UserError(f"{data.root or data.layout}: all pixels that are not ignored belong to one class; use masks with two or more")
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -124,7 +124,7 @@ class Split:
 def splits(dataset: SegmentSet, folds: int, seed: int) -> list[Split]:
     """Return one split, or one per fold; equal for equal `seed`. Raises `UserError` if a part would be empty.
 
-    Without folds, a published split is kept, with its test images, or with its validation images if there are no test images (ADE20K).
+    Without folds, a published split is kept, with its test images, or with its validation images if it has no test images (ADE20K).
     """
     parts = np.array([pair.part for pair in dataset.pairs])
     order = counted_rng("segment-split", seed).permutation(len(dataset))

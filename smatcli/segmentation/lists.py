@@ -24,7 +24,7 @@ class ImageMaskPair:
 
 
 def list_pairs(data: SegmentData) -> list[ImageMaskPair]:
-    """Return the pairs of a dataset, sorted by name. Raises `UserError` that names files without a partner, or with two."""
+    """Return the pairs of a dataset, sorted by name. Raises `UserError` for files with no partner, or with two."""
     root = Path(data.root)
     if not root.is_dir():
         raise UserError(f"data.root: {root} is not a folder")
@@ -68,11 +68,11 @@ def _isic(root: Path) -> list[ImageMaskPair]:
 
 
 def _paired(images: Path, masks: Path, suffix: str, without: str = "\0") -> list[ImageMaskPair]:
-    """Pair images and masks by name, sorted. Parts are the first folders, if all images are in folders of parts."""
+    """Pair images and masks by name, sorted. If all images are in folders named after parts, the folder is the part."""
     ours = _named(images, "", without)
     theirs = _named(masks, suffix, without)
     if not ours:
-        raise UserError(f"{images}: holds no image that can be read")
+        raise UserError(f"{images}: contains no readable image")
     _only(ours, theirs, images, f"no mask in {masks}")
     _only(theirs, ours, masks, f"no image in {images}")
     parts = {name: PARTS.get(name.split("/")[0].lower(), "") if "/" in name else "" for name in ours}
@@ -88,7 +88,7 @@ def _only(here: dict[str, Path], there: dict[str, Path], folder: Path, said: str
 
 
 def _named(folder: Path, suffix: str, without: str) -> dict[str, Path]:
-    """Map names without extension and `suffix` to files, below a folder."""
+    """Map names, without extension and `suffix`, to the files below a folder."""
     files: dict[str, Path] = {}
     for path in _files(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()

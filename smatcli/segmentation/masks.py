@@ -44,7 +44,7 @@ def _indices(image: Image.Image) -> np.ndarray:
 
 
 def _binary(image: Image.Image) -> np.ndarray:
-    """Return 0 and 1: the values themselves if there are no others, else thresholded at the middle (JPEG masks are inexact)."""
+    """Return 0 and 1: the stored values if there are no others, else thresholded at the middle (JPEG masks are inexact)."""
     if image.mode in ("P", "1"):
         values = np.asarray(image).astype(np.int64)
         if values.max(initial=0) > 1:

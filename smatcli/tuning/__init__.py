@@ -1,4 +1,7 @@
-"""Tuners by name. To add one: a file, a line in `TUNERS`, a settings model, and a row in tests/tuning/test_battery.py."""
+"""Tuners by name.
+
+To add a tuner, write a module and a settings model, and add a line to `TUNERS` and a row to tests/tuning/test_battery.py.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

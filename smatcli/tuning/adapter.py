@@ -13,7 +13,7 @@ from smatcli.tuning.layers import depth_of
 
 
 class Bottleneck(nn.Module):
-    """scale * up(dropout(relu(down x))): [..., D] -> [..., D]; `up` starts at zero."""
+    """Bottleneck scale * up(dropout(relu(down x))), [..., D] -> [..., D]; `up` is initialised with zeros."""
 
     def __init__(self, width: int, config: AdapterConfig) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Bottleneck(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
+        """Map [..., D] to [..., D]."""
         return self.scale * self.up(self.drop(self.act(self.down(x))))
 
 
@@ -37,14 +37,14 @@ class AdaptedBlock(nn.Module):
         self.block, self.adapter = block, bottleneck
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens [B, N, D] -> [B, N, D]."""
+        """Map tokens [B, N, D] to [B, N, D]."""
         block = self.block
         x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
         return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) + self.adapter(x)
 
 
 class Adapter(Wrapped):
-    """AdaptFormer (Chen et al. 2022). Cannot be merged: the bottleneck is not linear."""
+    """AdaptFormer (Chen et al. 2022). It cannot be merged, because the bottleneck is not linear."""
 
     def __init__(self, config: AdapterConfig, backbone: nn.Module, classes: int) -> None:
         super().__init__(backbone, classes)

@@ -11,7 +11,7 @@ from smatcli.errors import UserError
 
 
 class Tuner(nn.Module, ABC):
-    """A network for one dataset over frozen (or, for `full`, trained) backbones; `head` maps features [B, D] to logits [B, C]."""
+    """A network for one dataset on frozen (or, for `full`, trained) backbones; `head` maps features [B, D] to logits [B, C]."""
 
     head: nn.Module
 
@@ -55,9 +55,9 @@ def linear_head(backbone: nn.Module, classes: int) -> nn.Linear:
 
 
 def with_head(backbone: nn.Module, head: nn.Module) -> nn.Module:
-    """Set `head` as the classifier of `backbone`, and return it: one plain timm module that computes logits."""
+    """Set `head` as the classifier of `backbone`, and return the backbone: one plain timm module that computes logits."""
     if not isinstance(getattr(backbone, "head", None), nn.Module):
-        raise UserError(f"{type(backbone).__name__} has no classifier to replace by the head; choose a timm ViT")
+        raise UserError(f"{type(backbone).__name__} has no classifier that the head could replace; choose a timm ViT")
     backbone.head = head
     if isinstance(head, nn.Linear) and hasattr(backbone, "num_classes"):
         backbone.num_classes = head.out_features  # type: ignore[assignment]

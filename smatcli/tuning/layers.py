@@ -20,7 +20,7 @@ def linear_layers(backbone: nn.Module, patterns: Sequence[str], where: str = "tu
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in layers):
             there = ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in layers))
-            raise UserError(f"{where}: no linear layer fits {pattern!r}; there are {there or 'none'}")
+            raise UserError(f"{where}: no linear layer matches {pattern!r}; use {there or 'another backbone'}")
     chosen = {name: layer for name, layer in layers.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
     for name in chosen:
         owner = backbone.get_submodule(name.rpartition(".")[0])

@@ -8,11 +8,11 @@ from smatcli.config.tuning import LoraTuneConfig
 from smatcli.tuning.base import Wrapped, only
 from smatcli.tuning.layers import linear_layers
 
-NAME = "default"  # of the only adapter in peft's layers
+NAME = "default"  # name of the only adapter in peft's layers
 
 
 class LoraTuner(Wrapped):
-    """W + alpha / r B A (Hu et al. 2022): A Kaiming, B zero."""
+    """LoRA, W + alpha / r B A (Hu et al. 2022): A is initialised by Kaiming's rule, B with zeros."""
 
     def __init__(self, config: LoraTuneConfig, backbone: nn.Module, classes: int) -> None:
         from peft import LoraConfig, inject_adapter_in_model

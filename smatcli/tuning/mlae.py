@@ -1,4 +1,4 @@
-"""`mlae`: masked LoRA experts, that is rank-one (or small) experts with learned coefficients, some of them dropped in training."""
+"""`mlae`: masked LoRA experts, which are rank-one (or small) experts with learned coefficients; training drops some at random."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class MaskedExperts(nn.Module):
         self.b = nn.Parameter(base.weight.new_zeros(base.out_features, experts * cell))
         self.coefficients = nn.Parameter(base.weight.new_full((experts,), init))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
-        self.only: int | None = None  # for analyses: the only active expert; -1: none
+        self.only: int | None = None  # for analyses: index of the only active expert; -1 switches off all experts
 
     def weights(self) -> Tensor:
         """Return m_i lambda_i [n]; each call in training draws new m_i."""

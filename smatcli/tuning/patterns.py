@@ -1,9 +1,9 @@
-"""MLAE's patterns: the number of experts per block, or the mean number kept by dropout."""
+"""Patterns of MLAE: the number of experts per block, or the mean number of experts that dropout keeps."""
 
 from smatcli.config.tuning import MlaeConfig
 from smatcli.errors import UserError
 
-LEVELS = 4  # quarters of the depth: a quarter, three, five and seven quarters of the mean
+LEVELS = 4  # one per quarter of the depth: 1/4, 3/4, 5/4 and 7/4 of the mean
 
 
 def counts(pattern: str, mean: int, depth: int, seed: int = 0) -> list[int]:
@@ -58,7 +58,7 @@ def experts_of(config: MlaeConfig, depth: int) -> list[int]:
 
 
 def rates_of(config: MlaeConfig, depth: int) -> list[float]:
-    """Return the probability of dropping an expert, per block; for `stochastic` with a pattern, the mean numbers kept follow the pattern.
+    """Return the probability of dropping an expert, per block; for `stochastic`, the mean number kept follows the pattern.
 
     p_l = 1 - (1 - p) n_l / mean(n). Raises `UserError` if that is not a probability.
     """
@@ -66,7 +66,7 @@ def rates_of(config: MlaeConfig, depth: int) -> list[float]:
         return [0.0] * depth
     if isinstance(config.p, list):
         if len(config.p) != depth:
-            raise UserError(f"tuner.p: has {len(config.p)} values, but the backbone has {depth} blocks; give one a block")
+            raise UserError(f"tuner.p: has {len(config.p)} values, but the backbone has {depth} blocks; give one value per block")
         return list(config.p)
     if config.mask == "mixed":
         return [config.p] * depth
@@ -88,5 +88,5 @@ def _listed(config: MlaeConfig, depth: int) -> list[int] | None:
     if not isinstance(config.pattern, list):
         return None
     if len(config.pattern) != depth or min(config.pattern) < 0 or not any(config.pattern):
-        raise UserError(f"tuner.pattern: {config.pattern} does not fit; give {depth} numbers of experts, one a block, not all 0")
+        raise UserError(f"tuner.pattern: {config.pattern} does not fit; give {depth} numbers of experts, one per block, not all 0")
     return list(config.pattern)

@@ -17,7 +17,7 @@ class Pmoe(Tuner):
     def __init__(self, config: PmoeConfig, backbones: Sequence[nn.Module], classes: int) -> None:
         super().__init__()
         if len(backbones) != 1 + len(config.experts):
-            raise UserError(f"tuner.experts: {len(config.experts)} experts beside `backbone`, but {len(backbones) - 1} were made")
+            raise UserError(f"tuner.experts: {len(config.experts)} experts beside `backbone`, but {len(backbones) - 1} were created")
         self.experts = PromptedExperts(backbones, config.prompts, config.layers, config.gated, config.dispatcher)
         self.head = linear_head(backbones[0], classes)
         self._shapes = [(v.num_prefix_tokens + v.patch_embed.num_patches, v.embed_dim) for v in self.experts.models]

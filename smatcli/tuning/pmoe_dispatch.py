@@ -1,4 +1,4 @@
-"""pMoE's dispatcher: the weights of all experts' n-th prompts in the n-th prompt of each expert, in one layer."""
+"""Dispatcher of pMoE: the weights with which the n-th prompts of all experts are mixed into the n-th prompt of each, per layer."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ INPUTS = ("prompts", "outputs", "patches")
 
 
 class DispatchMlp(nn.Module):
-    """[..., width] -> [..., experts]: linear, activation, linear. The last layer starts at zero, so that dispatch starts as the average."""
+    """Linear layer, activation, linear layer: [..., width] -> [..., experts]. The last starts at zero, so that weights start equal."""
 
     def __init__(self, width: int, hidden: int, experts: int, activation: str) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class DispatchMlp(nn.Module):
         return self.second(self.act(self.first(tokens)))
 
     def mean(self, tokens: Tensor) -> Tensor:
-        """Return the mean of `forward` over the second-last axis; the second layer is linear and is applied once to the mean."""
+        """Return the mean of `forward` over the second-last axis; the second layer is linear and is applied to the mean once."""
         return self.second(self.act(self.first(tokens)).mean(-2))
 
 
@@ -56,12 +56,12 @@ class Dispatcher(nn.Module):
         hidden = config.hidden or max(1, width // 4)
         count = 1 if config.mlps == "shared" else len(INPUTS)
 
-        def made() -> nn.Module:
+        def build_mlp() -> nn.Module:
             if config.kind == "moe":
                 return RoutedMlp(width, hidden, experts, config.activation, config.count)
             return DispatchMlp(width, hidden, experts, config.activation)
 
-        self.mlps = nn.ModuleList(made() for _ in range(count))
+        self.mlps = nn.ModuleList(build_mlp() for _ in range(count))
 
     def forward(self, prompts: Tensor, outputs: Tensor | None, patches: Tensor) -> Tensor:
         """Return weights [B, K, N_p, K], which sum to 1 over the last axis.
@@ -77,5 +77,5 @@ class Dispatcher(nn.Module):
 
 
 def mix(weights: Tensor, prompts: Tensor) -> Tensor:
-    """Return integrated prompts [B, K, N_p, D]: the n-th of expert k is the weighted sum of all experts' n-th prompts [K, N_p, D]."""
+    """Return mixed prompts [B, K, N_p, D]: the n-th prompt of expert k is the weighted sum of all experts' n-th prompts [K, N_p, D]."""
     return torch.einsum("bknj,jnd->bknd", weights, prompts)

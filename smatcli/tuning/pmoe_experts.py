@@ -1,4 +1,4 @@
-"""The experts of pMoE: one image batch through K frozen ViTs, with mixed prompts before the patch tokens in each block."""
+"""Experts of pMoE: K frozen ViTs process the same images, with mixed prompts before the patch tokens in each block."""
 
 import math
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ class PromptedExperts(nn.Module):
 
     @property
     def models(self) -> list[VisionTransformer]:
-        """The ViTs."""
+        """The frozen ViTs, in the order of the experts."""
         return cast(list[VisionTransformer], list(self.vits))
 
     def own(self) -> list[nn.Parameter]:
@@ -76,7 +76,8 @@ class PromptedExperts(nn.Module):
     def blocks(self, tokens: list[Tensor], paths: list[Tensor] | None = None) -> list[Tensor]:
         """Return the final tokens [B, prefix_k + N, D_k] of each expert, after its norm and without prompts, from embedded tokens.
 
-        The weights [B, K, N_p, K] of every prompt layer are appended to `paths`, if given: row k are the shares of each expert in expert k.
+        The weights [B, K, N_p, K] of every prompt layer are appended to `paths`, if given: row k contains the
+        share of each expert in the prompts of expert k.
         """
         tokens = list(tokens)
         passed: list[tuple[Tensor, Tensor]] = []
@@ -103,7 +104,7 @@ class PromptedExperts(nn.Module):
         return new if self.gates is None else torch.lerp(old, new.to(old.dtype), self.gates[layer - 1, k].sigmoid().to(old.dtype))
 
     def _mixed(self, layer: int, tokens: list[Tensor], outputs: list[Tensor], paths: list[Tensor] | None) -> Tensor:
-        """Return integrated prompts [B, K, N_p, D] of a prompt layer."""
+        """Return mixed prompts [B, K, N_p, D] of a prompt layer."""
         prompts, batch, count = self.prompts[layer], len(tokens[0]), self.count
         if self.kind == "none":
             weights = torch.eye(count, device=prompts.device).view(1, count, 1, count)
@@ -131,7 +132,7 @@ class PromptedExperts(nn.Module):
 
     @torch.no_grad()
     def paths(self, images: Tensor) -> Tensor:
-        """Return dispatch weights [layers, B, K, N_p, K]: the shares of each expert in expert k's n-th prompt."""
+        """Return dispatch weights [layers, B, K, N_p, K]: the share of each expert in expert k's n-th prompt."""
         found: list[Tensor] = []
         self.blocks(self.embed(images), found)
         return torch.stack(found)

@@ -1,4 +1,4 @@
-"""The stages of a timm ViT as functions, so that prompts can be inserted between them: embed, blocks, finish."""
+"""Stages of a timm ViT as functions (embed, blocks, finish), so that prompts can be inserted between them."""
 
 from collections.abc import Sequence
 

@@ -15,7 +15,7 @@ PromptConfig = VptShallowConfig | VptDeepConfig | GaptConfig
 
 
 class Prompted(Tuner):
-    """A ViT with `prompts` [L, P, D]: in each of the first L blocks, P new tokens replace the prompts of the previous block.
+    """A ViT with `prompts` [L, P, D]: in each of the first L blocks, P learned tokens replace the prompts of the previous block.
 
     Later blocks receive the prompt outputs of their predecessor. With `gates` [depth - 1], block l + 1 receives g_l times the prompt
     outputs of block l plus 1 - g_l times its prompt inputs (Yoo et al. 2023). Raises `UserError` for more prompt layers than blocks.

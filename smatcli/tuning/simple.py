@@ -1,4 +1,4 @@
-"""`linear`, `full` and `bias`: train the head and nothing, everything, or the biases of the backbone."""
+"""`linear`, `full` and `bias`: train the head alone, all parameters, or the head and the biases of the backbone."""
 
 from collections.abc import Sequence
 
@@ -38,14 +38,14 @@ def build_linear(config: LinearConfig, backbones: Sequence[nn.Module], classes: 
 
 
 def build_full(config: FullTuneConfig, backbones: Sequence[nn.Module], classes: int) -> Wrapped:
-    """Build a tuner of all parameters."""
+    """Build a tuner that trains all parameters."""
     tuner = Wrapped(only(backbones), classes)
     tuner.backbone.requires_grad_(requires_grad=True)
     return tuner
 
 
 def build_bias(config: BiasConfig, backbones: Sequence[nn.Module], classes: int) -> Wrapped:
-    """Build a tuner of all biases of the backbone (including norms and patch embedding)."""
+    """Build a tuner that trains all biases of the backbone (including norms and patch embedding)."""
     tuner = Wrapped(only(backbones), classes)
     for name, parameter in tuner.backbone.named_parameters():
         parameter.requires_grad_(name.rpartition(".")[2] == "bias")

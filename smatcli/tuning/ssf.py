@@ -12,7 +12,7 @@ SCALED = (nn.Linear, nn.LayerNorm, nn.Conv2d)
 
 
 class Scaled(nn.Module):
-    """inner(x) * scale + shift, per feature: the last axis, for a convolution the second."""
+    """Layer followed by a scale and a shift per feature: inner(x) * scale + shift, on the last axis, for a convolution on the second."""
 
     def __init__(self, inner: nn.Module, std: float) -> None:
         super().__init__()

@@ -174,7 +174,7 @@ def test_a_pickle_with_objects_is_not_run(tmp_path):
 
 def test_no_tensors_by_name(tmp_path):
     torch.save([torch.ones(1)], tmp_path / "w.pth")
-    with pytest.raises(UserError, match="holds no tensors"):
+    with pytest.raises(UserError, match="contains no named tensors"):
         create_backbone(config(tmp_path / "w.pth"))
 
 

@@ -132,7 +132,7 @@ def test_a_failed_run_does_not_stop_the_others(root: Path):
     [
         (["tuner.rank=0"], "tuner.rank: expected a number > 0"),
         (["tuner.p=1.0"], "p is 1; give a probability below 1"),
-        (["tuner.layers=[blocks.*.attn.v]"], "no linear layer fits 'blocks.*.attn.v'; there are blocks.*.attn.qkv, blocks.*.attn.proj"),
+        (["tuner.layers=[blocks.*.attn.v]"], "no linear layer matches 'blocks.*.attn.v'; use blocks.*.attn.qkv, blocks.*.attn.proj"),
         (["tuner={name: vpt-deep, layers: 3}"], "3 prompt layers, but the backbone has 2 blocks"),
         (["data.dataset=c", "tune.search={lr: [0.1]}"], "has no validation images, which tune.search.lr needs"),
         (["tuner={name: lora}", "tune.search={p: [0.1]}"], "tune.search.p is only for mlae, but the tuner is lora"),

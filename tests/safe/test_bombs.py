@@ -305,7 +305,7 @@ def test_a_checkpoint_that_contains_itself(tmp_path):
     args = {"patch_size": 8, "embed_dim": 8, "depth": 1, "num_heads": 2}
     config = BackboneConfig(name="vit_tiny_patch16_224", args=args, image_size=16, weights="none")
     for name in ("ring.pt", "wide.pt"):
-        with pytest.raises(UserError, match="holds no tensors by name"):
+        with pytest.raises(UserError, match="contains no named tensors"):
             load_file_weights(create_backbone(config), config, tmp_path / name)
 
 

@@ -119,7 +119,7 @@ def test_ade20k_counts_from_one_and_ignores_zero(tmp_path):
     (lambda r: (r / "images/1.png").write_bytes(b"nothing"), "images/1.png: not an image"),
     (lambda r: (r / "masks").rename(r / "mask"), "has no folder masks; did you mean 'mask'"),
     (lambda r: masks(r, black_and_white), "set data.values=binary"),
-    (lambda r: masks(r, lambda: np.zeros((10, 12), np.uint8)), "of one class"),
+    (lambda r: masks(r, lambda: np.zeros((10, 12), np.uint8)), "belong to one class"),
 ])  # fmt: skip
 def test_what_is_wrong_is_named(tmp_path, breakage, said):
     data = folders(tmp_path)

@@ -134,7 +134,7 @@ def test_rates():
         ({"p": 0.1, "pattern": "incremental", "rank": 8}, "set p to 0.429 or more"),
         ({"p": [0.1, 0.2]}, "has 2 values, but the backbone has 4 blocks"),
         ({"mask": "fixed", "pattern": [1, 2]}, "give 4 numbers of experts"),
-        ({"layers": ["blocks.*.attn.q"]}, r"no linear layer fits .blocks.\*.attn.q.; there are blocks.\*.attn.qkv, blocks.\*.attn.proj"),
+        ({"layers": ["blocks.*.attn.q"]}, r"no linear layer matches .blocks.\*.attn.q.; use blocks.\*.attn.qkv, blocks.\*.attn.proj"),
     ],
 )
 def test_what_does_not_fit_the_backbone(settings, words):

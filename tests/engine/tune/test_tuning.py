@@ -182,7 +182,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_without_a_result(tmp_path):
         (["tuner={name: vpt-deep}", "tune.merged=true"], "tune.merged: vpt-deep cannot be merged"),
         (["tune.search={p: [0.0, 0.5]}", "tuner.pattern=incremental"], "set p to"),
         (["tuner={name: vpt-deep, layers: 5}"], "5 prompt layers, but the backbone has 2 blocks"),
-        (["tuner.layers=[blocks.*.attn.q]"], "no linear layer fits"),
+        (["tuner.layers=[blocks.*.attn.q]"], "no linear layer matches"),
         (["data.train=60"], "leave none to test"),
     ],
 )
