@@ -1,4 +1,4 @@
-"""What does augmenting a batch cost on one CPU thread?
+"""Time the augmentation of a batch on one CPU thread.
 
 python benchmarks/augment.py [--size 64]
 """
@@ -19,7 +19,7 @@ EVERYTHING = AugmentConfig(crop_scale=(0.3, 1.0), flip=0.5, jitter=0.4, grayscal
 
 
 def milliseconds(step: Callable[[], object], repeats: int = 30) -> float:
-    """Median time of a call."""
+    """Return the median time of a call."""
     times = []
     for _ in range(repeats + 2):
         start = time.perf_counter()
@@ -29,7 +29,7 @@ def milliseconds(step: Callable[[], object], repeats: int = 30) -> float:
 
 
 def grid_sample(images: torch.Tensor, size: int) -> Callable[[], object]:
-    """The usual way to crop on the device, for comparison with the crop by interpolation matrices (which antialiases)."""
+    """Return a function that crops by `grid_sample`, for comparison with the crop by interpolation matrices (which antialiases)."""
     theta = torch.eye(2, 3).repeat(len(images), 1, 1) * torch.empty(len(images), 1, 1).uniform_(0.5, 1)
     pixels = images.permute(0, 3, 1, 2).float().contiguous()
     shape = [len(images), 3, size, size]
@@ -37,6 +37,7 @@ def grid_sample(images: torch.Tensor, size: int) -> Callable[[], object]:
 
 
 def augmentation(size: int) -> None:
+    """Print the time of each kind of augmentation."""
     images = torch.randint(0, 256, (128, size, size, 3), dtype=torch.uint8)
     generator, floats, labels = torch.Generator().manual_seed(0), normalise(images), torch.arange(128)
     print(f"128 images of {size} px, one thread (median)")

@@ -1,10 +1,10 @@
-"""Is a prototype evaluation of one dataset bound by the network or by Python? Where does its time go, with and without the feature cache?
+"""Measure where the time of an evaluation goes, with and without the feature cache: is it bound by the network or by Python?
 
-    python benchmarks/evaluate.py [--episodes 600 --images 2000 --csv FILE]           a store of its own, an untrained ViT of width 128
-    python benchmarks/evaluate.py --run runs/pmf --dataset birds [--adapt proto]     a run of yours (a copy of it is evaluated)
+    python benchmarks/evaluate.py [--episodes 600 --images 2000 --csv FILE]           a random store, an untrained ViT of width 128
+    python benchmarks/evaluate.py --run runs/pmf --dataset birds [--adapt proto]     an existing run (evaluates a copy)
 
-CPU seconds of the main thread by part: network (forward passes), images (normalising; reading is in other threads), prototypes (class
-means and cosines), writing, the rest. Both evaluations run in one process; `equal` says whether their accuracies are the same numbers.
+Prints the CPU seconds of the main thread by part: network (forward passes), images (normalisation; other threads read them), prototypes
+(class means and cosines), writing, the rest. Both evaluations run in one process; `equal` shows whether their accuracies are identical.
 """
 
 import argparse
@@ -44,13 +44,15 @@ train: {{steps: 0}}
 
 
 class Parts:
-    """CPU seconds of the main thread by part; a part within a part is charged to itself."""
+    """CPU seconds of the main thread by part, excluding the time of inner parts."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._inner = 0.0
 
     def timed(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `work` with its time added to the part `name`."""
+
         def call(*args: Any, **kwargs: Any) -> Any:
             outside, self._inner, begun = self._inner, 0.0, time.thread_time()
             try:
@@ -64,7 +66,7 @@ class Parts:
 
 
 def make_run(folder: Path, images: int) -> Path:
-    """A store of noise in 20 test classes, and a run of the pre-trained method with an untrained network."""
+    """Write a store of noise with 20 test classes, and a run of the pre-trained method with an untrained network; return the run."""
     rng = np.random.default_rng(0)
     classes = [(f"c{i:02d}", 2, rng.integers(0, 256, (images // 20, 64, 64, 3), dtype=np.uint8)) for i in range(20)]
     others = [(f"{name}{i}", split, classes[0][2][:20]) for split, name in enumerate(("train", "valid")) for i in range(10)]
@@ -75,7 +77,7 @@ def make_run(folder: Path, images: int) -> Path:
 
 
 def main() -> None:
-    """Prints a table: parts by cache."""
+    """Print the time of each part, without and with the cache."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--dataset", default="made")

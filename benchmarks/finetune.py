@@ -1,15 +1,15 @@
-"""What does a fine-tuned episode cost: PMF's loop as its paper describes it, against `full`, `lora` and `joint`?
+"""Compare the cost of fine-tuning an episode: PMF's loop as described in its paper, and `full`, `lora` and `joint`.
 
     python benchmarks/finetune.py [--width 128 --depth 6 --size 64 --ways 5 --shots 5 --queries 10 --steps 50 --episodes 3 --csv FILE]
-    python benchmarks/finetune.py --sides full,whole   whole: `full` by the whole network, the last block's unused tokens too
-    python benchmarks/finetune.py --groups 2,4         also: `full` and `lora` of several episodes side by side, against one by one
+    python benchmarks/finetune.py --sides full,whole   whole: `full`, with all tokens in the last block
+    python benchmarks/finetune.py --groups 2,4         also `full` and `lora` with several episodes side by side
 
-The plain side (Hu et al., CVPR 2022; written from its description): for every episode a copy of the network, Adam tensor by tensor, and
-in each of the steps one forward pass of the support set for the prototypes, one of its augmented copies for the loss, and one of the
-query set, whose accuracy it shows; the query is embedded again at the end. The augmentation noise is the same, so that both end at the
-same parameters up to rounding (`theta differs`; in bf16 Adam makes much of little: compare with --precision fp32). All sides alternate
-episode by episode in one process; CPU seconds (GPU: wall), the median. `-query`: the plain side without the query in each step, which is
-what `full` computes too.
+The plain side is written from the description of PMF (Hu et al., CVPR 2022). For every episode, it copies the network and runs Adam tensor
+by tensor. Each step has one forward pass of the support set for the prototypes, one of its augmented copies for the loss, and one of the
+query set for its accuracy; the query set is embedded again at the end. All sides use the same augmentation noise, so that they end at the
+same parameters up to rounding (`theta differs`; Adam amplifies the rounding of bf16, so compare with --precision fp32). `-query` is the
+plain side without the query in each step, which is also what `full` computes. All sides alternate episode by episode in one process; the
+script prints the median of the CPU seconds (GPU: wall-clock seconds).
 """
 
 import argparse
@@ -38,7 +38,7 @@ SIZES = {"width": 128, "depth": 6, "size": 64, "patch": 8, "experts": 8, "ways":
 
 
 def plain(method: SmatMethod, task: Task, support: Support, query: Tensor, steps: int, lr: float, each_step: bool) -> Tensor:
-    """PMF's fine-tuning of one episode; theta [P] at its end."""
+    """Fine-tune one episode as in PMF; return the final theta [P]."""
     net = copy.deepcopy(method.backbone).eval().requires_grad_()
     names = dict(net.named_parameters())
     with torch.no_grad():
@@ -53,13 +53,15 @@ def plain(method: SmatMethod, task: Task, support: Support, query: Tensor, steps
             features: Tensor = net(pictures)
         return features.float()
 
+    def class_means(features: Tensor) -> Tensor:
+        return torch.stack([features[labels == c].mean(0) for c in range(support.ways)])
+
     def logits(features: Tensor, centres: Tensor) -> Tensor:
         return task.scale * F.normalize(features, dim=1) @ F.normalize(centres, dim=1).T
 
     for _ in range(steps):
         optimizer.zero_grad()
-        known = embed(images)
-        centres = torch.stack([known[labels == c].mean(0) for c in range(support.ways)])
+        centres = class_means(embed(images))
         loss = F.cross_entropy(logits(embed(diff_augment(images, generator)), centres), labels)
         loss.backward()
         optimizer.step()
@@ -67,24 +69,23 @@ def plain(method: SmatMethod, task: Task, support: Support, query: Tensor, steps
             with torch.no_grad():
                 logits(embed(query), centres).argmax(1)
     with torch.no_grad():
-        known = embed(images)
-        centres = torch.stack([known[labels == c].mean(0) for c in range(support.ways)])
+        centres = class_means(embed(images))
         logits(embed(query), centres).argmax(1)
     return method.space.flatten(net)
 
 
 class Whole(Full):
-    """`full` by the network as it is."""
+    """`full` with all tokens in the last block."""
 
     name = "whole"
 
     def embedding(self, task: Task, several: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
-        """All of the task's own embedding."""
+        """Return the task's own embedding."""
         return task.embed
 
 
 def grouped(ours: Full | LoraAdaptation, task: Task, support: Support, count: int) -> Callable[[], object]:
-    """`count` episodes of their own parameters, side by side (1: one as it is)."""
+    """Return a function that fine-tunes `count` episodes side by side, each with its own parameters and seed."""
     tasks = [replace(task, theta=task.theta.clone(), seed=i) for i in range(count)]
     supports = [replace(support, images=support.images.clone()) for _ in tasks]
     assert ours.rate is not None
@@ -93,7 +94,7 @@ def grouped(ours: Full | LoraAdaptation, task: Task, support: Support, count: in
 
 
 def main() -> None:
-    """Prints seconds of every episode and side, and the medians as ratios to the plain loop."""
+    """Print the seconds of every episode and side, and the ratio of the medians to the plain loop."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -124,7 +125,7 @@ def main() -> None:
         support = Support(images, torch.arange(args.ways, device=device).repeat_interleave(args.shots), args.ways)
         task = replace(method.task(support), seed=episode)
         ends: dict[str, Tensor] = {}
-        for side, found in times.items():
+        for side, spent in times.items():
 
             def work(side: str = side, task: Task = task, support: Support = support, query: Tensor = query, ends: dict = ends) -> None:
                 if side in ours:
@@ -132,16 +133,16 @@ def main() -> None:
                     adapted.predict(query)
                     ends[side] = adapted.theta
                 else:
-                    ends[side] = plain(method, task, support, query, args.steps, args.lr, side == "plain")
+                    ends[side] = plain(method, task, support, query, args.steps, args.lr, each_step=side == "plain")
 
-            found.append(timed(work, device)[clock])
-        print(f"episode {episode}: " + ", ".join(f"{side} {found[-1]:.2f} s" for side, found in times.items()), flush=True)
+            spent.append(timed(work, device)[clock])
+        print(f"episode {episode}: " + ", ".join(f"{side} {spent[-1]:.2f} s" for side, spent in times.items()), flush=True)
         if "plain" in ends and "full" in ends:
             moved = (ends["plain"] - task.theta).norm()
-            print(f"  theta differs by {float((ends['full'] - ends['plain']).norm() / moved):.1e} of how far it moved")
-    rows = [(side, statistics.median(found)) for side, found in times.items()]
+            print(f"  theta differs by {float((ends['full'] - ends['plain']).norm() / moved):.1e} of the distance that it moved")
+    rows = [(side, statistics.median(spent)) for side, spent in times.items()]
     first = rows[0][1]
-    print(f"{'side':8} {'s an episode':>13} {'of ' + rows[0][0]:>10}")
+    print(f"{'side':8} {'s per episode':>13} {'of ' + rows[0][0]:>10}")
     for side, seconds in rows:
         print(f"{side:8} {seconds:13.2f} {seconds / first:10.3f}")
     if args.csv:
@@ -154,10 +155,10 @@ def main() -> None:
         best = dict.fromkeys(works, float("inf"))
         for repeat in range(4):
             for count, adapt in works.items():
-                spent = timed(adapt, device)[clock] / count
-                best[count] = min(best[count], spent) if repeat else best[count]
+                elapsed = timed(adapt, device)[clock] / count
+                best[count] = min(best[count], elapsed) if repeat else best[count]
         for count, seconds in best.items():
-            print(f"{tuning.name}, {count} side by side: {seconds:.2f} s an episode ({seconds / best[1]:.2f})", flush=True)
+            print(f"{tuning.name}, {count} side by side: {seconds:.2f} s per episode ({seconds / best[1]:.2f})", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Does the flip search cost more than the forward passes it must do (goal: at most 1.3 times), and how much less than the plain loop?
+"""Compare the cost of the flip search with that of its forward passes (goal: at most 1.3 times) and of a plain implementation.
 
     python benchmarks/flip.py [--width 128 --depth 6 --experts 8 --density 0.1 --episodes 5 --threads 1 --csv FILE]
 
-Timed in one process on the same episodes, alternating:
+The sides alternate in one process on the same episodes:
 - search: `Flip.adapt` and the prediction of the query.
-- forwards: as many bare forward passes of the support set as the search measured states, and one of the query, on a theta that is ready.
-- dense: Algorithm 2 as it reads: for every flip, of every round, all masks from log_alpha are merged densely, and support and query are
-  embedded; no state is remembered.
-- batched: the search with all single flips of a state in one forward pass (on a GPU the search tries both and keeps to the faster one).
-On a CPU that others use too, look at the ratio of CPU seconds.
+- forwards: one forward pass of the support set per state that the search measured, and one of the query, with a fixed theta.
+- dense: Algorithm 2 as written: for every flip in every round, all masks are merged densely from log_alpha, and support and query are
+  embedded; nothing is cached.
+- batched: the search with all single flips of a state in one forward pass (on a GPU, the search times both and uses the faster one).
+On a shared CPU, compare the CPU seconds.
 """
 
 import argparse
@@ -34,7 +34,7 @@ GOAL = 1.3
 
 
 def make_method(args: argparse.Namespace) -> SmatMethod:
-    """An untrained SMAT method whose inference masks have about `density` non-zeros."""
+    """Return an untrained SMAT method whose inference masks have a share of about `density` non-zeros."""
     torch.manual_seed(0)
     device = choose_device(args.device)
     precision = choose_precision(args.precision, device, args.width)
@@ -53,13 +53,13 @@ def make_method(args: argparse.Namespace) -> SmatMethod:
 
 
 def wait(device: torch.device) -> None:
-    """Wait for a GPU."""
+    """Wait until the GPU is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def timed(work: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Wall and CPU seconds of a call."""
+    """Return the wall-clock and CPU seconds of a call."""
     wait(device)
     wall, cpu = time.perf_counter(), time.process_time()
     work()
@@ -68,7 +68,7 @@ def timed(work: Callable[[], object], device: torch.device) -> tuple[float, floa
 
 
 def dense_search(method: SmatMethod, support: Support, query: torch.Tensor, rounds: int) -> tuple[int, ...]:
-    """Algorithm 2 without memory; the bits that it ends at."""
+    """Run Algorithm 2 without a cache; return the final bits."""
 
     def measured(scores: torch.Tensor) -> float:
         theta = method.merge(scores / scores.sum().clamp(min=1), training=False).theta
@@ -84,9 +84,9 @@ def dense_search(method: SmatMethod, support: Support, query: torch.Tensor, roun
     for _ in range(rounds):
         for m in range(len(bits)):
             other = flipped(bits, m)
-            found = measured(alpha.new_tensor(other))
-            if found < loss:
-                bits, loss = other, found
+            other_loss = measured(alpha.new_tensor(other))
+            if other_loss < loss:
+                bits, loss = other, other_loss
     return bits
 
 
@@ -120,22 +120,22 @@ def main() -> None:
     searches = {"search": Flip(config), "batched": Flip(config, batched=True)}
     times: dict[str, list[tuple[float, float]]] = {side: [] for side in ("search", "forwards", "dense", "batched")}
     with torch.inference_mode():
-        for episode in range(-1, args.episodes):  # the first one warms up
+        for episode in range(-1, args.episodes):  # the first episode is a warm-up
             images = torch.randn(args.ways * args.shots, 3, args.size, args.size, device=device)
             query = torch.randn(args.ways * args.queries, 3, args.size, args.size, device=device)
             support = Support(images, torch.arange(args.ways, device=device).repeat_interleave(args.shots), args.ways)
             task = method.task(support)
-            found: dict[str, int] = {}
+            states: dict[str, int] = {}
 
-            def work(side: str, task: Task = task, support: Support = support, query: torch.Tensor = query, found: dict = found) -> None:
+            def work(side: str, task: Task = task, support: Support = support, query: torch.Tensor = query, states: dict = states) -> None:
                 if side in searches:
                     classifier = searches[side].adapt(task, support)
-                    found[side] = classifier.info["evaluations"]
+                    states[side] = classifier.info["evaluations"]
                     classifier.predict(query)
                 elif side == "dense":
                     dense_search(method, support, query, args.rounds)
                 else:
-                    for _ in range(found["search"]):
+                    for _ in range(states["search"]):
                         task.embed(support.images, task.theta)
                     task.embed(query, task.theta)
 
@@ -144,7 +144,7 @@ def main() -> None:
                 for side, pair in spent.items():
                     times[side].append(pair)
                 listed = ", ".join(f"{side} {1e3 * wall:.1f} ms (CPU {1e3 * cpu:.1f})" for side, (wall, cpu) in spent.items())
-                print(f"episode {episode}: {listed}; {found['search']} states", flush=True)
+                print(f"episode {episode}: {listed}; {states['search']} states", flush=True)
     rows: list[tuple[Any, ...]] = []
     for side, pairs in times.items():
         ratios = [[a[i] / b[i] for a, b in zip(pairs, times["forwards"], strict=True)] for i in (0, 1)]

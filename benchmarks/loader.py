@@ -1,12 +1,14 @@
-"""How fast are images and episodes read from a store, and how does the cost grow with their number?
+"""Measure how fast images and episodes are read from a store, and how the cost grows with their number.
 
     python benchmarks/loader.py [--sizes 64,128,224] [--workers 1,2] [--seconds 1]
 
-Episodes of 5 ways, 5 shots and 10 queries, normalised on the CPU, from raw and JPEG stores ("uint8": not normalised, as for a GPU, which
-normalises them), from files (torchvision's ImageFolder and Pillow, image by image), and from HDF5 files as in PMF, one per class: one
-group per image, files opened in every episode, images of 224 px, shorter side resized to 256/224 of the size, centre crop, normalised one
-by one. All sources have the same images, drawn at 320 x 240 px. PyTorch uses one thread. "per CPU second" counts the CPU time of all
-threads of the process; read this column on a shared machine. Everything is in the page cache.
+Episodes have 5 ways, 5 shots and 10 queries and are normalised on the CPU. All sources have the same images, drawn at 320 x 240 px:
+- raw and JPEG stores ("uint8": not normalised, as if a GPU normalised them);
+- image files, read one by one with torchvision's ImageFolder and Pillow;
+- HDF5 files in PMF's layout, one per class with one group per image: files are opened in every episode, and images of 224 px are resized
+  to 256/224 of the size, cropped and normalised one by one.
+PyTorch uses one thread. "per CPU s" counts the CPU time of all threads of the process; use this column on a shared machine. All files are
+in the page cache.
 Goals: raw at 128 px above 8,000 images per second and core, and 20 times as fast as PMF; 1,000 classes opened in 50 ms.
 """
 
@@ -38,7 +40,7 @@ MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.2
 
 
 def draw_files(folder: Path) -> None:
-    """JPEG files (quality 90) that shrink about as photographs do: noise at four scales."""
+    """Write JPEG files (quality 90) of noise at four scales, which compress about as well as photographs."""
     rng = np.random.default_rng(0)
     for c in range(CLASSES):
         (folder / f"c{c:02d}").mkdir(parents=True)
@@ -51,6 +53,7 @@ def draw_files(folder: Path) -> None:
 
 
 def write_pmf(source: Path, folder: Path) -> None:
+    """Write the images in PMF's layout."""
     folder.mkdir()
     for label, path in enumerate(sorted(source.iterdir())):
         with h5py.File(folder / f"{label}.h5", "w") as file:
@@ -70,6 +73,7 @@ def rates(step: Callable[[], int], seconds: float) -> tuple[float, float]:
 
 
 def from_store(store: Store, workers: int) -> Callable[[], int]:
+    """Return a function that reads one normalised episode and returns its number of images."""
     stream = iter(EpisodeLoader(EpisodeSampler({store.name: store}, "all", EpisodeConfig(), 0), count(), workers=workers))
 
     def step() -> int:
@@ -80,11 +84,13 @@ def from_store(store: Store, workers: int) -> Callable[[], int]:
 
 
 def uint8_rows(store: Store) -> Callable[[], int]:
+    """Return a function that reads one episode without normalising it."""
     loader, index = EpisodeLoader(EpisodeSampler({store.name: store}, "all", EpisodeConfig(), 0), ()), count()
     return lambda: len(loader._load(next(index)).images)
 
 
 def from_files(folder: Path, size: int) -> Callable[[], int]:
+    """Return a function that reads 75 image files with torchvision."""
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
 
@@ -94,6 +100,7 @@ def from_files(folder: Path, size: int) -> Callable[[], int]:
 
 
 def from_pmf(folder: Path, size: int) -> Callable[[], int]:
+    """Return a function that reads one episode from PMF's layout."""
     from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
 
     normal = Normalize(MEAN.flatten().tolist(), STD.flatten().tolist())
@@ -110,13 +117,14 @@ def from_pmf(folder: Path, size: int) -> Callable[[], int]:
 
 
 def throughput(folder: Path, sizes: list[int], workers: list[int], seconds: float) -> None:
+    """Print the reading speed of every source and image size."""
     draw_files(folder / "images")
     write_pmf(folder / "images", folder / "pmf")
     print(f"{'px':>4} {'from':22} {'images/s':>9} {'per CPU s':>13} {'episodes/s':>11} {'x PMF':>6} {'kB per image':>12}")
     for size in sizes:
         files, classes = sum(p.stat().st_size for p in (folder / "images").rglob("*.jpg")), CLASSES * EACH
         rows: list[tuple[str, Callable[[], int], float]] = [
-            ("PMF's manner", from_pmf(folder / "pmf", size), sum(p.stat().st_size for p in (folder / "pmf").iterdir())),
+            ("PMF's layout", from_pmf(folder / "pmf", size), sum(p.stat().st_size for p in (folder / "pmf").iterdir())),
             ("ImageFolder, Pillow", from_files(folder / "images", size), files),
         ]
         for encoding in ("raw", "jpeg"):
@@ -133,7 +141,7 @@ def throughput(folder: Path, sizes: list[int], workers: list[int], seconds: floa
 
 
 def milliseconds(step: Callable[[], Any], repeats: int = 20) -> tuple[float, float]:
-    """Median time of a call by the clock and of the CPU."""
+    """Return the median wall-clock and CPU milliseconds of a call."""
     times = []
     for _ in range(repeats + 2):
         start, cpu = time.perf_counter(), time.process_time()
@@ -144,7 +152,7 @@ def milliseconds(step: Callable[[], Any], repeats: int = 20) -> tuple[float, flo
 
 
 def many_classes(folder: Path) -> None:
-    """Opening a store and an episode, images included, as the number of classes grows."""
+    """Print the time to open a store and to read an episode with images, for growing numbers of classes."""
     print(f"\n{'classes':>8} {'open, ms':>9} {'(CPU)':>7} {'5w5s10q episode, ms':>20} {'(CPU)':>7} {'variable, ms':>13} {'(CPU)':>7}")
     rng = np.random.default_rng(0)
     for classes in (10, 100, 1_000, 10_000):
@@ -152,7 +160,7 @@ def many_classes(folder: Path) -> None:
         path = write_store(folder / f"many{classes}.h5", "many", 16, blocks)
         opened = milliseconds(partial(Store.open, path))
         store, cells = Store.open(path), []
-        # `variable` with at most 10 ways, so that 10 classes are asked for the same as 10,000
+        # at most 10 ways, so that episodes of 10 and of 10,000 classes have the same shape
         for config in (EpisodeConfig(), EpisodeConfig(kind="variable", max_ways=10)):
             sampler = EpisodeSampler({"many": store}, "all", config, 0)
             stream = iter(EpisodeLoader(sampler, count(), prefetch=0))
@@ -163,11 +171,12 @@ def many_classes(folder: Path) -> None:
 
 
 def resident() -> float:
-    """Resident memory of this process, MB."""
+    """Return the resident memory of this process in MB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def read_all(path: str) -> None:
+    """Read episodes with twice as many images as the store has, and print the growth of resident memory."""
     store = Store.open(path)
     stream = iter(EpisodeLoader(EpisodeSampler({"x": store}, "all", EpisodeConfig(), 0), count()))
     next(stream)
@@ -175,10 +184,11 @@ def read_all(path: str) -> None:
     for _ in range(2 * len(store) // 75):
         next(stream)
     size, after = store.path.stat().st_size / 1e6, resident()
-    print(f"{size:9.0f} MB on disk: {before:6.0f} MB resident at first, {after:6.0f} MB after twice its images")
+    print(f"{size:9.0f} MB on disk: {before:6.0f} MB resident at first, {after:6.0f} MB after reading it twice")
 
 
 def memory(folder: Path) -> None:
+    """Measure the memory of reading a small and a large store, each in a new process."""
     print("\nresident memory of a process that reads a raw store of 64 px")
     rng = np.random.default_rng(0)
     for classes in (50, 500):

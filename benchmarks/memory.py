@@ -1,11 +1,11 @@
-"""Is the peak that `smat train --memory-report` predicts the one that training reaches?
+"""Compare the peak memory predicted by `smat train --memory-report` with the peak of a training run.
 
     python benchmarks/memory.py                          small ViTs, two minutes
     python benchmarks/memory.py --cases full,recompute   ViT-S/16, 128 px, 20 + 100 images: 4 GB, minutes
-    python benchmarks/memory.py --device cuda            there the peak is that of the allocator
+    python benchmarks/memory.py --device cuda            peak of torch's allocator instead of resident memory
 
-Each case is predicted by one process and trained (a few updates, no validation before the last) by another, whose peak resident memory the
-kernel counted. Goal: within 20 %.
+One process predicts each case and another trains it for a few updates, with validation after the last. The kernel reports the peak resident
+memory of the second process. Goal: within 20 %.
 """
 
 import argparse
@@ -56,12 +56,12 @@ else:
 
 
 def output(arguments: list[str], pattern: str, env: dict[str, str]) -> float:
-    """The number that a process of `smat` printed."""
+    """Run `smat` in a new process, and return the number that matches `pattern` in its output."""
     done = subprocess.run([sys.executable, "-c", PEAK, *arguments], capture_output=True, text=True, env=env)
-    found = re.search(pattern, done.stdout)
-    if done.returncode or found is None:
+    match = re.search(pattern, done.stdout)
+    if done.returncode or match is None:
         raise SystemExit(f"smat {' '.join(arguments)} failed: {done.stderr[-2000:]}")
-    return float(found.group(1).replace(",", ""))
+    return float(match.group(1).replace(",", ""))
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(name for name in CASES if name.startswith("micro")), help=f"of {', '.join(CASES)}")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--csv", default="", help="write the table here too")
+    parser.add_argument("--csv", default="", help="also write the table to this file")
     args = parser.parse_args()
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     rows = []

@@ -1,7 +1,7 @@
-"""How long do masks + merge + expected L0 take, forward and backward, by autograd and in closed form?
+"""Time masks, merge and expected L0, forward and backward, by autograd and in closed form.
 
-The bandwidth (log_alpha read twice, its gradient written, once for all tasks of a meta-batch) is compared with that of a copy on the same
-device. On a CPU, the time is CPU time of all threads, so that other work on the machine does not count; on a GPU it is wall time.
+The bandwidth is compared with that of a copy on the same device: log_alpha is read twice and its gradient is written, once for all tasks of
+a meta-batch. On a CPU, times are CPU times of all threads, which exclude other work on the machine; on a GPU, they are wall-clock times.
 `merge_compile.py` compares the C kernel with `torch.compile`.
 
 python benchmarks/merge.py [--parameters 1000000] [--experts 8] [--device cpu] [--threads 1] [--repeat 10]
@@ -24,7 +24,7 @@ TASKS = 4
 
 
 def measure(work: Callable[[], object], device: torch.device, repeat: int) -> tuple[float, float]:
-    """(milliseconds, peak MiB beyond what was allocated; CUDA only) of the fastest of `repeat` calls after one to warm up."""
+    """Return (milliseconds, additional peak MiB on CUDA) of the fastest of `repeat` calls after a warm-up call."""
     work()
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     best = float("inf")
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=10)
-    parser.add_argument("--csv", default="", help="write the table of the training merges here too")
+    parser.add_argument("--csv", default="", help="also write the table of the training merges to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
@@ -71,19 +71,19 @@ def main() -> None:
         torch.autograd.grad((theta * weight).sum() + l0.sum(), leaves)
 
     def fast(seed: int | None) -> None:
-        found = merge(pre, delta, log_alpha, alpha, Gate(SHAPE, noise=seed))
-        torch.autograd.grad((found.theta * weight).sum() + found.expected_l0.sum(), leaves)
+        merged = merge(pre, delta, log_alpha, alpha, Gate(SHAPE, noise=seed))
+        torch.autograd.grad((merged.theta * weight).sum() + merged.expected_l0.sum(), leaves)
 
     def tasks(seeds: list[int] | None) -> None:
-        found = merge_tasks(pre, delta, log_alpha, alpha.expand(TASKS, experts), SHAPE, seeds=seeds)
-        torch.autograd.grad(torch.stack([(m.theta * weight).sum() + m.expected_l0.sum() for m in found]).sum(), leaves)
+        merged = merge_tasks(pre, delta, log_alpha, alpha.expand(TASKS, experts), SHAPE, seeds=seeds)
+        torch.autograd.grad(torch.stack([(m.theta * weight).sum() + m.expected_l0.sum() for m in merged]).sum(), leaves)
 
     def each(seeds: list[int | None]) -> None:
         for leaf in leaves:
             leaf.grad = None
         for seed in seeds:
-            found = merge(pre, delta, log_alpha, alpha, Gate(SHAPE, noise=seed))
-            ((found.theta * weight).sum() + found.expected_l0.sum()).backward()
+            merged = merge(pre, delta, log_alpha, alpha, Gate(SHAPE, noise=seed))
+            ((merged.theta * weight).sum() + merged.expected_l0.sum()).backward()
 
     source, target = log_alpha.detach(), torch.empty_like(log_alpha)
 

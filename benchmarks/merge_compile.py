@@ -1,17 +1,17 @@
-"""Is the C merge worth its code on a CPU, or does `torch.compile` of the eager one suffice?
+"""Compare the C kernel of the merge with `torch.compile` of the eager version on a CPU.
 
 python benchmarks/merge_compile.py [--parameters 21600000] [--experts 8,16] [--repeat 7] [--noise deterministic,stochastic]
 
-CPU seconds of masks + merge + E[L0], forward and backward, fp32, one thread. All candidates run in one process, alternating, each
-repetition in another order; the table shows medians, and the median over repetitions of the ratio to C in the same repetition.
+Prints CPU seconds of masks, merge and E[L0], forward and backward, in fp32 on one thread. All candidates alternate in one process, in a
+different order in each repetition; the table shows medians, and the median of the ratios to C within a repetition.
 
     C                 smatcli/experts/merge_native.c
     eager             smatcli/experts/merge_eager.py (SMAT_MERGE=eager), a loop over chunks of P
     compiled          torch.compile of the definition, gradients by autograd
-    compiled, odds    the same with the C's formulas (no logarithm, one exponential per entry)
-    compiled chunks   torch.compile of one chunk (the C's formulas, gradients written out), in the eager version's loop over chunks
+    compiled, odds    the same with the formulas of the C kernel (no logarithm, one exponential per entry)
+    compiled chunks   torch.compile of one chunk (formulas of the C kernel, explicit gradients), in the eager version's loop over chunks
 
-Compile times are those of the first call with empty caches, one compiler process.
+Compile times are those of the first call, with empty caches and one compiler process.
 """
 
 import argparse
@@ -44,14 +44,14 @@ Result = tuple[Tensor, Tensor, Tensor, Gradients]  # theta [P], non-zeros [M], E
 
 
 def definition(pre: Tensor, delta: Tensor, log_alpha: Tensor, alpha: Tensor, keys: Tensor | None, columns: Tensor) -> tuple[Tensor, ...]:
-    """theta [P], non-zeros [M] and sum of E[L0] [M] by the formulas of `HardConcrete`; the product with alpha as a sum, which fuses."""
+    """Return theta [P], non-zeros [M] and the sum of E[L0] [M] by the formulas of `HardConcrete`. A sum replaces the product with alpha."""
     logits = log_alpha if keys is None else log_alpha + torch.logit(uniform_at(keys, columns, log_alpha))
     z = SHAPE.gate(logits, SHAPE.beta)
     return pre + delta * (alpha[:, None] * z).sum(0), (z > 0).sum(1), torch.sigmoid(log_alpha + SHIFT).sum(1)
 
 
 def odds(log_alpha: Tensor, keys: Tensor | None, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """(e, y) with e = exp(log_alpha) and the unstretched gate y / (1 + y)."""
+    """Return (e, y), where e = exp(log_alpha) and y / (1 + y) is the unstretched gate."""
     e = log_alpha.clamp(-LIMIT, LIMIT).exp()
     x = e
     if keys is not None:
@@ -61,7 +61,7 @@ def odds(log_alpha: Tensor, keys: Tensor | None, columns: Tensor) -> tuple[Tenso
 
 
 def by_odds(pre: Tensor, delta: Tensor, log_alpha: Tensor, alpha: Tensor, keys: Tensor | None, columns: Tensor) -> tuple[Tensor, ...]:
-    """What `definition` gives, by the formulas of merge_native.c."""
+    """Return the same as `definition`, by the formulas of merge_native.c."""
     e, y = odds(log_alpha, keys, columns)
     z = (y / (1 + y) * STRETCH + GAMMA).clamp(0, 1)
     w = e * ODDS_L0
@@ -71,7 +71,7 @@ def by_odds(pre: Tensor, delta: Tensor, log_alpha: Tensor, alpha: Tensor, keys: 
 def gradients_by_odds(
     grad: Tensor, share: Tensor, tensors: tuple[Tensor, Tensor, Tensor], keys: Tensor | None, columns: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `by_odds` from those of theta [n] and of the sum of E[L0] [M]; `tensors`: delta, log_alpha, alpha."""
+    """Return the gradients of `by_odds`, given those of theta [n] and of the sum of E[L0] [M]; `tensors`: delta, log_alpha, alpha."""
     delta, log_alpha, alpha = tensors
     e, y = odds(log_alpha, keys, columns)
     under = 1 / (1 + y)
@@ -86,7 +86,7 @@ def gradients_by_odds(
 
 
 class Chunked:
-    """Compiled chunks in a loop: the merge and its gradients for a given gradient of theta."""
+    """The merge and its gradients for a given gradient of theta, in a loop over compiled chunks."""
 
     def __init__(self) -> None:
         self.forward: Callable[..., tuple[Tensor, ...]] = torch.compile(by_odds, dynamic=False)
@@ -104,13 +104,13 @@ class Chunked:
         share = torch.full((experts,), 1 / size)
         for part, columns in chunks(experts, size):
             tensors = (delta[part], log_alpha[:, part], alpha)
-            d_delta[part], d_log_alpha[:, part], found = self.backward(weight[part], share, tensors, keys, columns)
-            d_alpha += found
+            d_delta[part], d_log_alpha[:, part], d_alpha_part = self.backward(weight[part], share, tensors, keys, columns)
+            d_alpha += d_alpha_part
         return theta, nonzeros, l0 / size, (d_delta, d_log_alpha, d_alpha)
 
 
 def chunks(experts: int, size: int) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of P and their columns' numbers."""
+    """Yield slices of P and the numbers of their columns."""
     step = CHUNK // experts
     for start in range(0, size, step):
         stop = min(start + step, size)
@@ -118,7 +118,7 @@ def chunks(experts: int, size: int) -> Iterator[tuple[slice, Tensor]]:
 
 
 def own(wanted: str) -> Callable[[Tensor, Gradients, int | None, Tensor], Result]:
-    """The package's merge by the kernel `wanted` (value of SMAT_MERGE)."""
+    """Return a function that runs the package's merge with the kernel `wanted` (a value of SMAT_MERGE)."""
 
     def work(pre: Tensor, leaves: Gradients, seed: int | None, weight: Tensor) -> Result:
         os.environ[merge_kernels.VARIABLE] = wanted
@@ -131,7 +131,7 @@ def own(wanted: str) -> Callable[[Tensor, Gradients, int | None, Tensor], Result
 
 
 def whole(formulas: Callable[..., tuple[Tensor, ...]]) -> Callable[[Tensor, Gradients, int | None, Tensor], Result]:
-    """`formulas` compiled for all of P at once, with gradients by autograd."""
+    """Return a function that runs `formulas`, compiled for all of P at once, with gradients by autograd."""
     compiled: Callable[..., tuple[Tensor, ...]] = torch.compile(formulas, dynamic=False)
 
     def work(pre: Tensor, leaves: Gradients, seed: int | None, weight: Tensor) -> Result:
@@ -147,25 +147,25 @@ def whole(formulas: Callable[..., tuple[Tensor, ...]]) -> Callable[[Tensor, Grad
 
 
 def chunked() -> Callable[[Tensor, Gradients, int | None, Tensor], Result]:
-    """`Chunked`, with keys from a seed."""
+    """Return a function that runs `Chunked` with the keys of a seed."""
     work = Chunked()
     return lambda pre, leaves, seed, weight: work(pre, leaves, None if seed is None else key_tensor([seed], len(leaves[2]))[0], weight)
 
 
 def spent() -> float:
-    """CPU seconds so far of this process and of the compilers that it started."""
+    """Return the CPU seconds so far of this process and of the compilers that it started."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def error(result: Result, expected: Result) -> float:
-    """Largest relative error (by norm) of theta, E[L0] and the three gradients."""
+    """Return the largest relative error (by norm) of theta, E[L0] and the three gradients."""
     pairs = zip((result[0], result[2], *result[3]), (expected[0], expected[2], *expected[3]), strict=True)
     return max(float((a - b).norm() / b.norm()) for a, b in pairs)
 
 
 def compare(args: argparse.Namespace, experts: int, noise: str) -> None:
-    """One table."""
+    """Measure all candidates and print one table."""
     torch.manual_seed(0)
     pre, delta, weight = torch.randn(3, args.parameters)
     log_alpha = torch.randn(experts, args.parameters)

@@ -1,11 +1,11 @@
-"""What share of the measured matrix-product rate does a training step reach, and how long would it take at that rate?
+"""Measure which share of the rate of matrix products a training step reaches, and its shortest possible time at that rate.
 
     python benchmarks/mfu.py                                                      micro ViT
     python benchmarks/mfu.py --model vit_small_patch16_224 --precision bf16 --compile
 
-FLOPs are counted by torch while a step runs (forward passes, both backward passes); bytes are those of log_alpha and its gradient. The
-rates are measured here: the best of three square products in the step's precision, and a copy. The floor is the longer of the two times.
-Gradients of one meta-batch, no optimizer; the task is the one of step.py.
+torch counts the FLOPs of a step (forward passes and both backward passes); bytes are those of log_alpha and its gradient. The rates are
+measured: the best of several square products in the step's precision, and a copy. The floor is the longer of the two resulting times.
+A step computes the gradients of one meta-batch, without optimizer, on the tasks of step.py.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from smatcli.methods.running.execution import Execution
 
 
 def seconds(work: Callable[[], object], device: torch.device, repeat: int) -> tuple[float, float]:
-    """(time by the clock, CPU time) of the fastest of `repeat` calls after one to warm up."""
+    """Return (wall-clock time, CPU time) of the fastest of `repeat` calls after a warm-up call."""
     best = (float("inf"), float("inf"))
     for k in range(repeat + 1):
         wait(device)
@@ -35,7 +35,7 @@ def seconds(work: Callable[[], object], device: torch.device, repeat: int) -> tu
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, repeat: int) -> tuple[float, float]:
-    """FLOP/s of the fastest square matrix product, by the clock and by the CPU's time."""
+    """Return the FLOP/s of the fastest square matrix product, by wall-clock time and by CPU time."""
     best = (0.0, 0.0)
     for n in (512, 1024, 2048) if device.type == "cpu" else (4096, 8192):
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
@@ -45,7 +45,7 @@ def product_rate(device: torch.device, dtype: torch.dtype, repeat: int) -> tuple
 
 
 def main() -> None:
-    """Print counts, rates, floor and share."""
+    """Print counts, rates, the floor and the share."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="micro", help="micro, or a timm ViT")
     for name, value in {"size": 0, "ways": 5, "support": 20, "query": 100, "tasks": 1, "threads": 1, "repeat": 3}.items():
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16"])
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--csv", default="", help="write the numbers here too")
+    parser.add_argument("--csv", default="", help="also write the numbers to this file")
     args = parser.parse_args()
     args.size = args.size or (64 if args.model == "micro" else 128)
     torch.set_num_threads(args.threads)
@@ -76,9 +76,11 @@ def main() -> None:
     bandwidth = 2 * copy_to.numel() * copy_to.element_size() / copied
     floor = max(flops / rate, moved / bandwidth)
     print(f"{args.model}, {args.precision}, {device}, {args.tasks} task(s): {flops / 1e9:.1f} GFLOP, {moved / 2**20:.0f} MiB of masks")
-    print(f"matrix product {rate / 1e9:.1f} GFLOP/s (a CPU second {cpu_rate / 1e9:.1f}), copy {bandwidth / 1e9:.1f} GB/s")
+    print(f"matrix product {rate / 1e9:.1f} GFLOP/s (per CPU second {cpu_rate / 1e9:.1f}), copy {bandwidth / 1e9:.1f} GB/s")
     print(f"floor {floor:.3f} s (products {flops / rate:.3f}, masks {moved / bandwidth:.3f}); step {wall:.3f} s (CPU {cpu:.3f})")
-    print(f"share of the product rate: {flops / wall / rate:.2f} by the clock, {flops / max(cpu, 1e-9) / cpu_rate:.2f} by CPU seconds")
+    print(
+        f"share of the product rate: {flops / wall / rate:.2f} by wall-clock time, {flops / max(cpu, 1e-9) / cpu_rate:.2f} by CPU seconds"
+    )
     if args.csv:
         with open(args.csv, "w", newline="") as file:
             names = ["model", "precision", "gflop", "gflop_s", "floor_s", "step_s", "mfu"]

@@ -1,12 +1,12 @@
-"""Soak test: does a process that trains, stops, resumes and evaluates for hours keep its memory, file handles and threads?
+"""Soak test: train, stop, resume and evaluate for hours in one process, and check that memory, file handles and threads do not grow.
 
     python benchmarks/soak.py --minutes 120 --episodes 10000     (the full test: 2 h and 10,000 episodes)
-    python benchmarks/soak.py --minutes 3 --episodes 1000        (a look)
+    python benchmarks/soak.py --minutes 3 --episodes 1000        (a short test)
 
-One process, tiny stores and a ViT of width 64 in a temporary folder. Resident memory is compared between the end of the first tenth of the
-work (caches are filled then) and the end. Prints a Markdown table and exits with 1 when memory grew by 1 % or more, or a file handle or a
-thread is left over. Episodes of variable shape are measured too, but not judged: PyTorch's CPU library keeps code for every shape that it
-meets (up to 1,024 of them).
+Uses tiny stores and a ViT of width 64 in a temporary folder. Resident memory after a tenth of the work, when caches are full, is compared
+with that at the end. Prints a Markdown table and exits with 1 if memory grew by 1 % or more, or if the number of open files or threads
+grew. Episodes of variable shape are measured but do not affect the exit code, because PyTorch's CPU library caches code for up to 1,024
+shapes.
 """
 
 import argparse
@@ -52,13 +52,14 @@ class Gauge:
     samples: list[tuple[int, int, int, int]] = field(default_factory=list)
 
     def read(self, done: int) -> None:
+        """Add a sample."""
         gc.collect()
         status = Path("/proc/self/status").read_text()
         value = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if line.startswith(("VmRSS", "Threads"))}
         self.samples.append((done, int(value["VmRSS"]) * 1024, len(os.listdir("/proc/self/fd")), int(value["Threads"])))
 
     def row(self, what: str, seconds: float) -> tuple[str, bool]:
-        """A line of the table, and whether all is well."""
+        """Return a row of the table, and whether nothing grew."""
         total = self.samples[-1][0]
         first = next(s for s in self.samples if s[0] >= total / 10)
         last = self.samples[-1]
@@ -72,7 +73,7 @@ class Gauge:
 
 
 class Stopping(SilentReporter):
-    """Asks the process to stop after so many episodes."""
+    """Reporter that stops the process by SIGTERM at step `at`."""
 
     def __init__(self, at: int) -> None:
         super().__init__()
@@ -84,7 +85,7 @@ class Stopping(SilentReporter):
 
 
 class Measuring(SilentReporter):
-    """Reads the gauge now and then."""
+    """Reporter that reads the gauge every `every` episodes."""
 
     def __init__(self, gauge: Gauge, every: int) -> None:
         super().__init__()
@@ -98,6 +99,7 @@ class Measuring(SilentReporter):
 
 
 def write_stores(root: Path) -> None:
+    """Write two stores of noise and the recipe."""
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         classes = [
@@ -108,7 +110,7 @@ def write_stores(root: Path) -> None:
 
 
 def soak_training(root: Path, minutes: float, gauge: Gauge) -> None:
-    """Train, stop by SIGTERM, resume, finish, forget; again and again."""
+    """Repeatedly train, stop by SIGTERM twice, resume, finish and delete the run."""
     until, loops = time.monotonic() + 60 * minutes, 0
     while time.monotonic() < until or loops < 10:
         for at in (13, 27):
@@ -124,12 +126,12 @@ def soak_training(root: Path, minutes: float, gauge: Gauge) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train, resume and evaluate for long; is memory flat?")
+    parser = argparse.ArgumentParser(description="Train, resume and evaluate for hours, and check that memory does not grow.")
     parser.add_argument("--minutes", type=float, default=120.0)
     parser.add_argument("--episodes", type=int, default=10_000)
     given = parser.parse_args()
     well = True
-    print("| work | number | minutes | MB after a tenth | MB at the end | growth | MB at most | open files | threads |")
+    print("| work | number | minutes | MB after a tenth | MB at the end | growth | peak MB | open files | threads |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)

@@ -1,10 +1,10 @@
-"""Does MLAE cost more than LoRA of the same rank, and does a merged network cost more than a plain one?
+"""Compare the cost of MLAE with that of LoRA of the same rank, and the cost of a merged network with that of a plain one.
 
     python benchmarks/tune.py [--width 192 --depth 12 --size 224 --patch 16 --rank 8 --batch 64 --steps 10 --threads 2]
 
-Goals: a training step within 5 % of LoRA's (peft) in time and memory; inference at bs 1, 4 and 16 as fast as the plain network. All are
-built from equal weights, timed in one process, alternating, medians; on a CPU that others use too, look at the ratio of CPU seconds.
-Memory: the largest allocation of a step (CUDA), or the bytes that autograd keeps between forward and backward (CPU).
+Goals: a training step within 5 % of that of LoRA (peft) in time and memory; inference at batch sizes 1, 4 and 16 as fast as the plain
+network. All networks have equal weights and alternate in one process; times are medians. On a shared CPU, compare the CPU seconds. Memory
+is the largest allocation of a step (CUDA), or the bytes that autograd saves between forward and backward (CPU).
 """
 
 import argparse
@@ -27,7 +27,7 @@ CLASSES = 100
 
 
 def network(args: argparse.Namespace) -> VisionTransformer:
-    """A ViT with equal random weights at every call."""
+    """Return a ViT with random weights, equal in every call."""
     torch.manual_seed(0)
     return VisionTransformer(
         img_size=args.size, patch_size=args.patch, embed_dim=args.width, depth=args.depth, num_heads=max(1, args.width // 64), num_classes=0
@@ -35,23 +35,23 @@ def network(args: argparse.Namespace) -> VisionTransformer:
 
 
 def tuner(args: argparse.Namespace, device: torch.device, **settings: object) -> Tuner:
-    """A tuner over `network`, everything that is trained away from zero."""
-    made = build_tuner(TypeAdapter(TunerConfig).validate_python(settings), [network(args)], CLASSES)
+    """Return a tuner of `network` with random values for all trained parameters."""
+    model = build_tuner(TypeAdapter(TunerConfig).validate_python(settings), [network(args)], CLASSES)
     with torch.no_grad():
-        for params in made.trainable().values():
+        for params in model.trainable().values():
             for parameter in params:
                 parameter.normal_(std=0.02)
-    return made.to(device)
+    return model.to(device)
 
 
 def wait(device: torch.device) -> None:
-    """Wait for a GPU."""
+    """Wait until the GPU is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def timed(work: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Wall and CPU seconds of a call."""
+    """Return the wall-clock and CPU seconds of a call."""
     wait(device)
     wall, cpu = time.perf_counter(), time.process_time()
     work()
@@ -60,7 +60,7 @@ def timed(work: Callable[[], object], device: torch.device) -> tuple[float, floa
 
 
 def held(model: nn.Module, work: Callable[[], object], device: torch.device) -> float:
-    """Return the MB of a step: the peak above the memory allocated before (CUDA), or what autograd keeps, without parameters (CPU)."""
+    """Return the MB of a step: peak above the memory allocated before (CUDA), or saved tensors except parameters (CPU)."""
     if device.type == "cuda":
         wait(device)
         before = torch.cuda.memory_allocated(device)
@@ -83,19 +83,19 @@ def held(model: nn.Module, work: Callable[[], object], device: torch.device) -> 
 
 
 def alternating(works: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, tuple[float, float]]:
-    """Medians of wall and CPU seconds, each round in another order."""
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    """Return the median wall-clock and CPU seconds of each call; each round has a different order."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     names = list(works)
     for work in works.values():
         work()
     for i in range(rounds):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            found[name].append(timed(works[name], device))
-    return {name: (statistics.median(w for w, _ in times), statistics.median(c for _, c in times)) for name, times in found.items()}
+            times[name].append(timed(works[name], device))
+    return {name: (statistics.median(w for w, _ in pairs), statistics.median(c for _, c in pairs)) for name, pairs in times.items()}
 
 
 def main() -> None:
-    """Print training steps and memory, then inference."""
+    """Print time and memory of training steps, then the speed of inference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {"width": 192, "depth": 12, "size": 224, "patch": 16, "rank": 8, "batch": 64, "steps": 10, "threads": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -115,14 +115,14 @@ def main() -> None:
         "mlae p=0.5": tuner(args, device, name="mlae", rank=args.rank),
     }
     works: dict[str, Callable[[], object]] = {}
-    for name, made in tuners.items():
-        precision.apply(made.train())
-        optimizer = torch.optim.AdamW([p for params in made.trainable().values() for p in params], lr=1e-5, fused=True)
+    for name, model in tuners.items():
+        precision.apply(model.train())
+        optimizer = torch.optim.AdamW([p for params in model.trainable().values() for p in params], lr=1e-5, fused=True)
 
-        def step(made: Tuner = made, optimizer: torch.optim.Optimizer = optimizer) -> None:
+        def step(model: Tuner = model, optimizer: torch.optim.Optimizer = optimizer) -> None:
             optimizer.zero_grad()
             with precision.autocast():
-                logits = made(images)
+                logits = model(images)
             F.cross_entropy(logits.float(), labels).backward()
             optimizer.step()
 
@@ -140,16 +140,19 @@ def main() -> None:
     merged = tuners["mlae p=0.5"].merge()
     assert merged is not None
     nets = {"plain": precision.apply(plain.to(device)), "merged": precision.apply(merged), "unmerged": tuners["mlae p=0.5"].eval()}
-    print(f"\ninference, images/s (in brackets: time of plain over time of this)\n{'batch':<10}" + "".join(f"{name:>20}" for name in nets))
+    print(
+        f"\ninference, images/s (in brackets: time of the plain network / time of this one)\n{'batch':<10}"
+        + "".join(f"{name:>20}" for name in nets)
+    )
     for size in (1, 4, 16):
 
         def infer(net: nn.Module, size: int = size) -> None:
             with torch.inference_mode(), precision.autocast():
                 net(images[:size])
 
-        found = alternating({name: lambda net=net: infer(net) for name, net in nets.items()}, 4 * args.steps, device)  # type: ignore[misc]
+        times = alternating({name: lambda net=net: infer(net) for name, net in nets.items()}, 4 * args.steps, device)  # type: ignore[misc]
         place = 1 if device.type == "cpu" else 0
-        cells = [f"{size / t[0]:.1f} ({found['plain'][place] / t[place]:.3f})" for t in found.values()]
+        cells = [f"{size / t[0]:.1f} ({times['plain'][place] / t[place]:.3f})" for t in times.values()]
         print(f"{size:<10}" + "".join(f"{cell:>20}" for cell in cells))
 
 
