@@ -92,7 +92,7 @@ def test_unreadable_images(world: Path, tmp_path: Path) -> None:
         (["--model", "none", "--support", "support"], "no such run"),
         (["--model", "run", "--support", "support"], "nothing to do"),
         (["--model", "run", "--support", "images", "--images", "images"], "one class only"),
-        (["--model", "run", "--support", "support", "--images", "none"], "no such folder"),
+        (["--model", "run", "--support", "support", "--images", "none"], "none: does not exist"),
         (["--model", "run", "--support", "support", "--images", "images", "--adapt", "flop"], "did you mean 'flip'"),
         (["--model", "pmf", "--support", "support", "--images", "images", "--adapt", "flip"], "needs a method with experts"),
         (["--model", "run", "--support", "support", "--images", "images", "--reject", "far"], "cosine distance"),

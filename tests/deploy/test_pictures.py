@@ -86,7 +86,7 @@ def test_bad_support_folders(tmp_path: Path) -> None:
         read_all(found, 16, "crop")
     with pytest.raises(UserError, match="no image of class dogs"):
         read_all(found, 16, "crop", skip=True)
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="missing: does not exist"):
         support_pictures(tmp_path / "missing")
 
 

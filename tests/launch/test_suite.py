@@ -167,6 +167,6 @@ def test_lists_that_name_missing_images_are_refused(tmp_path):
     done = CliRunner().invoke(app, prepare, env={"NO_COLOR": "1", "COLUMNS": "200"})
     last = done.stderr.splitlines()[-1]
     assert done.exit_code == 2
-    assert "1 unreadable (--no-strict leaves them out): images/train800/000002.jpg: vanished" in last
+    assert "1 unreadable (--no-strict skips them): images/train800/000002.jpg: vanished" in last
     assert not list((tmp_path / "stores").glob("*.h5"))
     assert CliRunner().invoke(app, [*prepare, "--no-strict"]).exit_code == 0

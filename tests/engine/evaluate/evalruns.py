@@ -80,6 +80,6 @@ def make_run(folder: Path, method: dict[str, Any] | None = None, name: str = "sm
 
 def serve(monkeypatch: pytest.MonkeyPatch, method: nn.Module) -> None:
     """Let `load_method` give `method`."""
-    import smatcli.engine.train.trainer
+    import smatcli.engine.loop.loading
 
-    monkeypatch.setattr(smatcli.engine.train.trainer, "load_method", lambda run, which="best", reporter=None, device=None: (method, None))
+    monkeypatch.setattr(smatcli.engine.loop.loading, "load_method", lambda run, which="best", reporter=None, device=None: (method, None))

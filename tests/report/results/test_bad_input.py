@@ -77,7 +77,7 @@ def attribute(group: str, key: str, value: object = None) -> Callable[[Path], No
         (half_finished, r"unfinished \(1 parts\)"),
         (lambda f: (f / "results.h5").unlink(), r"no results\.h5 in it; run `smat eval .*bad` again"),
         (lambda f: (f / "results.h5").write_bytes(b""), "is empty"),
-        (lambda f: (f / "results.h5").write_bytes(b"\x89PNG\xff\xfe\x00"), "is no HDF5 file"),
+        (lambda f: (f / "results.h5").write_bytes(b"\x89PNG\xff\xfe\x00"), "is not an HDF5 file"),
         (attribute("/", "format"), r"lacks the protocol and domains.*run `smat eval .*bad` to add them"),
         (attribute("/", "format", 2), "has format 2, this smat reads 1; update smat"),
         (attribute("/", "settings", "[]"), "settings are not an object"),
