@@ -104,6 +104,8 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     # Spinning at OpenMP's barriers slows threads down when cores are shared (benchmarks/RESULTS.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Python processes started by libraries (loader workers, compilers) must not import modules from the current folder either.
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
         app(args, prog_name="smat")
     finally:

@@ -45,7 +45,7 @@ def train(
     On SIGINT, SIGTERM or SIGUSR1 the update is finished, a checkpoint is saved, and the exit code is 130, 143 or 138; a second signal stops
     at once. An update whose loss or gradient is not finite is skipped and counted; train.spike sets how many end the run (exit code 1).
 
-    Several processes (torchrun --nproc-per-node N -m smatcli train ...) share the tasks of each meta-batch.
+    Several processes (torchrun --nproc-per-node N --no-python smat train ...) share the tasks of each meta-batch.
     """
     from smatcli.config import load_recipe
 

@@ -82,7 +82,7 @@ class PointProcess:
 def commands_of(point: Point, device: str | None, side_by_side: int) -> list[list[str]]:
     """Return the commands of a point: train (or continue) and evaluate, or tune."""
     recipe = point.loaded.recipe
-    smat = [sys.executable, "-m", "smatcli.cli"]
+    smat = [sys.executable, "-P", "-m", "smatcli.cli"]  # -P: nothing is imported from the current folder
     run = [*smat, recipe.kind, str(point.loaded.path), *point.placed(device, side_by_side), "--resume"]
     if not isinstance(recipe, TrainRecipe):
         return [run]

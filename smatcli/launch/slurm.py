@@ -58,8 +58,8 @@ def parameters(options: Mapping[str, str]) -> dict[str, Any]:
             result[key] = value
         else:
             result["additional_parameters"][key.replace("_", "-")] = True if value == "" else value
-    # The signal has to agree even on a site where jobs do not inherit the environment.
-    result["setup"] = [f"export SUBMITIT_PREEMPT_SIGNAL={SIGNAL}", *result.get("setup", [])]
+    # The signal has to agree even on a site where jobs do not inherit the environment; Python must not import from the current folder.
+    result["setup"] = [f"export SUBMITIT_PREEMPT_SIGNAL={SIGNAL}", "export PYTHONSAFEPATH=1", *result.get("setup", [])]
     if result.get("ntasks_per_node", 1) * result.get("nodes", 1) > 1:
         result["srun_args"] = ["--kill-on-bad-exit=1"]
     return result

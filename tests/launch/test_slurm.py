@@ -164,7 +164,7 @@ def test_parameters():
     assert made["nodes"] == 2
     assert made["srun_args"] == ["--kill-on-bad-exit=1"]
     assert made["additional_parameters"] == {"requeue": True, "mem": "16G", "mem-bind": "local"}
-    assert made["setup"] == ["export SUBMITIT_PREEMPT_SIGNAL=USR1", "module load a", "echo b"]
+    assert made["setup"] == ["export SUBMITIT_PREEMPT_SIGNAL=USR1", "export PYTHONSAFEPATH=1", "module load a", "echo b"]
     with pytest.raises(UserError, match="give a whole number"):
         parameters({"gpus": "two"})
 

@@ -3,15 +3,18 @@
 import csv
 import json
 import math
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+import smatcli
 import smatcli.engine.evaluate.evaluation as evaluate_module
 import smatcli.engine.train.trainer as train_module
 from smatcli.cli import app
@@ -267,7 +270,7 @@ def stand_in(world, monkeypatch, body):
 
     def commands(point, device, side_by_side):
         made = real(point, device, side_by_side)
-        assert [c[3] for c in made] == ["train", "eval"]
+        assert [c[4] for c in made] == ["train", "eval"]
         assert f"device={device}" in made[0]
         tau = point.values["method.sparsity.tau"]
         return [[sys.executable, "-c", body, c[3], tau] for c in made]
@@ -311,17 +314,26 @@ def test_commands_parse_as_recipes(world):
     train, evaluate = local.commands_of(point, "cuda:1", 2)
     from smatcli.config import load_recipe
 
-    recipe = load_recipe(train[4], train[5:-1]).recipe
+    recipe = load_recipe(train[5], train[6:-1]).recipe
     assert isinstance(recipe, TrainRecipe)
     assert recipe.device == "cuda:1"
     assert recipe.threads is not None
     assert recipe.run == str(point.run)
     assert train[-1] == "--resume"
-    assert evaluate[3:5] == ["eval", str(point.run)]
+    assert evaluate[4:6] == ["eval", str(point.run)]
     assert evaluate[-2:] == ["--device", "cuda:1"]
     assert load_recipe(world.recipe, eval_overrides(recipe)).recipe.eval == recipe.eval  # type: ignore[union-attr]
 
 
-def test_child_processes_can_start():
-    done = subprocess.run([sys.executable, "-m", "smatcli.cli", "train", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0
+def test_child_processes_start_and_run_no_code_of_the_current_folder(world, tmp_path):
+    folder = tmp_path / "sent"
+    folder.mkdir()
+    for name in ("typer", "numbers", "yaml", "torch", "smatcli", "multiprocessing", "site"):
+        (folder / f"{name}.py").write_text("open('executed', 'a').close()")
+    point = plan_points(world.recipe, [parse_axis("tau", "0.5")])[0]
+    environment = {**os.environ, "PYTHONPATH": str(Path(smatcli.__file__).parents[1])}
+    for command in local.commands_of(point, "cpu", 2):
+        command = [*command[: command.index("smatcli.cli") + 1], "train", "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+        assert done.returncode == 0, done.stderr
+    assert not (folder / "executed").exists()

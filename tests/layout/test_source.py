@@ -85,6 +85,9 @@ def problems() -> Iterator[str]:
                 yield f"{where}: h5py.File to read; smatcli.safe.hdf5.opened is bounded"
             if function.startswith("pickle."):
                 yield f"{where}: {function}"
+        for node in ast.walk(tree) if name.startswith("smatcli/") else ():
+            if isinstance(node, ast.List) and [dotted(item) for item in node.elts[:1]] == ["sys.executable"] and not _safe_path(node):
+                yield f"{name}:{node.lineno}: a Python process without -P imports from the current folder"
 
 
 # The structure of these files was checked before (by `Store.open`), or is checked there (`ForeignHdf5`).
@@ -97,6 +100,10 @@ def _own_text(node: ast.Call) -> bool:
     return (isinstance(argument, ast.Call) and dotted(argument.func) == "json.dumps") or (
         isinstance(argument, ast.Name) and argument.id == "text"
     )
+
+
+def _safe_path(command: ast.List) -> bool:
+    return any(isinstance(item, ast.Constant) and item.value == "-P" for item in command.elts[1:2])
 
 
 def _guarded(tree: ast.AST, call: ast.Call) -> bool:
@@ -134,6 +141,7 @@ def test_no_pickle_no_shell_no_unbounded_reader():
         ("archive.extractall(p)", "writes where"),
         ("json.loads(line)", "parse_json"),
         ("h5py.File(p)", "safe.hdf5"),
+        ("subprocess.run([sys.executable, '-m', 'x'])", "without -P"),
     ],
 )
 def test_the_walk_finds(source, found, monkeypatch):
