@@ -273,7 +273,7 @@ def stand_in(world, monkeypatch, body):
         assert [c[4] for c in made] == ["train", "eval"]
         assert f"device={device}" in made[0]
         tau = point.values["method.sparsity.tau"]
-        return [[sys.executable, "-c", body, c[3], tau] for c in made]
+        return [[sys.executable, "-c", body, c[4], tau] for c in made]
 
     monkeypatch.setattr(local, "commands_of", commands)
 
