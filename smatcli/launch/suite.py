@@ -16,6 +16,7 @@ from smatcli.launch.placement import Placement
 from smatcli.launch.points import Point, file_text
 from smatcli.runs.directory import FREE, RunDir, differing
 from smatcli.runs.reporter import Reporter
+from smatcli.safe.links import refuse_outside_links
 from smatcli.safe.text import read_own_json
 
 
@@ -82,6 +83,7 @@ def run_suite(
     result, missing = plan(recipes, overrides, suite, seeds, out)
     if (result.folder / "run.json").exists():
         raise UserError(f"{result.folder} is a run; a suite needs a folder of its own, choose another --out")
+    refuse_outside_links(result.folder)
     for line in missing:
         reporter.line(line)
     reporter.line(f"{len(result.points)} runs in {result.folder}")

@@ -13,6 +13,7 @@ from smatcli.launch.points import Point
 from smatcli.launch.state import BUSY, PointStatus, job_files, planned_axes, read_plan, statuses, write_plan
 from smatcli.launch.table import read_rows
 from smatcli.runs.reporter import Reporter
+from smatcli.safe.links import refuse_outside_links
 
 
 @dataclass
@@ -51,6 +52,7 @@ def sweep(
         raise UserError(f"{result.folder} is a run; a sweep needs a folder of its own, choose another --out")
     reporter.line(f"sweep of {len(points)} points in {result.folder}")
     todo = points_to_launch(result, reporter, retry=retry, queued=placement.launcher == "slurm")
+    refuse_outside_links(result.folder)
     write_plan(result.folder, recipe, axes, overrides, points)
     launch(result, todo, placement, slots, reporter)
     return result

@@ -21,6 +21,7 @@ from smatcli.errors import SmatError, UserError
 from smatcli.runs.reporter import Reporter
 from smatcli.runs.signals import Interrupted
 from smatcli.safe.files import atomic_path, atomic_write_text, clear_drafts, lock, open_lock
+from smatcli.safe.links import refuse_outside_links
 from smatcli.safe.text import parse_json, read_json
 from smatcli.safe.tree import differing_keys, flatten
 
@@ -175,6 +176,7 @@ class RunDir:
         if not resume:
             raise _taken(path)
         run = cls.open(path)
+        refuse_outside_links(path)
         keys = differing(run.recipe, loaded.recipe)
         refused = [k for k in keys if not _free(k)]
         old, new = (flatten(r.model_dump(mode="json")) for r in (run.recipe, loaded.recipe))
@@ -232,6 +234,7 @@ class RunDir:
     @contextmanager
     def active(self) -> Iterator["RunDir"]:
         """Lock the run against other processes; run.json records how the work ended (finished, interrupted, failed)."""
+        refuse_outside_links(self.path)
         self._acquire()
         clear_drafts(self.path)
         self._clock = time.monotonic()

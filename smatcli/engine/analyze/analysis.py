@@ -14,6 +14,7 @@ from smatcli.runs.analysis import FOLDER, write_analysis
 from smatcli.runs.directory import RunDir
 from smatcli.runs.reporter import Reporter, SilentReporter
 from smatcli.runs.signals import StopRequest
+from smatcli.safe.links import refuse_outside_links
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ def analyze(run: Path | str, options: AnalysisOptions | None = None, reporter: R
     from smatcli.engine.loop.loading import load_method
 
     options, reporter = options or AnalysisOptions(), reporter or SilentReporter()
-    if RunDir.open(run).recipe.kind == "tune":
+    opened = RunDir.open(run)
+    refuse_outside_links(run)
+    if opened.recipe.kind == "tune":
         from smatcli.engine.analyze.tuned import analyze_tuned
 
         return analyze_tuned(Path(run), options, reporter)

@@ -32,6 +32,7 @@ from smatcli.runs.directory import RunDir
 from smatcli.runs.rates import Choice
 from smatcli.runs.reporter import Reporter, SilentReporter
 from smatcli.runs.signals import Interrupted, StopRequest
+from smatcli.safe.links import refuse_outside_links
 from smatcli.seams import Adaptation, Episode, Method
 
 PART_EPISODES, PART_SECONDS = 100, 30.0
@@ -100,6 +101,7 @@ class Evaluation:
         self.world = here
         self.run, self.recipe, self.datasets, self.reporter = run, recipe, datasets, reporter
         opened = RunDir.open(run)
+        refuse_outside_links(run)
         if not opened.finished:
             reporter.line(f"{run} is not finished ({opened.info.get('status')}): its {which} checkpoint so far is evaluated")
         stores = open_stores(Path(recipe.data.root), [d.name for d in datasets], reporter.line)
