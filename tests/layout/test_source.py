@@ -85,9 +85,9 @@ def problems() -> Iterator[str]:
                 yield f"{where}: h5py.File to read; smatcli.safe.hdf5.opened is bounded"
             if function.startswith("pickle."):
                 yield f"{where}: {function}"
-        for node in ast.walk(tree) if name.startswith("smatcli/") else ():
-            if isinstance(node, ast.List) and [dotted(item) for item in node.elts[:1]] == ["sys.executable"] and not _safe_path(node):
-                yield f"{name}:{node.lineno}: a Python process without -P imports from the current folder"
+        for each in ast.walk(tree) if name.startswith("smatcli/") else ():
+            if isinstance(each, ast.List) and [dotted(item) for item in each.elts[:1]] == ["sys.executable"] and not _safe_path(each):
+                yield f"{name}:{each.lineno}: a Python process without -P imports from the current folder"
 
 
 # The structure of these files was checked before (by `Store.open`), or is checked there (`ForeignHdf5`).
