@@ -1,4 +1,4 @@
-"""A store in memory, for tests that need no file."""
+"""In-memory store, for tests that do not need a file."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Stores of one pixel an image that hold what known datasets should hold."""
+"""Stores with one pixel per image and the class counts of known datasets."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,7 @@ def paper(name: str) -> KnownDataset:
 
 
 def spread(known: KnownDataset) -> list[int]:
-    """Images of each class that add up to the known total, the first class as small and the second as large as it is known."""
+    """Return image counts per class with the known total, and the known minimum and maximum for the first two classes."""
     low, high = known.images_per_class or (2, 10**9)
     count, total = known.number_of_classes, known.images or 0
     counts = [low] * count
@@ -30,7 +30,7 @@ def spread(known: KnownDataset) -> list[int]:
 
 
 def write_known(folder: Path, known: KnownDataset, counts: list[int] | None = None, split: list[int] | None = None, **options) -> Path:
-    """A store of `known`; `counts` and `split` are those of another one."""
+    """Write a store of `known`, optionally with other `counts` or `split`."""
     counts = spread(known) if counts is None else counts
     assert isinstance(known.classes, tuple)
     split = np.repeat([0, 1, 2], known.classes).tolist() if split is None else split
@@ -44,7 +44,7 @@ def write_known(folder: Path, known: KnownDataset, counts: list[int] | None = No
 
 
 def write_task(folder: Path, known: KnownDataset, images: tuple[int, int, int], classes: int, source: str) -> Path:
-    """A store that is split by image."""
+    """Write a store that is split by image."""
     codes = np.repeat([0, 1, 2], images).astype(np.uint8)
     bounds = np.linspace(0, len(codes), classes + 1).astype(int)
     blocks = ((f"{i}", 0, np.zeros((b - a, 1, 1, 3), np.uint8)) for i, (a, b) in enumerate(pairwise(bounds)))

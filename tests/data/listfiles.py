@@ -1,4 +1,4 @@
-"""A VTAB-1k task and a dataset with VPT's lists in miniature, as they lie on disk."""
+"""Miniature files of a VTAB-1k task and of a dataset with VPT's lists."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ LABELS = {"train800": [2, 0, 1, 0, 2, 1], "val200": [1, 0, 2], "test": [0, 2, 2,
 
 
 def write_task(root: Path, copies: bool = True) -> Path:
-    """A VTAB-1k task; `copies`: every list has image files of its own, as the common export script writes them."""
+    """Write a VTAB-1k task; with `copies`, every list has its own image files, as written by the common export script."""
     lists = {}
     for seed, (part, labels) in enumerate(LABELS.items()):
         lists[part] = [(f"images/{part}/{i:06d}.jpg", label, picture(100 * seed + i, kind="JPEG")) for i, label in enumerate(labels)]
@@ -22,7 +22,7 @@ def write_task(root: Path, copies: bool = True) -> Path:
 
 
 def write_birds(root: Path, folder: str = "images", name: str = "{label:03d}.bird_{label}/{split}_{i}.jpg"):
-    """VPT's lists: class numbers from 1, images below `folder`."""
+    """Write VPT's lists, with class numbers from 1 and images below `folder`."""
     for seed, split in enumerate(("train", "val", "test")):
         rows = {name.format(label=label, split=split, i=i): label for label in (1, 2, 10) for i in range(2)}
         write_folder(root, {f"{folder}/{path}" if folder else path: picture(10 * seed, kind="JPEG") for path in rows})

@@ -1,4 +1,4 @@
-"""Meta-Dataset's files, written from their published descriptions: TFRecords bit by bit, `dataset_spec.json` of each kind, PMF's HDF5."""
+"""Write Meta-Dataset's files by their published descriptions: TFRecords bit by bit, each kind of `dataset_spec.json`, PMF's HDF5."""
 
 import json
 import struct
@@ -48,7 +48,7 @@ def field(number: int, data: bytes) -> bytes:
 
 
 def feature(value: Any) -> bytes:
-    """tf.train.Feature of bytes, of whole numbers (packed) or of floats; bytes are taken as they are if they are a list of one item."""
+    """Serialise a tf.train.Feature of bytes, packed integers or floats."""
     values = value if isinstance(value, list) else [value]
     if isinstance(values[0], bytes):
         return field(1, b"".join(field(1, item) for item in values))
@@ -82,7 +82,7 @@ def flat(splits: tuple[int, int, int], counts: Sequence[int], name: str = "toy",
 
 
 def bilevel(groups: tuple[int, int, int], members: Sequence[int], images: int = 2, **changed: Any) -> dict[str, Any]:
-    """`members[i]` classes in superclass i, `images` images in every class."""
+    """A bilevel specification with `members[i]` classes in superclass i and `images` images per class."""
     raw = {
         "name": "toy_bilevel",
         "superclasses_per_split": dict(zip(("TRAIN", "VALID", "TEST"), groups, strict=True)),
@@ -98,7 +98,7 @@ def bilevel(groups: tuple[int, int, int], members: Sequence[int], images: int = 
 
 
 def dag(graphs: Mapping[str, Mapping[str, Sequence[str]]], names: Sequence[str], images: int = 2, **changed: Any) -> dict[str, Any]:
-    """`graphs[split][node]` lists the node's children (leaves: none), `names` the leaves in the order of their class ids."""
+    """A DAG specification: `graphs[split][node]` are the node's children, `names` the leaves in the order of their class ids."""
     raw = {
         "name": "toy_dag",
         "split_subgraphs": {
@@ -128,7 +128,7 @@ def write_spec(folder: Path, raw: Any) -> Path:
 
 
 def write_records(folder: Path, raw: Any, images: Mapping[int, Sequence[bytes]]) -> Path:
-    """The official layout: class id -> encoded images."""
+    """Write the official layout from class id -> encoded images."""
     write_spec(folder, raw)
     for i, encoded in images.items():
         (folder / f"{i}.tfrecords").write_bytes(records(encoded, i))
@@ -136,7 +136,7 @@ def write_records(folder: Path, raw: Any, images: Mapping[int, Sequence[bytes]])
 
 
 def write_pmf(folder: Path, raw: Any, images: Mapping[int, Sequence[np.ndarray]], ids: Mapping[int, Sequence[int]] | None = None) -> Path:
-    """PMF's layout: class id -> uint8 [H, W, 3] of groups 0, 1, ...; `ids` the record offsets (default: rising)."""
+    """Write PMF's layout from class id -> images uint8 [H, W, 3] of groups 0, 1, ...; `ids` are the record offsets (default: ascending)."""
     write_spec(folder, raw)
     for i, pixels in images.items():
         with h5py.File(folder / f"{i}.h5", "w") as file:

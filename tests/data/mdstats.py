@@ -1,4 +1,4 @@
-"""Statistics of episode descriptions, as the reference's files define them (mdsampler/README.md), and their comparison with a file's."""
+"""Statistics of episode descriptions, as defined for the reference sampler (mdsampler/README.md), and their comparison with its files."""
 
 import json
 from collections.abc import Callable
@@ -28,12 +28,12 @@ def spec_store(kind: str) -> SpecStore:
 
 
 def blocks() -> list[tuple[str, str, str]]:
-    """(kind, config, split) of everything that the reference measured."""
+    """Return (kind, config, split) of all measurements of the reference."""
     return [(kind, name, split) for kind in KINDS for name, config in statistics(kind)["configs"].items() for split in config["splits"]]
 
 
 def episode_config(overrides: dict[str, Any]) -> EpisodeConfig:
-    """The reference's settings in this project's words."""
+    """Convert the reference's settings to an `EpisodeConfig`."""
     known = dict(overrides)
     settings: dict[str, Any] = {"kind": "meta-dataset", "min_images": known.pop("min_examples_in_class", 0)}
     if known.pop("ignore_dag_ontology", False) and known.pop("ignore_bilevel_ontology", False):
@@ -48,7 +48,7 @@ def episode_config(overrides: dict[str, Any]) -> EpisodeConfig:
 
 
 class Draws:
-    """`episodes` descriptions, one row a class of an episode: `episode`, `classes` (relative to the split), `support`, `images`."""
+    """`episodes` descriptions, one row per class of an episode: `episode`, `classes` (relative to the split), `support`, `images`."""
 
     def __init__(self, kind: str, split: str, config: EpisodeConfig, episodes: int, seed: int = 0) -> None:
         store = spec_store(kind)
@@ -90,7 +90,7 @@ class Draws:
         return {key: np.bincount(value) / len(value) for key, value in values.items()}
 
     def rates(self) -> tuple[np.ndarray, float]:
-        """Pooled histogram of the centred log2 rates, mean of their variance within an episode."""
+        """Pooled histogram of the centred log2 rates, and the mean of their variance within an episode."""
         kept = (self.support >= 10) & (self.support < self.images - self.query[self.episode])
         episode, z = self.episode[kept], np.log2((self.support[kept] - 0.5) / self.images[kept])
         n = np.bincount(episode)
@@ -114,7 +114,7 @@ class Draws:
         return found
 
     def inside(self) -> np.ndarray:
-        """Episodes that lie inside each superclass of the split."""
+        """Number of episodes within each superclass of the split."""
         ontology = spec_store("bilevel").ontology
         assert ontology is not None
         first = self._first("bilevel")
@@ -149,7 +149,7 @@ def padded(values: Any, length: int) -> np.ndarray:
 
 
 def differences(known: dict[str, Any], draws: Draws, kind: str, limit: str = "tol_tv_strict") -> list[str]:
-    """Every statistic of `draws` that is out of its tolerance; raises where one side has a statistic that the other lacks."""
+    """Return all statistics of `draws` that are out of tolerance. Raises an error if one side lacks a statistic."""
     problems: list[str] = []
 
     def compare(name: str, mine: np.ndarray, theirs: Any, entry: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Augmentation against closed forms, torchvision and PIL."""
+"""Compare augmentation with closed forms, torchvision and Pillow."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ EVERYTHING = AugmentConfig(crop_scale=(0.3, 1.0), flip=0.5, jitter=0.4, grayscal
 
 
 def pictures(count: int = 6, size: int = 24, seed: int = 0) -> torch.Tensor:
-    """Smooth uint8 [B, H, W, 3], values in about 60 to 190, so that no colour change clips."""
+    """Smooth images uint8 [B, H, W, 3] with values of about 60 to 190, so that colour changes do not clip."""
     noise = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     smooth = F.interpolate(noise, (size, size), mode="bicubic").clamp(0, 1)
     return (60 + 130 * smooth).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
@@ -30,7 +30,7 @@ def denormalise(images: torch.Tensor) -> torch.Tensor:
 
 
 class Fixed(A._UniformNoise):
-    """Stands for the noise: gives the listed values in turn."""
+    """Replacement for the noise that returns the listed values in turn."""
 
     def __init__(self, count: int, *values: float) -> None:
         self.count, self.values = count, list(values)
@@ -72,7 +72,7 @@ def test_interpolation_of_the_whole_line_is_pytorchs(source, target):
 
 
 def test_crop_and_flip_are_torchvisions_resized_crop_inside():
-    """Crop 12 x 16 at (8, 2) of 24 px, flipped, to 20 px: equal away from the border (the filter may look past the crop's edge here)."""
+    """Crop 12 x 16 at (8, 2) of 24 px, flipped, to 20 px: equal except at the border, where this filter uses pixels outside the crop."""
     pixels = pictures(2).permute(0, 3, 1, 2).double() / 255
     area, aspect = 12 * 16 / 24**2, 16 / 12
     noise = Fixed(2, area, np.log(aspect), 8 / 12, 2 / 8, 1)
@@ -82,7 +82,7 @@ def test_crop_and_flip_are_torchvisions_resized_crop_inside():
 
 
 def test_a_shrinking_crop_is_antialiased():
-    """A checkerboard of single pixels comes out grey when the image shrinks by four."""
+    """A checkerboard of single pixels becomes grey when the image shrinks by four."""
     board = ((torch.arange(64)[:, None] + torch.arange(64)) % 2 * 255).to(torch.uint8).expand(3, 64, 64).permute(1, 2, 0)[None]
     out = denormalise(A.augment(board, AugmentConfig(crop_scale=(0.99, 1.0)), keyed(), 16)).float()
     assert (out - 127.5).abs().max() < 8
@@ -144,7 +144,7 @@ def test_erase_takes_a_rectangle_of_a_third_at_most():
         assert 0 < box.sum() <= 0.33 * 32 * 32 + height + width
 
 
-def test_nothing_asked_is_plain_normalisation():
+def test_no_augmentation_is_plain_normalisation():
     torch.testing.assert_close(A.augment(pictures(), AugmentConfig(), keyed()), A.normalise(pictures()), atol=1e-5, rtol=0)
 
 
@@ -154,7 +154,7 @@ def test_a_plain_colour_survives_crop_and_rotation():
     torch.testing.assert_close(A.augment(images, config, keyed(), 20), A.normalise(images, 20), atol=1e-4, rtol=0)
 
 
-def test_the_generator_decides_everything():
+def test_results_depend_on_the_generator_only():
     images = pictures(8)
     one = A.augment(images, EVERYTHING, keyed(1), 20)
     assert one.shape == (8, 3, 20, 20)
@@ -176,7 +176,7 @@ def test_values_stay_those_of_an_image():
 
 
 def test_mixup_mixes_images_and_targets_alike():
-    """Images that hold their own one-hot label: the mixed image is the mixed target."""
+    """With images that are their own one-hot labels, mixed images and mixed targets are equal."""
     labels = torch.arange(3).repeat(50)
     images = F.one_hot(labels, 3).float()[:, :, None, None].expand(-1, 3, 4, 4)
     mixed, targets = A.mixup(images, labels, 3, 0.4, keyed())
@@ -186,7 +186,7 @@ def test_mixup_mixes_images_and_targets_alike():
 
 
 def test_mixup_weights_are_beta():
-    """Beta(a, a) has mean 1/2 and variance 1 / (4 (2 a + 1)); partners are other images, here told apart by their class."""
+    """Beta(a, a) has mean 1/2 and variance 1 / (4 (2 a + 1)); here, partners differ in class."""
     count, alpha = 4000, 0.8
     _, targets = A.mixup(torch.zeros(count, 1), torch.arange(count), count, alpha, keyed())
     own = targets.diagonal()[targets.gt(0).sum(1) == 2].double()

@@ -1,4 +1,4 @@
-"""Decoding: every mode, against Pillow and closed forms; every kind of damage has its reason."""
+"""Decoding of images: every mode, compared with Pillow and closed forms, and the reasons of unreadable files."""
 
 import io
 import struct
@@ -95,7 +95,7 @@ def test_nan_is_unreadable():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation):
-    """The stored picture is the upright one, transformed as the tag says it was (EXIF 2.3, table of tag 0x0112)."""
+    """The stored picture is the upright one, transformed according to the tag (EXIF 2.3, table of tag 0x0112)."""
     upright = noise(4, 4, 3, seed=2)
     stored = {
         1: upright,
@@ -113,7 +113,7 @@ def test_exif_orientation_is_applied(orientation):
     np.testing.assert_array_equal(decode_image(data, 4), upright)
 
 
-def test_damaged_exif_does_not_cost_the_image():
+def test_images_with_damaged_exif_are_readable():
     np.testing.assert_array_equal(decode_image(encoded(RGB, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"), 16), np.asarray(RGB))
 
 

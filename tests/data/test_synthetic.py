@@ -37,7 +37,7 @@ def nearest_mean(features: np.ndarray, episodes: int = 60, shots: int = 5) -> fl
 
 
 def spectrum(images: np.ndarray) -> np.ndarray:
-    """Log amplitude spectrum of the grey, standardised image: blind to position, brightness and polarity."""
+    """Log amplitude spectrum of the grey, standardised image: invariant to position, brightness and polarity."""
     grey = images.astype(np.float32).mean(-1)
     grey = (grey - grey.mean((2, 3), keepdims=True)) / (grey.std((2, 3), keepdims=True) + 1)
     return np.log1p(np.abs(np.fft.rfft2(grey))).reshape(*images.shape[:2], -1)
@@ -134,7 +134,7 @@ def test_all_default_stores_take_less_than_20_seconds(tmp_path: Path) -> None:
 
 
 def test_every_letter_is_a_glyph_of_its_fonts() -> None:
-    """A missing glyph would be drawn as the font's box: no letter of any class may look like it."""
+    """A missing glyph would be drawn as the font's box, so no letter may look like it."""
     for _, text in catalogue("glyphs"):
         having = [font for font in fonts.LETTER_FONTS if ord(text) in fonts.code_points(font)]
         assert len(having) >= 3

@@ -1,4 +1,4 @@
-"""The sixteen datasets of torchvision in miniature, in their true formats on disk, and what their classes must be.
+"""Miniatures of torchvision's sixteen datasets in their original formats on disk, with their expected classes.
 
 Every writer takes the root and pytest's monkeypatch. It returns the classes in order, each with its images as uint8 [H, W, 3]; where
 torchvision checks MD5 sums, it puts those of the small files in the place of the real ones, so that the checks themselves stay on.
@@ -27,7 +27,7 @@ def noise(seed: int, side: int = 8, channels: int = 3) -> np.ndarray:
 
 
 def plain(seed: int, side: int = 16) -> np.ndarray:
-    """One colour, which JPEG keeps up to rounding."""
+    """An image of a single colour, which JPEG preserves up to rounding."""
     return np.full((side, side, 3), np.random.default_rng(seed).integers(0, 256, 3), np.uint8)
 
 
@@ -48,7 +48,7 @@ def write(path: Path, text: str | bytes) -> Path:
 
 
 def jpegs(folder: Path, names: Sequence[str], classes: Sequence[str], seed: int = 0) -> Classes:
-    """One colour image per name; the class of each is the entry of `classes` at the same place."""
+    """Write one colour image per name; `classes` has their classes in the same order."""
     found: Classes = {}
     for index, (name, c) in enumerate(zip(names, classes, strict=True)):
         found.setdefault(c, []).append(save(folder / name, plain(seed + index)))
@@ -98,7 +98,7 @@ def idx(array: np.ndarray) -> bytes:
 
 
 def mnist(root: Path, patch: Any, name: str = "MNIST", packed: bool = False) -> Classes:
-    """The four idx files, gzipped as they are published with `packed`."""
+    """Write the four idx files; with `packed`, they are gzipped as published."""
     from torchvision import datasets
 
     cls = getattr(datasets, name)
@@ -298,5 +298,5 @@ WRITERS: dict[str, Callable[[Path, Any], Classes]] = {
 
 
 def decoded(image: bytes | np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] of what a source gives."""
+    """Decode an image of a source to uint8 [H, W, 3]."""
     return image if isinstance(image, np.ndarray) else np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))

@@ -1,4 +1,4 @@
-"""The table of known datasets: its numbers against what others publish, its commands against the command line, its page against itself."""
+"""The table of known datasets: compare its numbers with the literature, its commands with the command line, its page with itself."""
 
 import shlex
 

@@ -1,4 +1,4 @@
-"""What a store holds, beside what the dataset of its name should hold."""
+"""Comparison of a store with the known dataset of its name."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Contracts of the official protocol on datasets of any shape, its refusals, and that an episode depends on its name alone."""
+"""The official protocol: invariants on datasets of any shape, errors, and reproducibility of episodes."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def sampler(store, config: EpisodeConfig = MD, split: str = "test", seed: int = 
 
 @st.composite
 def stores(draw):
-    """A flat dataset, one of superclasses, or one of overlapping nodes, with 2 to 300 images a class."""
+    """A dataset that is flat, or has superclasses or overlapping nodes, with 2 to 300 images per class."""
     kind = draw(st.sampled_from(["flat", "bilevel", "dag"]))
     groups: list[Any]
     if kind == "bilevel":
@@ -94,7 +94,7 @@ def test_every_episode_keeps_the_protocol(store, index, balanced, ignore):
 
 
 def test_nodes_are_drawn_uniformly_even_with_equal_leaves():
-    """Of 18 nodes two share a leaf set: chi-square of 9,000 draws at 17 degrees of freedom, p about 1e-5."""
+    """Two of the 18 nodes have the same leaves. Chi-square test of 9,000 draws at 17 degrees of freedom, p about 1e-5."""
     made = EpisodeSampler({"toy": spec_store("dag")}, "train", MD, 5)
     names = [g.name for g in made.pools["toy"].groups]
     drawn = [made.describe(i).group for i in range(9000)]
@@ -111,7 +111,7 @@ def test_spans_above_392_and_below_the_ways_are_not_eligible():
     assert ways == {"n001": {50}, "n003": {5}, "n005": {50}}
 
 
-def test_small_classes_go_before_spans_are_counted():
+def test_small_classes_are_dropped_before_spans_are_counted():
     store = OntologyStore([20] * 6 + [3] * 4, "dag", [range(6), range(2, 8), range(10)])
     made = sampler(store, EpisodeConfig(kind="meta-dataset", min_images=20))
     assert [(g.name, len(g.members)) for g in made.pools["toy"].groups] == [("n000", 6), ("n002", 6)]
@@ -134,7 +134,7 @@ def test_ontologies_can_be_ignored_by_kind(ontology, kind, grouped):
     assert {len(d.classes) > 6 for d in map(made.describe, range(60))} == ({False} if grouped else {False, True})
 
 
-def test_the_other_kinds_know_no_ontology():
+def test_the_other_kinds_ignore_the_ontology():
     store = OntologyStore([20] * 12, "dag", [range(6)])
     for kind in ("fixed", "variable"):
         assert not sampler(store, EpisodeConfig(kind=kind)).pools["toy"].groups
@@ -166,14 +166,14 @@ def test_refusals(store, config, message):
     assert "\n" not in str(error.value)
 
 
-def test_settings_that_balanced_shots_do_not_read_are_noted():
+def test_settings_that_balanced_shots_ignore_are_noted():
     store = FakeStore([30] * 9, images=False)
     made = EpisodeSampler({"toy": store}, "all", EpisodeConfig(kind="variable", balanced=2, max_support=60, ontology="none"), 0)
     assert made.notes == ["episode.kind=variable with balanced shots does not use ontology=none, max_support=60"]
 
 
 def test_episodes_with_an_ontology_never_change():
-    """Pinned: a change of these digests breaks every comparison with earlier results."""
+    """Regression test: changed digests would invalidate all comparisons with earlier results."""
     found = [str(plan_digest(EpisodeSampler({"toy": spec_store(kind)}, "test", MD, 7).plan(5))) for kind in ("bilevel", "dag")]
     assert found == ["2335259156134747103", "8685808296316562207"]
 

@@ -1,4 +1,4 @@
-"""Fixed episode lists: what is written is read, the hash names the questions, and what does not fit is refused."""
+"""Fixed episode lists: round trip, hashes, and rejection of invalid files and other stores."""
 
 import zipfile
 
@@ -50,7 +50,7 @@ def test_writing_twice_gives_equal_bytes(sampler, tmp_path):
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
-def test_the_hash_is_of_the_questions(sampler):
+def test_the_hash_identifies_the_episodes(sampler):
     made = draw_list(sampler, 6)["birds"]
     digests = [plan_digest(made.plan(i)) for i in range(6)]
     assert made.hash == list_hash("birds", "abc", digests)
@@ -69,7 +69,7 @@ def test_the_hash_is_of_the_questions(sampler):
     assert plan_digest(renamed) == plan_digest(plan)
 
 
-def test_a_loader_gives_the_same_images_from_the_list(sampler):
+def test_a_loader_returns_the_same_images_from_the_list(sampler):
     store = sampler.stores["cars"]
     made = draw_list(sampler, 4)["cars"]
     drawn = EpisodeSampler({"cars": store}, "all", sampler.config, 4)
@@ -144,7 +144,7 @@ def test_changed_lists_are_refused(sampler, tmp_path, change, message):
     assert "\n" not in str(error.value)
 
 
-def test_files_that_are_no_lists_are_refused(sampler, tmp_path):
+def test_files_that_are_not_lists_are_refused(sampler, tmp_path):
     path = tmp_path / "l.npz"
     write_list(path, draw_list(sampler, 3))
     whole = path.read_bytes()

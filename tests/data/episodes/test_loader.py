@@ -1,4 +1,4 @@
-"""The loaders give what the plan says, in order, the same for any number of threads, and leave no thread behind."""
+"""Loaders return the planned images in order, independently of the number of threads, and end their threads."""
 
 import itertools
 import threading
@@ -77,7 +77,7 @@ def test_episodes_are_the_same_for_any_workers_and_after_a_resume(augment):
     assert no_threads_left()
 
 
-def test_two_passes_are_equal_and_the_length_is_known():
+def test_two_passes_are_equal_and_have_a_length():
     loader = EpisodeLoader(sampler(), range(4), augment=AUGMENT)
     assert len(loader) == 4
     assert_same(contents(loader), contents(loader))
@@ -121,7 +121,7 @@ def test_an_error_in_the_loop_ends_the_threads():
 
 
 class Broken(FakeStore):
-    """Its images fail after the given number of accesses."""
+    """A store whose images raise an error after the given number of accesses."""
 
     def __init__(self, good: int, error: Exception) -> None:
         super().__init__([9] * 7)
@@ -155,7 +155,7 @@ def test_mixup_is_refused_for_episodes():
         EpisodeLoader(sampler(), range(2), augment=AugmentConfig(mixup=0.2))
 
 
-def test_work_runs_ahead_by_no_more_than_asked():
+def test_work_runs_ahead_by_the_given_number_at_most():
     started: list[int] = []
 
     def work(item: int) -> int:

@@ -1,4 +1,4 @@
-"""The deterministic parts of Meta-Dataset's protocol against exact cases from the published reference sampler."""
+"""Compare the deterministic parts of Meta-Dataset's protocol with exact values from the published reference sampler."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_support_per_class_cases():
         assert support_per_class(*arguments).tolist() == case["num_support_per_class"]
 
 
-def test_superclasses_own_the_reference_samplers_classes():
+def test_superclasses_have_the_reference_samplers_classes():
     spec = read_spec(HERE / "bilevel_spec.json")
     assert spec.ontology is not None
     splits = [c.split for c in spec.classes]

@@ -1,4 +1,4 @@
-"""The official protocol against the published reference sampler: its law over 20,000 episodes of every setting, and what is exact in it."""
+"""Compare the official protocol with the published reference sampler: distributions over 20,000 episodes per setting, and exact values."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from tests.data.mdstats import Draws, blocks, differences, episode_config, spec_
 
 
 @pytest.mark.parametrize(("kind", "name", "split"), blocks())
-def test_the_law_is_the_reference_samplers(kind, name, split):
+def test_distributions_agree_with_the_reference_sampler(kind, name, split):
     config = statistics(kind)["configs"][name]
     known = config["splits"][split]
     settings = episode_config(config["overrides"])

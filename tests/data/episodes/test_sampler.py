@@ -1,4 +1,4 @@
-"""Episode plans: what an episode may hold, that it is a pure function of its name, and what is refused."""
+"""Episode plans: validity, reproducibility, and errors."""
 
 import time
 
@@ -23,7 +23,7 @@ def flat(plan: EpisodePlan) -> list:
 
 
 def assert_sound(plan: EpisodePlan, store: FakeStore) -> None:
-    """No class or image twice, support and query disjoint, every row belongs to the class of its label, all int64."""
+    """Assert that classes and images are unique, support and query disjoint, every row has the class of its label, and all is int64."""
     assert len(set(plan.classes.tolist())) == len(plan.classes)
     rows = np.concatenate([plan.support, plan.query])
     labels = np.concatenate([plan.support_labels, plan.query_labels])
@@ -42,7 +42,7 @@ def assert_sound(plan: EpisodePlan, store: FakeStore) -> None:
     queries=st.integers(1, 12),
     index=st.integers(0, 10**9),
 )
-def test_fixed_episodes_hold_what_was_asked_or_are_refused(counts, ways, shots, queries, index):
+def test_fixed_episodes_match_the_request_or_are_refused(counts, ways, shots, queries, index):
     low, high = (ways[0], min(5, sum(ways))), (shots[0], sum(shots))
     store = FakeStore(counts, images=False)
     config = EpisodeConfig(ways=low, shots=high, queries=queries)
@@ -98,7 +98,7 @@ def test_seed_split_and_dataset_are_part_of_the_name():
 
 
 def test_a_plan_never_changes():
-    """Pinned: a change of these rows breaks every comparison with earlier results."""
+    """Regression test: changed rows would invalidate all comparisons with earlier results."""
     plan = sampler([30] * 12, seed=7, ways=2, shots=2, queries=1).plan(5)
     assert flat(plan) == ["toy", [8, 3], [251, 252, 91, 119], [0, 0, 1, 1], [243, 103], [0, 1]]
 
@@ -126,7 +126,7 @@ def test_split_of_overrides_the_split_of_one_dataset():
 
 
 def test_images_and_classes_are_uniform():
-    """Every image is as often the first support image as any other, and every class as often label 0 (chi-square, p about 1e-4)."""
+    """All images are equally likely to be the first support image, and all classes to have label 0 (chi-square test, p about 1e-4)."""
     made = sampler([12] * 8, ways=5, shots=1, queries=2)
     plans = [made.plan(i) for i in range(9600)]
     first = np.bincount([plan.support[0] for plan in plans], minlength=96)
@@ -182,7 +182,7 @@ def test_empty_ranges_are_refused(wrong):
         sampler([50] * 60, **wrong)
 
 
-def test_small_classes_are_left_out_and_noted():
+def test_small_classes_are_skipped_and_noted():
     made = sampler([14] * 3 + [15] * 7)
     assert made.notes == ["toy: 3 of 10 classes of split 'all' skipped: fewer than 15 images"]
     assert made.pools["toy"].classes.tolist() == list(range(3, 10))
@@ -198,7 +198,7 @@ def test_queries_are_lowered_only_where_a_dataset_is_too_small_and_never_silentl
 
 
 def test_lowered_queries_keep_half_of_the_usable_classes():
-    """100 classes of 8, one of 6, none of 15: 3 queries; the class of 6 goes rather than 2 queries of every episode."""
+    """With 100 classes of 8 images and one of 6, there are 3 queries: the class of 6 is dropped rather than 2 queries of every episode."""
     made = sampler([8] * 100 + [6, 5])
     assert made.pools["toy"].queries == 3
     assert len(made.pools["toy"].classes) == 100
@@ -206,7 +206,7 @@ def test_lowered_queries_keep_half_of_the_usable_classes():
     assert "2 of 102 classes" in made.notes[1]
 
 
-def test_settings_that_the_kind_does_not_read_are_noted():
+def test_settings_that_the_kind_ignores_are_noted():
     assert sampler([50] * 60, kind="variable", shots=1).notes == ["episode.kind=variable does not use shots=1"]
     assert sampler([50] * 60, max_ways=9).notes == ["episode.kind=fixed does not use max_ways=9"]
 
@@ -219,8 +219,8 @@ def test_protocol_tags():
     assert protocol_tag(EpisodeConfig(kind="variable", max_ways=20), "test") == "variable5-20w10q500s100c-test"
 
 
-def test_counted_generators_follow_numpys_philox():
-    """The key is SHA-256 of the parts' text: recomputed here from the definition."""
+def test_counted_generators_are_numpys_philox():
+    """The key, SHA-256 of the parts' text, is recomputed here from its definition."""
     import hashlib
 
     key = int.from_bytes(hashlib.sha256(b"('episode', 0, 'test', 'birds', 4)").digest()[:16], "little")
@@ -229,7 +229,7 @@ def test_counted_generators_follow_numpys_philox():
 
 
 def test_planning_is_fast():
-    """Under a millisecond an episode; the limit leaves room for a busy machine."""
+    """Planning takes less than a millisecond per episode; the limit allows for a busy machine."""
     made = sampler([5000] * 200, kind="variable")
     start = time.process_time()
     for index in range(300):

@@ -1,4 +1,4 @@
-"""`dataset_spec.json` of each kind: what is in it, and one clear line for each way to contradict itself."""
+"""`dataset_spec.json` of each kind: its content, and a one-line error for every contradiction."""
 
 import copy
 import json
@@ -44,7 +44,7 @@ def test_bilevel():
 
 
 def test_dag():
-    """Inner nodes in the order of wn_id; their leaves once each, as class ids, in the order of the leaves' wn_id."""
+    """Inner nodes are sorted by wn_id. Their leaves are unique class ids, sorted by wn_id."""
     spec = parse_spec(dag(GRAPHS, LEAVES, 3), "spec")
     assert [(c.name, c.split, c.images) for c in spec.classes] == [(n, "train" if n in "zbk" else "test", 3) for n in LEAVES]
     assert spec.ontology
@@ -57,7 +57,7 @@ def test_dag():
 
 @pytest.mark.parametrize("kind", ["flat", "bilevel"])
 def test_reference_specs(kind):
-    """Against the offsets and counts that the reference sampler reported for these files."""
+    """Compare with the offsets and counts that the reference sampler reported for these files."""
     path = SHARED / f"{kind}_spec.json"
     spec, raw = read_spec(path), json.loads(path.read_text())
     assert spec.kind == kind
@@ -70,7 +70,7 @@ def test_reference_specs(kind):
 
 
 def test_reference_dag():
-    """The number of images of an inner node is that of the distinct leaves below it: the file says so itself."""
+    """The file lists the number of images of inner nodes: it is the sum over the distinct leaves below."""
     path = SHARED / "dag_spec.json"
     spec, raw = read_spec(path), json.loads(path.read_text())
     assert spec.ontology
@@ -161,7 +161,7 @@ def linked(**children):
         (linked(left=["z", "z"]), r"\(left\): a child is listed twice"),
     ],
 )
-def test_graphs_that_are_none(raw, said):
+def test_invalid_graphs(raw, said):
     with pytest.raises(UserError, match=said):
         parse_spec(raw, "the.json")
 
@@ -178,7 +178,7 @@ def test_graphs_that_are_none(raw, said):
         (b"[" + b"9" * 5000 + b"]", "cannot be parsed as JSON"),
     ],
 )
-def test_files_that_are_no_specification(tmp_path, content, said):
+def test_files_that_are_not_specifications(tmp_path, content, said):
     (tmp_path / SPEC_FILE).write_bytes(content)
     with pytest.raises(UserError, match=said):
         read_spec(tmp_path)
@@ -199,7 +199,7 @@ def test_missing_specification(tmp_path):
 @given(st.integers(0, 10**6), st.data())
 @settings(deadline=None, max_examples=150)
 def test_damaged_specifications_raise_nothing_else(which, draw):
-    """Any part of a good specification replaced by anything."""
+    """Replace any part of a valid specification by anything."""
     raw = copy.deepcopy([FLAT, BILEVEL, DAG][which % 3])
     part = raw
     while True:
@@ -219,7 +219,7 @@ def test_damaged_specifications_raise_nothing_else(which, draw):
 
 
 def test_a_deep_graph(tmp_path):
-    """No recursion: a chain of 20,000 nodes."""
+    """A chain of 20,000 nodes does not exceed the recursion limit."""
     chain = {f"n{i:05d}": [f"n{i + 1:05d}"] for i in range(20_000)} | {"n20000": []}
     raw = dag({"TRAIN": {}, "VALID": {}, "TEST": {}}, ["n20000"], images_per_class={"TRAIN": {"n20000": 2}, "VALID": {}, "TEST": {}})
     raw["split_subgraphs"]["TRAIN"] = [{"wn_id": n, "words": "", "children_ids": c} for n, c in chain.items()]

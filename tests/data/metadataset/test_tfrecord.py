@@ -1,4 +1,4 @@
-"""TFRecord framing, checksums and tf.train.Example, against their published descriptions, and whatever else bytes can be."""
+"""TFRecord framing, checksums and tf.train.Example, compared with their published descriptions, and invalid input."""
 
 import os
 import struct
@@ -26,7 +26,7 @@ VECTORS = [
 
 @pytest.fixture
 def file(tmp_path):
-    """Writes a file and opens it."""
+    """Factory that writes a file and opens it."""
 
     def write(data):
         (tmp_path / "7.tfrecords").write_bytes(data)
@@ -48,7 +48,7 @@ def test_crc_of_every_way_of_cutting(size):
 
 @given(st.binary(max_size=600), st.data())
 @settings(deadline=None, max_examples=60)
-def test_crc_sees_every_bit(data, draw):
+def test_crc_depends_on_every_bit(data, draw):
     assert crc32c(data) == crc32c_by_bits(data) == crc32c(memoryview(bytearray(data)))
     if data:
         at = draw.draw(st.integers(0, 8 * len(data) - 1))
@@ -58,7 +58,7 @@ def test_crc_sees_every_bit(data, draw):
 
 
 def test_offsets_and_fields_of_the_fixture():
-    """Written by another program: offsets as PMF's `id` has them, see test_pmf_h5."""
+    """The fixture was written by another program; its offsets are PMF's `id`, see test_pmf_h5."""
     file = TFRecordFile(FIXTURE / "tfrecord" / "toy_shapes" / "1.tfrecords")
     offsets = list(file.offsets())
     assert len(offsets) == 12
@@ -79,8 +79,8 @@ def test_round_trip(file):
     assert list(file(b"").offsets()) == []
 
 
-def test_every_flipped_bit_is_seen(file):
-    """With the byte offset of the damaged record, not of the first one."""
+def test_every_flipped_bit_is_detected(file):
+    """The error has the byte offset of the damaged record, not of the first one."""
     first, second = record(b"first"), record(b"second one")
     for bit in range(8 * len(second)):
         data = bytearray(first + second)
@@ -91,7 +91,7 @@ def test_every_flipped_bit_is_seen(file):
             opened.payload(len(first))
 
 
-def test_every_cut_is_seen(file):
+def test_every_truncation_is_detected(file):
     data = record(b"first") + record(b"second")
     for size in range(len(record(b"first")) + 1, len(data)):
         with pytest.raises(TFRecordError, match=rf"7\.tfrecords, byte {len(record(b'first'))}: truncated"):
@@ -176,8 +176,8 @@ def entry(name, value):
     return field(1, field(1, name) + field(2, value))
 
 
-def test_what_else_protocol_buffers_allow():
-    """Numbers that are not packed, entries with the value first, unknown fields of every wire type, the last of two equal names."""
+def test_unusual_but_valid_protocol_buffers():
+    """Unpacked numbers, entries with the value first, unknown fields of every wire type, and the last of two equal names."""
     loose = field(3, b"".join(varint(1 << 3) + varint(v) for v in (5, 6)))
     swapped = field(1, field(2, field(1, field(1, b"x"))) + field(1, b"image"))
     unknown = varint(9 << 3) + varint(7) + varint(9 << 3 | 1) + bytes(8) + varint(9 << 3 | 5) + bytes(4) + field(9, b"z")
@@ -201,7 +201,7 @@ def test_what_else_protocol_buffers_allow():
         (field(1, entry(b"f", field(2, field(1, b"abc")))), 13, "not a multiple of 4"),
     ],
 )
-def test_what_is_no_example(data, at, said):
+def test_invalid_examples(data, at, said):
     with pytest.raises(BadExample, match=said) as error:
         parse_example(data)
     assert error.value.at == at

@@ -1,4 +1,4 @@
-"""The source `coco`: boxes enlarged and cut as in Meta-Dataset, from annotations in MSCOCO's own layout."""
+"""The source `coco`: crops of enlarged boxes as in Meta-Dataset, from annotations in MSCOCO's layout."""
 
 import io
 import json
@@ -77,13 +77,13 @@ def pixels(image_id):
     return np.asarray(Image.open(io.BytesIO(png(image_id))))
 
 
-def test_classes_boxes_and_what_is_left_out(made):
+def test_classes_boxes_and_skipped_ones(made):
     source = made()
     assert [(c.name, len(c.images), c.split) for c in source.classes()] == [("person", 3, None), ("dog", 2, None)]
     assert source.remarks == ["1 crowd boxes skipped", "1 classes with fewer than 2 boxes skipped: 'toothbrush'"]
     assert source.dropped == ["toothbrush"]
     assert (source.kind, source.name) == ("coco", "mscoco")
-    # a class's boxes come image by image, in the order of the images
+    # the boxes of a class are sorted by image
     assert [key.split("#")[0] for key in source.classes()[0].images] == [FILES[139], FILES[139], FILES[285]]
 
 
@@ -95,7 +95,7 @@ def test_crowds_and_few_boxes_may_stay(made):
 
 
 def test_crops_worked_out_by_hand(made):
-    """[10.25, 20.25, 30, 20] times 1.2 is x 7.25 to 43.25, y 18.25 to 42.25: columns round(6.75) to round(42.75), rows 18 to 42."""
+    """[10.25, 20.25, 30, 20] enlarged by 1.2 is x 7.25 to 43.25, y 18.25 to 42.25: columns round(6.75) to round(42.75), rows 18 to 42."""
     source = made()
     person, dog = source.classes()
     third = source.read(person.images[2])
@@ -117,7 +117,7 @@ sides = st.floats(0, 120).map(lambda v: round(v, 2))
 
 @given(st.tuples(numbers, numbers, sides, sides), st.integers(1, 100), st.integers(1, 100), st.sampled_from([1.0, 1.2, 1.5, 2.0]))
 def test_windows_cover_the_enlarged_box(box, width, height, enlarge):
-    """In exact arithmetic, but for the half pixel of rounding: the window is the enlarged box within the image."""
+    """The window is the enlarged box clipped to the image, up to half a pixel of rounding."""
     window = crop_window(box, (width, height), enlarge)
     left, top, w, h = map(Fraction, box)
     more = Fraction(enlarge) - 1

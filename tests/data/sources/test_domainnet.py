@@ -1,4 +1,4 @@
-"""The source `domainnet`: a domain's folder and the two list files beside it."""
+"""The source `domainnet`: the folder of a domain and its two list files."""
 
 import pytest
 

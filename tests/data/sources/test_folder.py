@@ -1,4 +1,4 @@
-"""The source `folder`: what becomes a class, what is skipped, what is refused."""
+"""The source `folder`: classes, skipped files, and invalid input."""
 
 import os
 import stat
@@ -17,7 +17,7 @@ PNG = picture()
 
 @pytest.fixture(params=["folder", "zip"])
 def make(request, tmp_path):
-    """Opens a source from files given by name, as a directory and as a ZIP."""
+    """Factory that opens a source from files given by name, as a directory and as a ZIP."""
 
     def opened(files, depth=1):
         if request.param == "folder":
@@ -54,7 +54,7 @@ def test_one_class_is_not_descended_into(make):
     assert list(listing(make({"cat/1.png": PNG, "cat/2.png": PNG}))) == ["cat"]
 
 
-def test_litter_is_skipped(make):
+def test_files_of_file_managers_are_skipped(make):
     litter = ["c0/.DS_Store", "c0/Thumbs.db", "__MACOSX/c0/._000.png", ".git/config", "c1/._000.png", ".hidden/a.png"]
     source = make({**tree(2, 2), **dict.fromkeys(litter, b"x")})
     assert listing(source) == {"c0": ["000.png", "001.png"], "c1": ["000.png", "001.png"]}
@@ -86,7 +86,7 @@ def test_parts_with_the_same_classes_split_the_images(make, top):
         assert len(c.images) == 6
 
 
-def test_parts_with_classes_of_their_own_are_no_split_of_images(make):
+def test_parts_with_different_classes_are_not_a_split_of_images(make):
     with pytest.raises(UserError, match=r"one folder deeper"):
         make({f"{part}/{part}{c}/{i}.png": PNG for part in ("train", "test") for c in "ab" for i in "12"})
 
@@ -110,7 +110,7 @@ def test_fingerprint_follows_names_sizes_and_content(tmp_path):
 
 
 def test_names_of_other_writers(tmp_path):
-    """macOS writes UTF-8 without saying so, some Windows programs write backslashes."""
+    """macOS writes UTF-8 without the flag, and some Windows programs write backslashes."""
     path = write_zip(tmp_path / "a.zip", {"Ara/1.png": PNG, "b\\1.png": PNG})
     data = path.read_bytes().replace(b"Ara", "éa".encode())
     path.write_bytes(data)
@@ -169,7 +169,7 @@ def test_many_entries_that_unpack_to_too_much_are_refused(tmp_path, monkeypatch)
 
 
 def test_an_entry_larger_than_it_says_is_not_read_on(tmp_path):
-    """The size in the directory is what was judged: an entry that holds more is damaged, not a longer read."""
+    """An entry that is larger than its size in the directory is damaged; the excess is not read."""
     path = write_zip(tmp_path / "a.zip", {"c/1.png": bytes(100_000), "c/2.png": PNG}, zipfile.ZIP_DEFLATED)
     data = path.read_bytes()
     path.write_bytes(data.replace(struct.pack("<I", 100_000), struct.pack("<I", 10)))
@@ -177,7 +177,7 @@ def test_an_entry_larger_than_it_says_is_not_read_on(tmp_path):
         FolderSource(path).read("c/1.png")
 
 
-def test_a_damaged_entry_does_not_cost_the_others(tmp_path):
+def test_a_damaged_entry_does_not_affect_the_others(tmp_path):
     path = write_zip(tmp_path / "a.zip", {"c/1.png": PNG, "c/2.png": PNG + b"tail"})
     path.write_bytes(path.read_bytes().replace(b"tail", b"flip", 1))
     source = FolderSource(path)

@@ -9,7 +9,7 @@ from smatcli.data.sources.fungi import FungiSource
 from smatcli.errors import UserError
 from tests.data.imagefiles import picture, write_folder
 
-# Two species of one name, and a name that ends in a space: both occur in the published files.
+# Two species with the same name, and a name that ends with a space: both occur in the published files.
 CATEGORIES = {0: "Abortiporus biennis", 1: "Amanita phalloides var. phalloides ", 2: "Xylaria sp", 3: "Xylaria sp"}
 
 

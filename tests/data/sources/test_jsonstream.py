@@ -1,4 +1,4 @@
-"""JSON element by element: the same as the whole file at once, whatever the chunks; damage says where it is."""
+"""JSON streamed by element: equal to parsing the whole file, for any chunk size; errors have a position."""
 
 import io
 import json
@@ -99,7 +99,7 @@ def test_an_endless_element_is_refused(tmp_path, monkeypatch):
         list(array_elements(tmp_path / "x.json", ("a",)))
 
 
-def test_memory_does_not_follow_the_file(tmp_path):
+def test_memory_does_not_depend_on_the_file_size(tmp_path):
     path = tmp_path / "x.json"
     polygon = [[i + 0.25 for i in range(500)]]
     with path.open("w") as file:

@@ -51,7 +51,7 @@ def test_a_vtab_task_has_the_images_of_the_three_lists(task):
     assert source.remarks == ["train800.txt lists 6 images, not 800", "val200.txt lists 3 images, not 200"]
 
 
-def test_the_benchmarks_numbers_bring_no_remark(tmp_path):
+def test_the_official_numbers_of_images_cause_no_remark(tmp_path):
     for name, count in (("train800", 800), ("val200", 200), ("test", 10)):
         (tmp_path / f"{name}.txt").write_text("".join(f"images/{name}/{i:06d}.jpg {i % 5}\n" for i in range(count)))
     write_folder(tmp_path, {"images/test/000000.jpg": picture()})
@@ -151,7 +151,7 @@ def test_fingerprint_and_unreadable_images(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["images", "Images", ""])
-def test_fgvc_lists_in_the_three_places_that_vpt_knows(folder, tmp_path):
+def test_fgvc_lists_in_the_three_folders_of_vpt(folder, tmp_path):
     source = FgvcSource(write_birds(tmp_path / "CUB_200_2011", folder))
     assert (source.kind, source.name, source.ontology, source.remarks) == ("fgvc", "fgvc_CUB_200_2011", None, [])
     prefix = f"{folder}/" if folder else ""

@@ -1,4 +1,4 @@
-"""Source `meta-dataset`: the official layout, as given and as generated here, and every way in which its files can be wrong."""
+"""The source `meta-dataset`: the official layout, from a fixture and generated, and invalid files."""
 
 import gc
 import io
@@ -22,7 +22,7 @@ IMAGES = {0: [picture(i) for i in range(3)], 1: [picture(10 + i) for i in range(
 
 @pytest.fixture
 def toy(tmp_path):
-    """A sound dataset of two classes, of 3 and 2 images, to be damaged."""
+    """A valid dataset with two classes of 3 and 2 images, for tests that damage it."""
     return write_records(tmp_path / "toy", SPEC, IMAGES)
 
 
@@ -31,7 +31,7 @@ def content(source):
 
 
 def test_fixture():
-    """Written by another program; what its JPEGs show is in the other fixture, see test_pmf_h5."""
+    """The fixture was written by another program; the pixels of its JPEGs are in the other fixture, see test_pmf_h5."""
     source = MetaDatasetSource(TOY)
     assert (source.kind, source.name, source.remarks, source.ontology) == ("meta-dataset", "toy_shapes", [], None)
     assert [(c.name, c.split, len(c.images)) for c in source.classes()] == [
@@ -59,7 +59,7 @@ def test_images_in_the_order_of_records(toy):
 
 
 def test_many_records_in_any_order(tmp_path):
-    """More than are indexed at once."""
+    """The file has more records than are indexed at once."""
     tiny = [bytes([i % 256, i // 256]) for i in range(2500)]
     source = MetaDatasetSource(write_records(tmp_path / "many", flat((1, 0, 0), [2500]), {0: tiny}))
     images = source.classes()[0].images
@@ -153,7 +153,7 @@ def test_damaged_records(toy, at, cut, said):
     ],
 )
 def test_wrong_fields(toy, payload, said):
-    """The second record is sound in its framing, not in what it holds."""
+    """The second record has valid framing, but an invalid payload."""
     whole = [record(example(image=image, label=0)) for image in IMAGES[0]]
     (toy / "0.tfrecords").write_bytes(whole[0] + record(payload) + whole[2])
     source = MetaDatasetSource(toy)
@@ -201,8 +201,8 @@ def swap(folder):
         (replaced_by_a_file, r"toy: is a file, not a folder"),
     ],
 )
-def test_files_that_are_not_the_specs(toy, change, said):
-    """Seen at once, before any image is read."""
+def test_files_that_do_not_match_the_spec(toy, change, said):
+    """The error is raised at once, before any image is read."""
     change(toy)
     with pytest.raises(UserError, match=said) as error:
         MetaDatasetSource(toy)
@@ -227,7 +227,7 @@ def test_the_folder_names_what_the_spec_cannot(tmp_path):
 
 
 def test_a_length_that_leads_back(toy):
-    """2^64 - 16 + 12 + 4 wraps to no step at all in 64 bits: it must not loop."""
+    """2^64 - 16 + 12 + 4 wraps to 0 in 64 bits, which must not cause an infinite loop."""
     length = struct.pack("<Q", 2**64 - 16)
     (toy / "0.tfrecords").write_bytes(length + masked(length) + bytes(100))
     with pytest.raises(UserError, match="byte 0: truncated"):

@@ -1,4 +1,4 @@
-"""Source `pmf-episodes`: PMF's fixed validation episodes as a store and a list, against the file itself."""
+"""The source `pmf-episodes`: PMF's fixed validation episodes as a store and a list, compared with the file itself."""
 
 import shutil
 
@@ -19,7 +19,7 @@ MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # 
 
 @pytest.fixture
 def file(tmp_path):
-    """A copy to be damaged."""
+    """A copy of the fixture, for tests that damage it."""
     return shutil.copy(FILE, tmp_path / "val_ep2_img16.h5")
 
 
@@ -29,7 +29,7 @@ def as_store(source, path):
 
 
 def test_list_of_the_store_gives_the_files_episodes(tmp_path):
-    """Images, labels, and the episodes' order, through a list that was written and read again; order within a class is the file's."""
+    """Images, labels and order of the episodes survive writing and reading a list; the order within a class is that of the file."""
     source = PmfEpisodesSource(FILE)
     assert (source.kind, source.name, len(source), source.ontology) == ("pmf-episodes", "toy_shapes_val_ep2_img16", 2, None)
     store = as_store(source, tmp_path / "toy.h5")
@@ -94,7 +94,7 @@ def replace(key, value):
         (lambda path: path.unlink(), "does not exist"),
     ],
 )
-def test_files_that_hold_no_episodes(file, change, said):
+def test_files_without_valid_episodes(file, change, said):
     change(file)
     with pytest.raises(UserError, match=rf"val_ep2_img16\.h5.*{said}"):
         PmfEpisodesSource(file)

@@ -1,4 +1,4 @@
-"""Source `pmf-h5`: the fixture against the TFRecords that it was made from, and every way in which its files can be wrong."""
+"""The source `pmf-h5`: its fixture compared with the original TFRecords, and invalid files."""
 
 import io
 import shutil
@@ -24,7 +24,7 @@ SPEC = flat((1, 0, 1), [3, 2])
 
 @pytest.fixture
 def toy(tmp_path):
-    """A sound dataset whose groups are not in the order of the records."""
+    """A valid dataset whose groups are not in the order of the records."""
     return write_pmf(tmp_path / "toy", SPEC, PIXELS, {0: [500, 0, 200], 1: [0, 90]})
 
 
@@ -33,7 +33,7 @@ def content(source):
 
 
 def test_fixture_is_the_tfrecords_image_by_image():
-    """Two readers, two formats, one content in one order: groups are shuffled, `id` leads back to the record."""
+    """Both readers return the same images in the same order, although the groups are shuffled: `id` is the offset of the record."""
     ours, theirs = PmfH5Source(TOY), MetaDatasetSource(FIXTURE / "tfrecord" / "toy_shapes")
     assert (ours.kind, ours.name, ours.ontology) == ("pmf-h5", "toy_shapes", None)
     assert [(c.name, c.split, len(c.images)) for c in ours.classes()] == [(c.name, c.split, len(c.images)) for c in theirs.classes()]
@@ -44,7 +44,7 @@ def test_fixture_is_the_tfrecords_image_by_image():
             jpeg = np.asarray(Image.open(io.BytesIO(theirs.read(record))).convert("RGB"))
             pixels = ours.read(image)
             assert pixels.shape == jpeg.shape
-            assert np.abs(pixels.astype(int) - jpeg).max() <= 3  # another libjpeg may round otherwise
+            assert np.abs(pixels.astype(int) - jpeg).max() <= 3  # other versions of libjpeg may round differently
             with h5py.File(TOY / f"{image.class_id}.h5", locking=False) as file:
                 assert int(np.ravel(file[f"{image.group}/id"][()])[0]) == record.offset
     assert shuffled
@@ -60,7 +60,7 @@ def test_images_in_the_order_of_records(toy):
 
 
 @pytest.mark.parametrize("ids", [None, [7, 7, 3]])
-def test_without_record_numbers_groups_count(toy, ids):
+def test_without_record_numbers_images_are_in_group_order(toy, ids):
     with h5py.File(toy / "0.h5", "r+") as file:
         for g in range(3):
             del file[f"{g}/id"]
@@ -81,7 +81,7 @@ def test_many_threads_and_more_classes_than_open_files(tmp_path):
 
 
 def edited(**fields):
-    """Replaces fields of group 1 of class 0; None removes."""
+    """Return a change that replaces fields of group 1 of class 0; None removes a field."""
 
     def change(folder):
         with h5py.File(folder / "0.h5", "r+") as file:
@@ -170,7 +170,7 @@ def test_damaged_files(toy, change, said):
         (lambda f: (f / "dataset_spec.json").unlink(), r"dataset_spec\.json: does not exist"),
     ],
 )
-def test_files_that_are_not_the_specs(toy, change, said):
+def test_files_that_do_not_match_the_spec(toy, change, said):
     change(toy)
     with pytest.raises(UserError, match=said):
         PmfH5Source(toy)

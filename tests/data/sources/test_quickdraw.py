@@ -1,4 +1,4 @@
-"""The source `quickdraw`: bitmaps read one by one, drawings found by line and rendered."""
+"""The source `quickdraw`: random access to bitmaps and drawings, and rendering."""
 
 import json
 import os
@@ -23,7 +23,7 @@ BITMAPS = RNG.integers(0, 256, (7, 784), dtype=np.uint8)
 
 
 def line(word="cat", drawing=None, recognized=True):
-    """A line of the simplified files, with the fields that the published ones have."""
+    """A line of the simplified files, with the fields of the published ones."""
     strokes = [[[0, 120, 255], [10, 200, 0]], [[30, 40], [255, 250]]] if drawing is None else drawing
     about = {"word": word, "countrycode": "US", "timestamp": "2017-03-01 21:01:07.24928 UTC", "recognized": recognized}
     return json.dumps({**about, "key_id": "5152802093400064", "drawing": strokes}).encode() + b"\n"
@@ -61,7 +61,7 @@ def test_names_as_browsers_save_them_and_bits(tmp_path):
 
 
 def test_nothing_is_loaded(tmp_path):
-    """A file of 2 million bitmaps (a sparse one) costs no memory, and its last image is read at once."""
+    """A sparse file of 2 million bitmaps takes no memory, and its last image is read directly."""
     path = save(tmp_path / "ant.npy", np.zeros((0, 784), np.uint8))
     count = 2_000_000
     head = path.read_bytes().replace(b"(0, 784), }       ", b"(2000000, 784), } ")
@@ -135,7 +135,7 @@ def one_file(tmp_path_factory):
 @settings(max_examples=40, deadline=None, phases=[Phase.explicit, Phase.generate])
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=40), st.booleans(), st.integers(1, 100), st.integers(1, 8))
 def test_line_index(one_file, lengths, last, chunk, block_size):
-    """Equal to splitting the file, for any chunk and block, with and without a last line end."""
+    """The index is equal to splitting the file, for any chunk and block size, with and without a final newline."""
     content = b"\n".join([b"{" + bytes([65 + i % 26]) * length for i, length in enumerate(lengths)]) + (b"\n" if last else b"")
     one_file.write_bytes(content)
     expected = content.removesuffix(b"\n").split(b"\n")
@@ -179,7 +179,7 @@ def test_many_threads_read_the_same_files(tmp_path):
 
 
 def coverage(strokes, side=256):
-    """The rendering in closed form: distance of every pixel centre from the nearest segment, one pixel of transition at the pen's edge."""
+    """Closed form of the rendering: distance of each pixel centre from the nearest segment, with a one-pixel transition at the edge."""
     every = np.concatenate([np.array(s, float) for s in strokes], 1)
     low, high = every.min(1), every.max(1)
     pen = 16 / 304 * side
@@ -253,12 +253,12 @@ def test_a_dot_is_a_disc():
         (b'{"drawing": [[[1e300], [0]]]}', "invalid coordinates"),
     ],
 )
-def test_lines_that_are_no_drawing(text, said):
+def test_lines_that_are_not_drawings(text, said):
     with pytest.raises(Unreadable, match=said):
         render_line(text)
 
 
-def test_a_bad_line_does_not_cost_the_others(tmp_path, monkeypatch):
+def test_a_bad_line_does_not_affect_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(drawings, "_CHUNK", 1000)
     monkeypatch.setattr(drawings, "_MAX_BLOCK", 5000)
     write_folder(tmp_path, {"cat.ndjson": line() * 20 + b'{"x": "' + b"y" * 9000 + b'"}\n' + b"{nope}\n" + line() * 20})

@@ -1,4 +1,4 @@
-"""The source `torchvision` on all sixteen datasets in their true formats."""
+"""The source `torchvision` on miniatures of all sixteen datasets in their original formats."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ EVERY = pytest.mark.parametrize("name", list(files.WRITERS))
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-    """Writes a dataset in miniature below the temporary folder and returns what its classes must be."""
+    """Factory that writes a miniature dataset below the temporary folder and returns its expected classes."""
     return lambda name: files.WRITERS[name](tmp_path, monkeypatch)
 
 
@@ -185,7 +185,7 @@ def test_a_listed_image_that_is_not_there_is_one_unreadable_image(make, tmp_path
 
 
 def test_signs_keep_their_number_when_a_class_has_no_training_folder(make, tmp_path):
-    """torchvision numbers the folders that are there, from 0."""
+    """torchvision numbers the existing folders from 0."""
     make("GTSRB")
     folder = tmp_path / "gtsrb/GTSRB/Training/00001"
     for file in folder.iterdir():
@@ -194,7 +194,7 @@ def test_signs_keep_their_number_when_a_class_has_no_training_folder(make, tmp_p
     assert {c.name: len(c.images) for c in TorchvisionSource("GTSRB", tmp_path).classes()} == {"00000": 4, "00001": 1, "00002": 3}
 
 
-def test_a_full_disk_for_temporary_files_is_said(make, tmp_path, monkeypatch):
+def test_a_full_disk_for_temporary_files_is_an_error(make, tmp_path, monkeypatch):
     make("SVHN")
 
     def full(*args, **kwargs):
@@ -205,7 +205,7 @@ def test_a_full_disk_for_temporary_files_is_said(make, tmp_path, monkeypatch):
         TorchvisionSource("svhn", tmp_path)
 
 
-def test_what_is_left_out_is_remarked(make, tmp_path):
+def test_skipped_files_are_remarked(make, tmp_path):
     make("SVHN")
     assert TorchvisionSource("svhn", tmp_path).remarks == []
     (tmp_path / "extra_32x32.mat").write_bytes(b"large")
@@ -222,7 +222,7 @@ def test_what_is_left_out_is_remarked(make, tmp_path):
         ("cars", "stanfordcars"),
     ],
 )
-def test_names_are_taken_as_people_write_them(given, name):
+def test_spellings_of_names(given, name):
     assert dataset_name(given) == name
 
 

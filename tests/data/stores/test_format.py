@@ -1,4 +1,4 @@
-"""What format 2 brought: encoded images, splits by image, an ontology; and format 1, which still opens."""
+"""Encoded images, splits by image, ontologies, and format versions of stores."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Splits by class: the counts of the rule, chance that is fixed, files that are checked."""
+"""Splits by class: counts per split, fixed random draws, and validation of splits files."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The store: what is written is read, and every damage is one clear line."""
+"""Stores: round trip, and a one-line error for any damage."""
 
 import errno
 import hashlib
@@ -144,7 +144,7 @@ def test_every_truncation_is_noticed(made):
 
 
 def test_any_flipped_byte_is_noticed(made):
-    """Outside the images when opened (HDF5 itself can loop for ever on a damaged structure), inside by verify."""
+    """Damage outside the images is detected on opening (HDF5 itself can loop forever), inside them by `verify`."""
     whole = made.read_bytes()
     start = Store.open(made).offset
     stop = start + expected().nbytes
