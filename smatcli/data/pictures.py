@@ -15,7 +15,9 @@ from smatcli.safe.files import atomic_path
 from smatcli.safe.text import shown
 
 _COLOURS = {"train": "#1b6e3c", "valid": "#9a6700", "test": "#8a1c1c"}
-_GAP = 2
+_SUPPORT, _QUERY = "#1b6e3c", "#8a1c1c"
+_GAP, _HEAD = 2, 48
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".pdf")
 
 
 def contact_sheet(store: Store, rows: int = 20, columns: int = 12, split: str = "all", height: int | None = None) -> Image.Image:
@@ -26,24 +28,22 @@ def contact_sheet(store: Store, rows: int = 20, columns: int = 12, split: str = 
     chosen = sorted(store.classes(split).tolist(), key=lambda c: (store.class_split[c], c))
     if not chosen:
         raise UserError(f"{store.name}: has no {split} classes")
-    shown = [chosen[i] for i in _spread(len(chosen), rows)]
+    selected = [chosen[i] for i in _spaced(len(chosen), rows)]
     side = height or max(48, store.image_size)
     large, small = font(15), font(12)
-    labels = [(shortened(store.class_names[c], 32), SPLITS[store.class_split[c]], int(store.counts[c])) for c in shown]
+    labels = [(shortened(store.class_names[c], 32), SPLITS[store.class_split[c]], int(store.counts[c])) for c in selected]
     margin = 14 + round(max([large.getlength(name) for name, _, _ in labels] + [small.getlength("valid, 00000 images")]))
     head = 30
-    sheet = Image.new("RGB", (margin + columns * (side + _GAP), head + len(shown) * (side + _GAP)), "white")
+    sheet = Image.new("RGB", (margin + columns * (side + _GAP), head + len(selected) * (side + _GAP)), "white")
     draw = ImageDraw.Draw(sheet)
-    title = f"{store.name}: {len(shown)} of {len(chosen)} {'' if split == 'all' else split + ' '}classes, {len(store):,} images in all"
+    title = f"{store.name}: {len(selected)} of {len(chosen)} {'' if split == 'all' else split + ' '}classes, {len(store):,} images in all"
     draw.text((6, 5), shortened(title, (sheet.width - 10) // 8), fill="black", font=large)
-    for row, (c, (name, part, count)) in enumerate(zip(shown, labels, strict=True)):
+    for row, (c, (name, part, count)) in enumerate(zip(selected, labels, strict=True)):
         top = head + row * (side + _GAP)
         draw.text((6, top + side // 2 - 18), name, fill="black", font=large)
         draw.text((6, top + side // 2 + 2), f"{part}, {count} images", fill=_COLOURS[part], font=small)
-        for column, i in enumerate(_spread(count, columns)):
-            tile = Image.fromarray(np.asarray(store.images[store.class_offsets[c] + i]))
-            if tile.width != side:
-                tile = tile.resize((side, side), Image.Resampling.NEAREST if side % tile.width == 0 else Image.Resampling.BICUBIC)
+        for column, i in enumerate(_spaced(count, columns)):
+            tile = _tile(np.asarray(store.images[store.class_offsets[c] + i]), side)
             sheet.paste(tile, (margin + column * (side + _GAP), top))
     return sheet
 
@@ -55,7 +55,7 @@ def write_contact_sheet(
     out = Path(out)
     if out.exists() and not replace:
         raise UserError(f"{out}: exists already; choose another name, or give --replace")
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".pdf"):
+    if out.suffix.lower() not in _SUFFIXES:
         raise UserError(f"{out}: give a file name that ends in .png (or .jpg, .webp, .pdf)")
     sheet = contact_sheet(store, rows, columns, split)
     with atomic_path(out) as draft:
@@ -63,7 +63,7 @@ def write_contact_sheet(
     return out
 
 
-def _spread(total: int, wanted: int) -> list[int]:
+def _spaced(total: int, wanted: int) -> list[int]:
     """Return up to `wanted` evenly spaced numbers below `total`, ascending."""
     count = min(total, wanted)
     return [i * total // count for i in range(count)]
@@ -84,11 +84,6 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
         if file.is_file():
             return ImageFont.truetype(str(file), size)
     return ImageFont.load_default(size)
-
-
-_SUPPORT, _QUERY = "#1b6e3c", "#8a1c1c"
-_GAP, _HEAD = 2, 48
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".pdf")
 
 
 def episode_picture(store: Any, plan: EpisodePlan, title: str, most: int = 12) -> Image.Image:
