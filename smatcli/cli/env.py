@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from smatcli.version import __version__
+
 PACKAGES = ("torch", "timm", "numpy", "h5py", "pandas", "pydantic", "typer", "rich", "safetensors", "pillow", "scipy", "matplotlib", "peft")
 EXTRAS = ("transformers", "datasets", "submitit", "tensorboard", "wandb")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
@@ -40,7 +42,7 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead
 
 
 def _versions() -> dict[str, str]:
-    versions = {"smat": _version("smatcli"), "python": f"{platform.python_version()} ({platform.platform()})"}
+    versions = {"smat": __version__, "python": f"{platform.python_version()} ({platform.platform()})"}
     versions.update((name, _version(name)) for name in PACKAGES)
     versions.update((name, version) for name in EXTRAS if (version := _version(name)) != "missing")
     return versions

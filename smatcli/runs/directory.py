@@ -24,6 +24,7 @@ from smatcli.safe.files import atomic_path, atomic_write_text, clear_drafts, loc
 from smatcli.safe.links import refuse_outside_links
 from smatcli.safe.text import parse_json, read_json
 from smatcli.safe.tree import differing_keys, flatten
+from smatcli.version import __version__
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -68,8 +69,8 @@ def _clear_dead(path: Path) -> None:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that results depend on."""
-    numbers = {"python": sys.version.split()[0]}
-    for name in ("smatcli", "torch", "timm", "numpy", "safetensors"):
+    numbers = {"python": sys.version.split()[0], "smatcli": __version__}
+    for name in ("torch", "timm", "numpy", "safetensors"):
         try:
             numbers[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

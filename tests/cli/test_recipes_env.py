@@ -5,6 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from smatcli import __version__
 from smatcli.cli import app
 from smatcli.config import packaged_recipes
 
@@ -78,4 +79,5 @@ def test_env():
     import torch
 
     assert found["versions"]["torch"] == torch.__version__.split("+")[0] or found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["smat"] == __version__  # not that of a stale installation
     assert set(found) == {"versions", "devices", "paths"}
