@@ -1,0 +1,1 @@
+"""Instruction data: rows of text, their tokens, packing, and generated tasks."""
