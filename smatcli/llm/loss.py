@@ -18,7 +18,9 @@ def answer_nll(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
     """
     shifted = labels[:, 1:]
     chosen = shifted != IGNORED
-    return F.cross_entropy(logits[:, :-1][chosen].float(), shifted[chosen], reduction="sum"), int(chosen.sum())
+    asked = logits[:, :-1][chosen]
+    asked = asked.to(torch.promote_types(asked.dtype, torch.float32))
+    return F.cross_entropy(asked, shifted[chosen], reduction="sum"), int(chosen.sum())
 
 
 def orthogonality(p: Tensor, config: OrthogonalityConfig) -> Tensor:

@@ -41,6 +41,6 @@ class PromptRouter(nn.Module):
 
 
 def pooled(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens with mask 1: hidden [B, T, D], mask [B, T] -> [B, D] (fp32)."""
-    weights = mask.to(hidden.device, torch.float32)[..., None]
-    return (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
+    """Mean over the tokens with mask 1: hidden [B, T, D], mask [B, T] -> [B, D], at least in fp32."""
+    weights = mask.to(hidden.device, torch.promote_types(hidden.dtype, torch.float32))[..., None]
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
