@@ -145,7 +145,7 @@ def test_padding_that_is_the_end_token_is_still_trained_at_the_end(tokenizer):
 def test_templates_that_break_training_are_refused(tokenizer):
     broken = byte_tokenizer()
     broken.chat_template = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
-    with pytest.raises(UserError, match="changes the user's text 'ab'"):
+    with pytest.raises(UserError, match="changes the text of the conversation before 'cd'"):
         Renderer(broken).tokens(pair("ab", "cd"))
     double = byte_tokenizer()
     double.chat_template = "<bos><bos>{% for m in messages %}{{ m['content'] }}{% endfor %}"

@@ -85,16 +85,23 @@ class Renderer:
             ids, offsets = [self.tokenizer.bos_token_id, *ids], [(0, 0), *offsets]
         return ids, offsets
 
-    @staticmethod
-    def _answers(text: str, messages: Sequence[Message]) -> list[tuple[int, int]]:
-        """Character ranges of the assistant's texts; the messages are searched one after the other."""
-        place, ranges = 0, []
-        for message in messages:
+    def _answers(self, text: str, messages: Sequence[Message]) -> list[tuple[int, int]]:
+        """Character ranges of the assistant's texts in the rendering `text` of `messages`.
+
+        An answer begins where the rendering of the turns before it, with the header of the answer, ends. Searching for its text from the
+        start would find a short answer inside of an earlier turn or of a header.
+        """
+        ranges = []
+        for number, message in enumerate(messages):
+            if message.role != "assistant":
+                continue
+            before = self.text(messages[:number], answer_next=True)
+            place = len(before) if text.startswith(before) else -1
             content = message.content if text.find(message.content, place) >= 0 else message.content.strip()
-            start = text.find(content, place)
+            start = text.find(content, place) if place >= 0 else -1
             if start < 0:
-                raise UserError(f"the chat template changes the {message.role}'s text {message.content[:40]!r}; use template: plain")
-            place = start + len(content)
-            if message.role == "assistant":
-                ranges.append((start, place))
+                raise UserError(
+                    f"the chat template changes the text of the conversation before {message.content[:40]!r}; use template: plain"
+                )
+            ranges.append((start, start + len(content)))
         return ranges
