@@ -52,3 +52,38 @@ class SimoeConfig(Strict):
     router: PromptRouterConfig = PromptRouterConfig()
     sparsity: LlmSparsityConfig = LlmSparsityConfig()
     orthogonality: OrthogonalityConfig = OrthogonalityConfig()
+
+
+class FullConfig(Strict):
+    """Full fine-tuning of all weights."""
+
+    name: Literal["full"] = "full"
+
+
+class LlmLoraConfig(Strict):
+    """LoRA (Hu et al., 2022) on every linear layer of the decoder layers, by `peft`."""
+
+    name: Literal["lora"] = "lora"
+    rank: Positive = Field(16, le=4096)
+    scale: float = Field(2.0, gt=0, description="alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class UpcycleConfig(Strict):
+    """Sparse upcycling (Komatsuzaki et al., 2023): copies of the feed-forward layers, top-k of them per token."""
+
+    name: Literal["upcycle"] = "upcycle"
+    experts: Positive = Field(4, le=256)
+    top: Positive = Field(2, description="experts per token")
+    balance: float = Field(0.01, ge=0, description="weight of the load-balancing loss")
+
+
+class SoftMergeLlmConfig(Strict):
+    """Soft merging (SMEAR; Muqeeth et al., 2024): copies of the feed-forward layers, averaged by scores of the prompt."""
+
+    name: Literal["softmerge"] = "softmerge"
+    experts: Positive = Field(4, le=256)
+    router: PromptRouterConfig = PromptRouterConfig()
+
+
+LlmMethodConfig = Annotated[SimoeConfig | FullConfig | LlmLoraConfig | UpcycleConfig | SoftMergeLlmConfig, Field(discriminator="name")]

@@ -1,5 +1,7 @@
 """Router of SIMoE: the frozen features of a prompt -> merging scores of the M experts, one vector per prompt for the whole network."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,3 +46,11 @@ def pooled(hidden: Tensor, mask: Tensor) -> Tensor:
     """Mean over the tokens with mask 1: hidden [B, T, D], mask [B, T] -> [B, D], at least in fp32."""
     weights = mask.to(hidden.device, torch.promote_types(hidden.dtype, torch.float32))[..., None]
     return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def frozen_features(base: Any, kind: str, ids: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean over the prompt tokens of the base model's `embedding`s or `last` hidden states, [B, D]."""
+    if kind == "embedding":
+        return pooled(base.get_input_embeddings()(ids), mask)
+    decoder = base.get_decoder() if hasattr(base, "get_decoder") else base.base_model
+    return pooled(decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state, mask)

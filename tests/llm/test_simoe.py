@@ -6,8 +6,8 @@ import torch
 from smatcli.config.llm import LlmSparsityConfig, SimoeConfig
 from smatcli.errors import UserError
 from smatcli.llm.loss import IGNORED, answer_nll
+from smatcli.llm.methods.simoe import Simoe
 from smatcli.llm.mixed import mixed_layers
-from smatcli.llm.model import Simoe
 from tests.llm.nets import VOCABULARY, model
 
 
@@ -44,8 +44,8 @@ def test_every_trainable_tensor_is_in_one_group(simoe):
 
 def test_scores_differ_between_prompts_and_see_no_padding(simoe):
     ids, mask = prompts(6, 4)
-    alpha = simoe.alpha(simoe.features(ids, mask))
-    alone = simoe.alpha(simoe.features(ids[1:, 2:], mask[1:, 2:]))
+    alpha = simoe.condition(simoe.features(ids, mask))
+    alone = simoe.condition(simoe.features(ids[1:, 2:], mask[1:, 2:]))
     torch.testing.assert_close(alpha[1:], alone)
     assert (alpha[0] - alpha[1]).abs().max() > 0.01
     torch.testing.assert_close(alpha.sum(-1), torch.ones(2, dtype=alpha.dtype))
@@ -85,14 +85,13 @@ def test_a_packed_row_has_the_loss_and_gradients_of_its_sequences(simoe):
     rows = [torch.randint(3, VOCABULARY, (1, n)) for n in lengths]
     labels = [torch.cat([torch.full((1, 2), IGNORED), ids[:, 2:]], 1) for ids in rows]
     alpha = torch.softmax(torch.randn(3, 3, dtype=torch.float64), -1)
-    z = torch.rand(3, simoe.gates.groups, dtype=torch.float64)
     deltas = simoe.trainable()["delta"]
     single = torch.zeros((), dtype=torch.float64)
     for s, (ids, want) in enumerate(zip(rows, labels, strict=True)):
-        single = single + answer_nll(simoe.logits(ids, alpha[s : s + 1], z), want)[0]
+        single = single + answer_nll(simoe.logits(ids, alpha[s : s + 1]), want)[0]
     bounds = [(0, 5), (5, 12), (12, 16)]
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
-    packed, count = answer_nll(simoe.logits(torch.cat(rows, 1), alpha, z, bounds, position_ids=positions), torch.cat(labels, 1))
+    packed, count = answer_nll(simoe.logits(torch.cat(rows, 1), alpha, bounds, position_ids=positions), torch.cat(labels, 1))
     assert count == sum(n - 2 for n in lengths)
     torch.testing.assert_close(packed, single)
     for a, b in zip(torch.autograd.grad(packed, deltas), torch.autograd.grad(single, deltas), strict=True):
@@ -105,13 +104,14 @@ def test_the_constraint_reaches_its_target(scope):
     masks, multipliers = [net.log_alpha], [net.controller.multipliers]
     optimizers = [torch.optim.Adam(masks, lr=0.05), torch.optim.SGD(multipliers, lr=2.0)]
     for step in range(400):
-        terms = net.penalties(net.draw(step))
+        net.begin_update(step)
+        terms = net.penalties()
         for optimizer in optimizers:
             optimizer.zero_grad()
         (terms["sparsity"] + terms["ascent"]).backward()
         for optimizer in optimizers:
             optimizer.step()
-        net.controller.project()
+        net.after_update(1.0)
     reached = 1 - net.gates.density(net.gates.expected(net.log_alpha), scope)
     assert reached.min() > 0.79
 
@@ -119,4 +119,4 @@ def test_the_constraint_reaches_its_target(scope):
 def test_without_a_target_there_is_no_multiplier():
     net = made(sparsity=LlmSparsityConfig(tau=0))
     assert "multipliers" not in net.trainable()
-    assert set(net.penalties(net.draw(0))) == {"orthogonality"}
+    assert set(net.penalties()) == {"orthogonality"}

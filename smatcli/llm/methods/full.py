@@ -1,0 +1,15 @@
+"""Full fine-tuning: every weight of the base model is trained."""
+
+from typing import Any
+
+from smatcli.config.llm import FullConfig
+from smatcli.llm.methods.base import LanguageMethod
+
+
+class FullMethod(LanguageMethod):
+    """Full fine-tuning, in fp32 weights."""
+
+    def __init__(self, base: Any, config: FullConfig) -> None:
+        super().__init__(base.float())
+        for parameter in self.base.parameters():
+            parameter.requires_grad_(True)
