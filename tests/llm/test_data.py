@@ -10,6 +10,7 @@ from smatcli.errors import UserError
 from smatcli.llm.data.bytes import byte_tokenizer
 from smatcli.llm.data.packing import pack
 from smatcli.llm.data.rows import Counts, Example, Message, example_of, read_rows
+from smatcli.llm.data.synthetic import synthetic_examples
 from smatcli.llm.data.tokens import Renderer
 
 PAIR = {"prompt": "2 + 2 = ?", "answer": "4", "task": "sum", "category": "arithmetic"}
@@ -168,3 +169,18 @@ def test_packing_holds_every_example_once(lengths, capacity):
 def test_packing_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="65 tokens does not fit a row of 64"):
         pack([3, 65], 64)
+
+
+def test_generated_tasks_by_hand():
+    rows = {part: list(synthetic_examples(part, 5)) for part in ("train", "valid", "heldout")}
+    assert {part: len(examples) for part, examples in rows.items()} == {"train": 60, "valid": 60, "heldout": 20}
+    by_category = {part: {e.category for e in examples} for part, examples in rows.items()}
+    assert by_category["heldout"] == {"keep-next", "reverse-capital", "sort-double", "rotate-plain"}
+    assert not by_category["heldout"] & by_category["train"]
+    assert rows["train"] == list(synthetic_examples("train", 5))
+    assert not {e.messages[0].content for e in rows["train"]} & {e.messages[0].content for e in rows["valid"]}
+    example = next(e for e in rows["heldout"] if e.category == "reverse-capital")
+    assert example.answer[::-1].lower() in example.messages[0].content
+    assert example.answer.isupper()
+    doubled = next(e for e in rows["heldout"] if e.category == "sort-double").answer
+    assert doubled[::2] == doubled[1::2] == "".join(sorted(doubled[::2]))
