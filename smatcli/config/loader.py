@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from smatcli.config import yaml_text
 from smatcli.config.extended import with_plugins
 from smatcli.config.find import find_recipe
+from smatcli.config.llm import LlmRecipe
 from smatcli.config.overrides import apply_overrides
 from smatcli.config.problems import data_path, describe
 from smatcli.config.protocols import expand, expand_overrides
@@ -22,12 +23,14 @@ from smatcli.errors import UserError, nearest
 from smatcli.safe.files import pointer_kind
 from smatcli.safe.tree import flatten
 
-AnyRecipe = TrainRecipe | PretrainRecipe | TuneRecipe | SegmentRecipe
+AnyVisionRecipe = TrainRecipe | PretrainRecipe | TuneRecipe | SegmentRecipe
+AnyRecipe = AnyVisionRecipe | LlmRecipe
 KINDS: dict[str, type[AnyRecipe]] = {
     "train": TrainRecipe,
     "pretrain": PretrainRecipe,
     "tune": TuneRecipe,
     "segment": SegmentRecipe,
+    "llm": LlmRecipe,
 }
 MAX_BYTES = 1_000_000
 COMMAND_LINE, DEFAULT = "command line", "default"
@@ -43,6 +46,18 @@ class Loaded:
     overrides: tuple[str, ...] = ()
 
 
+def verb(kind: str) -> str:
+    """Return the command that runs a recipe of a kind, without `smat`."""
+    return "llm train" if kind == "llm" else kind
+
+
+def vision(recipe: AnyRecipe) -> AnyVisionRecipe:
+    """Return the recipe; UserError if it has no backbone."""
+    if isinstance(recipe, LlmRecipe):
+        raise UserError(f"{recipe.run}: is a run of `smat {verb(recipe.kind)}`, a language model; give a run of a vision transformer")
+    return recipe
+
+
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), kind: str | None = None) -> Loaded:
     """Read, override and validate a recipe, given by path or packaged name. UserError if it is invalid or not of `kind`."""
     file = find_recipe(path)
@@ -53,7 +68,7 @@ def build_recipe(given: Mapping[str, Any], file: Path, overrides: Sequence[str] 
     """Override and validate recipe data from `file`, which may be another kind of file. UserError if they are invalid or not of `kind`."""
     data, keys = apply_overrides(expand(given), expand_overrides(overrides))
     if kind in KINDS and data.get("kind") in KINDS and data["kind"] != kind:
-        raise UserError(f"{file}: is a {data['kind']} recipe; run it with `smat {data['kind']} {file}`")
+        raise UserError(f"{file}: is a {data['kind']} recipe; run it with `smat {verb(data['kind'])} {file}`")
     recipe = _validate(data, file, keys)
     origins = {key: _origin(key, data, keys, f"file {file}") for key in flatten(recipe.model_dump(mode="json"))}
     return Loaded(recipe, origins, file, tuple(overrides))

@@ -203,10 +203,15 @@ class RunRecipe(Strict):
     threads: int | None = Field(None, gt=0, description="CPU threads; null = all cores")
     track: list[Literal["tensorboard", "wandb"]] = Field([], description="trackers that get a copy of metrics.jsonl (optional extras)")
     deterministic: bool = Field(False, description="use only deterministic algorithms: bit-identical results on one device; slower")
+
+
+class VisionRecipe(RunRecipe):
+    """The settings of all recipes with a vision transformer."""
+
     backbone: BackboneConfig = BackboneConfig()
 
 
-class TrainRecipe(RunRecipe):
+class TrainRecipe(VisionRecipe):
     """A meta-training run and its meta-test (`smat train`, `smat eval`, `smat sweep`)."""
 
     kind: Literal["train"]
@@ -240,7 +245,7 @@ class PretrainConfig(Strict):
     spike: SpikeConfig = SpikeConfig()
 
 
-class PretrainRecipe(RunRecipe):
+class PretrainRecipe(VisionRecipe):
     """A supervised pre-training run (`smat pretrain`)."""
 
     kind: Literal["pretrain"]

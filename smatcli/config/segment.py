@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from smatcli.config.base import Strict
 from smatcli.config.pmoe import PmoeConfig
-from smatcli.config.schema import GroupConfig, Positive, RunRecipe, SpikeConfig
+from smatcli.config.schema import GroupConfig, Positive, VisionRecipe, SpikeConfig
 
 FIXED = {"kvasir": ("binary", 2), "isic": ("binary", 2), "ade20k": ("index", 150), "synthetic": ("index", 4)}
 
@@ -116,7 +116,7 @@ class SegmentEval(Strict):
     pictures: int = Field(8, ge=0, description="number of test images to draw with truth and prediction")
 
 
-class SegmentRecipe(RunRecipe):
+class SegmentRecipe(VisionRecipe):
     """A segmentation run (`smat segment`)."""
 
     kind: Literal["segment"]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from smatcli.config.base import Strict
-from smatcli.config.schema import AugmentConfig, GroupConfig, Positive, RunRecipe, SpikeConfig
+from smatcli.config.schema import AugmentConfig, GroupConfig, Positive, VisionRecipe, SpikeConfig
 from smatcli.config.tuning import MlaeConfig, TunerConfig
 
 
@@ -86,7 +86,7 @@ class TuneConfig(Strict):
         return self
 
 
-class TuneRecipe(RunRecipe):
+class TuneRecipe(VisionRecipe):
     """A tuning run on a dataset (`smat tune`). Suites set data.dataset."""
 
     kind: Literal["tune"]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from smatcli.config import dump_recipe
-from smatcli.config.loader import AnyRecipe
+from smatcli.config.loader import AnyVisionRecipe, vision
 from smatcli.config.schema import TrainRecipe
 from smatcli.runs.directory import RunDir
 from smatcli.runs.results import SummaryRow, read_results, result_files
@@ -14,7 +14,7 @@ from smatcli.version import __version__
 UNKNOWN, SCRATCH = "not recorded", "none, trained from scratch"
 
 
-def base_weights(recipe: AnyRecipe, info: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
+def base_weights(recipe: AnyVisionRecipe, info: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
     """Return a description of the initial weights, their licence (None: not known), and their model id on the hub."""
     backbone = recipe.backbone
     if imported := info.get("imported"):
@@ -36,7 +36,7 @@ def base_weights(recipe: AnyRecipe, info: Mapping[str, Any]) -> tuple[str, str |
 
 def model_card(run: RunDir, licence: str | None = None) -> str:
     """Return README.md with front matter. `licence`: a hub identifier such as apache-2.0; default: that of the base weights."""
-    recipe = run.recipe
+    recipe = vision(run.recipe)
     base, base_licence, hub_id = base_weights(recipe, run.info)
     licence = licence or base_licence
     licensed = "" if base == SCRATCH else f"; their licence: {base_licence or UNKNOWN}"

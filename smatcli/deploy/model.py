@@ -10,6 +10,8 @@ import torch
 from smatcli.adaptation import build_adaptation, check_adaptation, needs_experts
 from smatcli.config import build_recipe
 from smatcli.config.schema import AdaptConfig, PretrainRecipe, TrainRecipe
+from smatcli.config.llm import LlmRecipe
+from smatcli.config.loader import verb
 from smatcli.config.segment import SegmentRecipe
 from smatcli.config.tune import TuneRecipe
 from smatcli.data.augment import normalise
@@ -33,9 +35,10 @@ def run_recipe(run: str | Path) -> TrainRecipe:
         hint = "a saved classifier: load it with smatcli.load_classifier" if path.suffix == SUFFIX else "a file"
         raise UserError(f"{path}: is {hint}, not a run directory")
     recipe = RunDir.open(path).recipe
-    if isinstance(recipe, TuneRecipe | SegmentRecipe):
+    if isinstance(recipe, TuneRecipe | SegmentRecipe | LlmRecipe):
         more = "; tune.merged=true in its recipe writes the tuned network as a file" if recipe.kind == "tune" else ""
-        raise UserError(f"{path}: is a run of smat {recipe.kind}, not a few-shot model; give one of `smat train` or `smat pretrain`{more}")
+        what = f"a run of smat {verb(recipe.kind)}, not a few-shot model"
+        raise UserError(f"{path}: is {what}; give one of `smat train` or `smat pretrain`{more}")
     if not isinstance(recipe, PretrainRecipe):
         return recipe
     common = recipe.model_dump(mode="json", include={"run", "seed", "device", "precision", "threads", "backbone"})

@@ -10,6 +10,7 @@ import torch
 
 from smatcli.backbones import create_backbone
 from smatcli.config import Loaded, build_recipe
+from smatcli.config.loader import vision
 from smatcli.config.schema import TrainRecipe
 from smatcli.engine.loop.loading import prepare_method, restore
 from smatcli.engine.loop.optimizers import build_optimizers
@@ -86,7 +87,7 @@ def _recipe(path: Path, out: Path, parsed: Parsed, overrides: Sequence[str]) -> 
         "eval": {"episode": {"kind": "meta-dataset"}},
     }
     loaded = build_recipe(data, path, overrides, kind="train")
-    check_heads(path, loaded.recipe.backbone)
+    check_heads(path, vision(loaded.recipe).backbone)
     return loaded
 
 

@@ -1,5 +1,7 @@
 """Terms of SIMoE's loss: answer likelihood, orthogonality of the masks, and the three sparsities that are reported."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,8 +36,10 @@ def orthogonality(p: Tensor, config: OrthogonalityConfig) -> Tensor:
     rows = F.normalize(p, dim=-1) if config.rows == "unit" else p
     gram = rows @ rows.T - torch.eye(experts, dtype=p.dtype, device=p.device)
     if config.norm == "spectral":
-        return torch.linalg.matrix_norm(gram, 2) / (experts - 1)
-    return torch.linalg.matrix_norm(gram) / (experts * (experts - 1)) ** 0.5
+        largest: Tensor = torch.linalg.matrix_norm(gram, 2)
+        return largest / (experts - 1)
+    size: Tensor = torch.linalg.matrix_norm(gram)
+    return size / math.sqrt(experts * (experts - 1))
 
 
 def sparsities(gates: Gates, log_alpha: Tensor) -> dict[str, float]:

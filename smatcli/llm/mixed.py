@@ -115,7 +115,7 @@ class MixedLinear(nn.Module):
     def __init__(self, base: nn.Module, segment: Segment, place: MixingPlace) -> None:
         super().__init__()
         self.base, self.segment, self.place = base, segment, place
-        weight: Tensor = base.weight.T if segment.kind == "conv1d" else base.weight  # type: ignore[assignment, operator]
+        weight: Tensor = base.weight.T if segment.kind == "conv1d" else base.weight  # type: ignore[assignment]
         bias = getattr(base, "bias", None)
         self.delta = nn.Parameter(torch.zeros(weight.shape, dtype=torch.float32, device=weight.device))
         self.delta_bias = None if bias is None else nn.Parameter(torch.zeros(len(bias), dtype=torch.float32, device=weight.device))
@@ -151,7 +151,7 @@ class MixedLinear(nn.Module):
                 mixing.merged[self.segment.name] = _merged(self.weight, self.delta, w[0], x.dtype)
             return F.linear(x, mixing.merged[self.segment.name])
         if mixing.shortest(x.shape[1]) >= MERGE_FROM:
-            return MergedProduct.apply(x, self.weight, self.delta, w, mixing)  # type: ignore[no-any-return, no-untyped-call]
+            return MergedProduct.apply(x, self.weight, self.delta, w, mixing)  # type: ignore[no-any-return]
         extra = F.linear(x, self.delta.to(x.dtype)) * mixing.per_token(w, x.shape[1]).to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype)) + extra
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smatcli.config.loader import vision
 from smatcli.config import TrainRecipe, dump_recipe, load_recipe, yaml_text
 from smatcli.config.methods import SmatConfig
 from smatcli.config.overrides import split_override
@@ -91,7 +92,7 @@ def test_dump_loads_again_to_the_equal_recipe(recipe_file, tmp_path):
     recipe = load_recipe(recipe_file(), awkward).recipe
     (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
     assert load_recipe(tmp_path / "again.yaml").recipe == recipe
-    assert recipe.backbone.weights == "1e-3"
+    assert vision(recipe).backbone.weights == "1e-3"
 
 
 values = st.recursive(
@@ -117,7 +118,7 @@ def test_recipe_by_packaged_name():
 
 def test_whole_floats_stay_floats_where_any_value_goes(recipe_file):
     recipe = load_recipe(recipe_file(), ["backbone.args.mlp_ratio=4.0"]).recipe
-    assert type(recipe.backbone.args["mlp_ratio"]) is float
+    assert type(vision(recipe).backbone.args["mlp_ratio"]) is float
 
 
 def test_fields_are_described():

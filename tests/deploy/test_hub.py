@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import smatcli
+from smatcli.config.loader import vision
 from smatcli.deploy.card import base_weights
 from smatcli.deploy.hub import pull, push, stage
 from smatcli.errors import UserError
@@ -97,8 +98,9 @@ def test_what_is_no_run_is_refused_and_nothing_is_left(tmp_path: Path, hub: Fake
 
 def test_licence_of_the_base_weights_as_timm_tells_it(tmp_path: Path) -> None:
     run = RunDir.open(make_run(tmp_path))
-    backbone = run.recipe.backbone.model_copy(update={"name": "vit_small_patch16_224.dino", "weights": "timm"})
-    recipe = run.recipe.model_copy(update={"backbone": backbone})
+    recipe = vision(run.recipe)
+    backbone = recipe.backbone.model_copy(update={"name": "vit_small_patch16_224.dino", "weights": "timm"})
+    recipe = recipe.model_copy(update={"backbone": backbone})
     words, licence, hub_id = base_weights(recipe, {})
     assert (licence, hub_id) == ("apache-2.0", "timm/vit_small_patch16_224.dino")
     assert "vit_small_patch16_224.dino" in words

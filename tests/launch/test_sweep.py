@@ -19,6 +19,7 @@ import smatcli.engine.evaluate.evaluation as evaluate_module
 import smatcli.engine.train.trainer as train_module
 from smatcli.cli import app
 from smatcli.cli.sweep import parse
+from smatcli.config.loader import vision
 from smatcli.config.methods import SmatConfig
 from smatcli.config.schema import TrainRecipe
 from smatcli.errors import SmatError, UserError
@@ -186,7 +187,7 @@ def test_values():
 def test_folder_names_of_awkward_values(world):
     points = plan_points(world.recipe, [parse_grid("backbone.weights=a/b.pth,'x y'")])
     assert [p.name for p in points] == ["weights=a_b.pth", "weights=x_y"]
-    assert points[0].loaded.recipe.backbone.weights == "a/b.pth"
+    assert vision(points[0].loaded.recipe).backbone.weights == "a/b.pth"
 
 
 @pytest.mark.parametrize(

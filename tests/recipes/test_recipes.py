@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from smatcli.config import find_recipe, load_recipe, packaged_recipes, recipes_root
+from smatcli.config.loader import verb
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(p for p in (ROOT / "recipes").rglob("*") if p.is_file())
@@ -21,7 +22,7 @@ def test_recipe(path):
     recipe = load_recipe(path).recipe
     lines = path.read_text().splitlines()
     name = path.relative_to(ROOT).as_posix()
-    assert lines[0] == f"# smat {recipe.kind} {name}", "the first line is the command that runs the recipe"
+    assert lines[0] == f"# smat {verb(recipe.kind)} {name}", "the first line is the command that runs the recipe"
     assert lines[1].startswith("# "), "and a comment says what it is"
     assert find_recipe(name) == path or find_recipe(name).resolve() == path
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
+from smatcli.config.loader import verb
 from smatcli.device import threads
 from smatcli.engine.loop.determinism import deterministic
 from smatcli.engine.loop.distributed import ALONE, WatchedRun, World, create, reserve, world
@@ -103,7 +104,7 @@ def run_session(
     """
     recipe = loaded.recipe
     if not isinstance(recipe, kind):
-        raise UserError(f"{loaded.path}: is a {recipe.kind} recipe; use `smat {recipe.kind}`")
+        raise UserError(f"{loaded.path}: is a {recipe.kind} recipe; use `smat {verb(recipe.kind)}`")
     here = world(recipe.device) if distributed else ALONE
     reporter = here.reporter(reporter)
     run = reserve(loaded, reporter, resume, here)

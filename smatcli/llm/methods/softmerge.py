@@ -37,7 +37,7 @@ class MergedLinear(nn.Module):
     def __init__(self, base: nn.Module, segment: Segment, experts: int, scores: _Scores) -> None:
         super().__init__()
         self.base, self.scores = base, scores
-        weight: Tensor = base.weight.T if segment.kind == "conv1d" else base.weight  # type: ignore[assignment, operator]
+        weight: Tensor = base.weight.T if segment.kind == "conv1d" else base.weight  # type: ignore[assignment]
         self.weights = nn.Parameter(weight.detach().float().expand(experts, *weight.shape).clone())
         bias = getattr(base, "bias", None)
         self.biases = None if bias is None else nn.Parameter(bias.detach().float().expand(experts, len(bias)).clone())

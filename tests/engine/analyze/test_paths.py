@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from smatcli.config.loader import vision
 from smatcli.config.schema import BackboneConfig
 from smatcli.engine.analyze import AnalysisOptions, analyze
 from smatcli.engine.analyze.paths import expert_names
@@ -38,7 +39,7 @@ def run(tmp_path_factory) -> Path:
     loaded = world.load(root)
     for k in range(2):
         torch.manual_seed(k)
-        save_file(create_backbone(loaded.recipe.backbone).state_dict(), root / f"expert{k}.safetensors")
+        save_file(create_backbone(vision(loaded.recipe).backbone).state_dict(), root / f"expert{k}.safetensors")
     tuner = f"tuner={{name: pmoe, prompts: 2, experts: [{VIT}{root}/expert1.safetensors}}]}}"
     loaded = world.load(root, tuner, f"backbone.weights={root}/expert0.safetensors", "tune.lr=0.1")
     return tune(loaded, SilentReporter()).path

@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
+from smatcli.config.loader import vision
 from smatcli.data.episodes.lists import draw_list, read_list, write_list
 from smatcli.data.episodes.sampler import EpisodeSampler
 from smatcli.data.stores.opening import open_stores
@@ -32,7 +33,7 @@ def method(monkeypatch: pytest.MonkeyPatch) -> FakeMethod:
 
 def make_list(run: Path, path: Path, episodes: int = 5, names=("near", "far", "farther")) -> Path:
     """The recipe's own episodes as a list."""
-    recipe = RunDir.open(run).recipe
+    recipe = vision(RunDir.open(run).recipe)
     stores = open_stores(Path(recipe.data.root), names)
     splits = {name: "test" if name == "near" else "all" for name in names}
     write_list(path, draw_list(EpisodeSampler(stores, "test", recipe.eval.episode, 0, splits), episodes))  # type: ignore[union-attr]

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from smatcli.backbones import create_backbone
+from smatcli.config.loader import vision
 from smatcli.config.schema import PretrainData
 from smatcli.data.stores.store import write_store
 from smatcli.engine.pretrain import pretraining as module
@@ -37,7 +38,7 @@ def test_it_learns_and_leaves_a_backbone(tmp_path):
     facts = json.loads((run.path / "backbone.json").read_text())
     assert (facts["name"], facts["image_size"], facts["metrics"]["top1"]) == ("vit_tiny_patch16_224", 16, valid[-1]["mean"])
     assert RunDir.open(run.path).finished
-    model = create_backbone(run.recipe.backbone.model_copy(update={"weights": str(run.path)}))
+    model = create_backbone(vision(run.recipe).backbone.model_copy(update={"weights": str(run.path)}))
     saved = _weights(run.path)
     assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
 
@@ -113,7 +114,7 @@ def test_cosine_logits_agree_with_their_formula():
 
 
 def test_no_weight_decay_on_norms_biases_and_embeddings(tmp_path):
-    model = CosineClassifier(create_backbone(load(tmp_path).recipe.backbone), 4, 10.0)
+    model = CosineClassifier(create_backbone(vision(load(tmp_path).recipe).backbone), 4, 10.0)
     names = {id(p): n for n, p in model.named_parameters()}
     bare = {names[id(p)] for p in model.undecayed()}
     assert {"backbone.pos_embed", "backbone.cls_token", "backbone.norm.weight", "backbone.blocks.0.attn.qkv.bias"} <= bare

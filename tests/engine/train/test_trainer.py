@@ -8,6 +8,7 @@ import torch
 
 from smatcli.backbones import create_backbone, save_backbone
 from smatcli.config import Loaded
+from smatcli.config.loader import vision
 from smatcli.config.schema import TrainRecipe
 from smatcli.engine.loop import guard
 from smatcli.engine.loop.loading import load_method
@@ -54,7 +55,8 @@ def test_a_resumed_run_needs_its_first_weights_no_more(tmp_path: Path) -> None:
     loaded = load(tmp_path)
     weights = tmp_path / "pretrain"
     weights.mkdir()
-    save_backbone(weights, create_backbone(loaded.recipe.backbone), loaded.recipe.backbone, {})
+    backbone = vision(loaded.recipe).backbone
+    save_backbone(weights, create_backbone(backbone), backbone, {})
     train(load(tmp_path, f"backbone.weights={weights}", "train.steps=2"), SilentReporter())
     for file in weights.iterdir():
         file.unlink()
