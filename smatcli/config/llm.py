@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from smatcli.config.base import Strict
 from smatcli.config.methods import MaskConfig
-from smatcli.config.schema import GroupConfig, Positive, SpikeConfig, RunRecipe
+from smatcli.config.schema import GroupConfig, Positive, RunRecipe, SpikeConfig
 
 Count = Annotated[int, Field(gt=0, le=10**9)]
 Width = Annotated[int, Field(gt=0, le=2**16)]
@@ -63,7 +63,7 @@ class SimoeConfig(Strict):
     orthogonality: OrthogonalityConfig = OrthogonalityConfig()
 
 
-class FullConfig(Strict):
+class LlmFullConfig(Strict):
     """Full fine-tuning of all weights."""
 
     name: Literal["full"] = "full"
@@ -95,7 +95,7 @@ class SoftMergeLlmConfig(Strict):
     router: PromptRouterConfig = PromptRouterConfig()
 
 
-LlmMethodConfig = Annotated[SimoeConfig | FullConfig | LlmLoraConfig | UpcycleConfig | SoftMergeLlmConfig, Field(discriminator="name")]
+LlmMethodConfig = Annotated[SimoeConfig | LlmFullConfig | LlmLoraConfig | UpcycleConfig | SoftMergeLlmConfig, Field(discriminator="name")]
 
 
 class LlmModel(Strict):

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from smatcli.config.base import Strict
 from smatcli.config.pmoe import PmoeConfig
-from smatcli.config.schema import GroupConfig, Positive, VisionRecipe, SpikeConfig
+from smatcli.config.schema import GroupConfig, Positive, SpikeConfig, VisionRecipe
 
 FIXED = {"kvasir": ("binary", 2), "isic": ("binary", 2), "ade20k": ("index", 150), "synthetic": ("index", 4)}
 

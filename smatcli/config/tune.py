@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from smatcli.config.base import Strict
-from smatcli.config.schema import AugmentConfig, GroupConfig, Positive, VisionRecipe, SpikeConfig
+from smatcli.config.schema import AugmentConfig, GroupConfig, Positive, SpikeConfig, VisionRecipe
 from smatcli.config.tuning import MlaeConfig, TunerConfig
 
 

@@ -9,9 +9,9 @@ import torch
 
 from smatcli.adaptation import build_adaptation, check_adaptation, needs_experts
 from smatcli.config import build_recipe
-from smatcli.config.schema import AdaptConfig, PretrainRecipe, TrainRecipe
 from smatcli.config.llm import LlmRecipe
 from smatcli.config.loader import verb
+from smatcli.config.schema import AdaptConfig, PretrainRecipe, TrainRecipe
 from smatcli.config.segment import SegmentRecipe
 from smatcli.config.tune import TuneRecipe
 from smatcli.data.augment import normalise

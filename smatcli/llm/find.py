@@ -34,7 +34,7 @@ _ATTENTION = ("q", "k", "v", "o", "qkv")
 
 
 @dataclass(frozen=True)
-class Segment:
+class RowSegment:
     """Rows `start` to `start + rows` of G: one module, its layer type and the index of its decoder layer."""
 
     name: str
@@ -52,14 +52,14 @@ class Segment:
         return self.start + self.rows
 
 
-def find_segments(model: nn.Module, which: Which = "all") -> list[Segment]:
+def find_segments(model: nn.Module, which: Which = "all") -> list[RowSegment]:
     """Return the segments of the decoder layers of `model`, in the model's order.
 
     Embeddings, the output head and norms outside of decoder layers are never selected. Raises UserError for a model that is a mixture of
     experts already, for a module that has two names (tied weights), and for a model without a module to upcycle.
     """
     _refuse_mixture(model)
-    segments: list[Segment] = []
+    segments: list[RowSegment] = []
     owners: dict[int, str] = {}
     for name, module, layer in _decoder_modules(model):
         kind = _kind(module)
@@ -70,23 +70,23 @@ def find_segments(model: nn.Module, which: Which = "all") -> list[Segment]:
             continue
         weight = getattr(module, "weight")  # noqa: B009  (typed as Tensor | Module)
         if other := owners.get(id(weight)):
-            raise UserError(f"{name}: shares its weight with {other}; tied layers cannot be upcycled, choose llm.upcycle without them")
+            raise UserError(f"{name}: shares its weight with {other}; tied layers cannot be upcycled, choose a method.upcycle without them")
         owners[id(weight)] = name
         bias = getattr(module, "bias", None) is not None
         rows, members = _shape(weight, kind)
         start = segments[-1].stop if segments else 0
-        segments.append(Segment(name, kind, label, layer, start, rows, members + bias))
+        segments.append(RowSegment(name, kind, label, layer, start, rows, members + bias))
     if not segments:
         raise UserError(f"{type(model).__name__}: no linear layer or norm inside of decoder layers to upcycle ({which})")
     return segments
 
 
-def row_count(segments: list[Segment]) -> int:
+def row_count(segments: list[RowSegment]) -> int:
     """Return G."""
     return segments[-1].stop
 
 
-def members_of(segments: list[Segment]) -> Tensor:
+def members_of(segments: list[RowSegment]) -> Tensor:
     """Return the number of parameters of every row, [G] (float64)."""
     return torch.cat([torch.full((s.rows,), float(s.members), dtype=torch.float64) for s in segments])
 
@@ -121,7 +121,7 @@ def _kind(module: nn.Module) -> Kind | None:
     return None
 
 
-def _type(name: str, kind: Kind, before: list[Segment], layer: int) -> str:
+def _type(name: str, kind: Kind, before: list[RowSegment], layer: int) -> str:
     if kind == "norm":
         if re.search(r"(q|k|query|key)_?(layer)?norm|norm_?(q|k)\b", name):
             return "norm_qk"

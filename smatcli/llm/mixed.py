@@ -1,4 +1,4 @@
-"""Layers of which every sequence has its own weights: y = x (W + diag(w) D)^T, with w = alpha @ z over the rows of W.
+"""Layers whose weights differ between sequences: y = x (W + diag(w) D)^T, with w = alpha @ z over the rows of W.
 
 W is frozen, D ("delta") is shared by all experts and trained. `MergedProduct` computes the layer with one product per sequence and a
 backward in closed form: G = dy^T x gives dD = w * G and dw = rowsum(G * D), so that only x is kept and the cost is that of full
@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from smatcli.llm.find import Segment
+from smatcli.llm.find import RowSegment
 
-MERGE_FROM = 64  # tokens per sequence from which one merged product is faster than two products
+MERGE_FROM = 64  # tokens per sequence; from here on, one merged product is faster than two products
 
 
 @dataclass
@@ -112,7 +112,7 @@ def _merged(weight: Tensor, delta: Tensor, w: Tensor, dtype: torch.dtype) -> Ten
 class MixedLinear(nn.Module):
     """A frozen linear layer (or GPT-2's Conv1D) with a shared delta; without a mixing it is the base layer, bit for bit."""
 
-    def __init__(self, base: nn.Module, segment: Segment, place: MixingPlace) -> None:
+    def __init__(self, base: nn.Module, segment: RowSegment, place: MixingPlace) -> None:
         super().__init__()
         self.base, self.segment, self.place = base, segment, place
         weight: Tensor = base.weight.T if segment.kind == "conv1d" else base.weight  # type: ignore[assignment]
@@ -159,7 +159,7 @@ class MixedLinear(nn.Module):
 class MixedNorm(nn.Module):
     """A frozen RMSNorm or LayerNorm whose weight is gamma + w * delta for every sequence (and its bias likewise)."""
 
-    def __init__(self, base: nn.Module, segment: Segment, place: MixingPlace) -> None:
+    def __init__(self, base: nn.Module, segment: RowSegment, place: MixingPlace) -> None:
         super().__init__()
         self.base, self.segment, self.place = base, segment, place
         weight: Tensor = base.weight  # type: ignore[assignment]
@@ -190,10 +190,10 @@ class MixedNorm(nn.Module):
         return F.rms_norm(x, base.normalized_shape, eps=base.eps)
 
 
-def mix_layers(model: nn.Module, segments: Sequence[Segment]) -> MixingPlace:
+def mix_layers(model: nn.Module, segments: Sequence[RowSegment]) -> MixingPlace:
     """Freeze `model`, replace the module of every segment by a mixed one, and return the place that their mixing is read from."""
     for parameter in model.parameters():
-        parameter.requires_grad_(False)
+        parameter.requires_grad = False
     place = MixingPlace()
     for segment in segments:
         parent, _, leaf = segment.name.rpartition(".")

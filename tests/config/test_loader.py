@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smatcli.config.loader import vision
 from smatcli.config import TrainRecipe, dump_recipe, load_recipe, yaml_text
+from smatcli.config.loader import vision
 from smatcli.config.methods import SmatConfig
 from smatcli.config.overrides import split_override
 from smatcli.config.schema import GroupConfig

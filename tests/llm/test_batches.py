@@ -5,7 +5,7 @@ import torch
 
 from smatcli.config.llm import SimoeConfig
 from smatcli.errors import UserError
-from smatcli.llm.data.batches import Schedule, TokenSet, prompts_of, rows_of, tokenise
+from smatcli.llm.data.batches import Dealing, TokenSet, prompts_of, rows_of, tokenise
 from smatcli.llm.data.bytes import byte_tokenizer
 from smatcli.llm.data.rows import Example, Message
 from smatcli.llm.data.tokens import Renderer
@@ -34,11 +34,11 @@ def small(length=9, count=6):
 
 
 def test_every_epoch_deals_every_example_once():
-    schedule = Schedule(10, 4, seed=3)
+    schedule = Dealing(10, 4, seed=3)
     epochs = [[i for u in range(e * 3, e * 3 + 3) for i in schedule.examples(u)] for e in range(2)]
     assert [sorted(e) for e in epochs] == [list(range(10))] * 2
     assert epochs[0] != epochs[1]
-    assert Schedule(10, 4, seed=3).examples(4) == schedule.examples(4)
+    assert Dealing(10, 4, seed=3).examples(4) == schedule.examples(4)
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from smatcli.config.llm import FullConfig, LlmLoraConfig, SimoeConfig, SoftMergeLlmConfig, UpcycleConfig
+from smatcli.config.llm import LlmFullConfig, LlmLoraConfig, SimoeConfig, SoftMergeLlmConfig, UpcycleConfig
 from smatcli.errors import UserError
 from smatcli.llm.loss import IGNORED, answer_nll
 from smatcli.llm.methods import METHODS, build_method
@@ -14,7 +14,7 @@ from tests.llm.nets import VOCABULARY, model
 
 CONFIGS: dict[str, Any] = {
     "simoe": SimoeConfig(experts=3),
-    "full": FullConfig(),
+    "full": LlmFullConfig(),
     "lora": LlmLoraConfig(rank=2),
     "upcycle": UpcycleConfig(experts=3, top=2),
     "softmerge": SoftMergeLlmConfig(experts=3),

@@ -65,36 +65,36 @@ def tokenise(examples: Sequence[Example], renderer: Renderer, context: int, too_
     An answer is never cut. Examples that are too long are refused (UserError with their number and the longest), dropped and counted, or
     lose the start of their prompt; an example whose answer alone is too long is dropped and counted even then.
     """
-    found = TokenSet()
+    result = TokenSet()
     lengths = []
     for example in examples:
         tokens = renderer.tokens(example)
         if not sum(tokens.trained[1:]):
-            found.dropped["no answer token"] += 1
+            result.dropped["no answer token"] += 1
             continue
         if len(tokens.ids) > context:
             lengths.append(len(tokens.ids))
             answer = len(tokens.ids) - tokens.prompt
             if too_long != "truncate-prompt-left" or answer >= context:
-                found.dropped["too long"] += 1
+                result.dropped["too long"] += 1
                 continue
             cut = len(tokens.ids) - context
             tokens = Tokens(tokens.ids[cut:], tokens.trained[cut:], tokens.prompt - cut)
-        found.examples.append(example)
-        found.tokens.append(tokens)
+        result.examples.append(example)
+        result.tokens.append(tokens)
     if lengths and too_long == "refuse":
         raise UserError(
             f"{len(lengths)} of {len(examples)} examples are longer than {context} tokens (the longest has {max(lengths)}); "
-            "set llm.too_long to drop or truncate-prompt-left, or raise llm.context"
+            "set data.too_long to drop or truncate-prompt-left, or raise data.context"
         )
-    if not found.tokens:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in found.dropped.items())
+    if not result.tokens:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in result.dropped.items())
         raise UserError(f"no example is left to train on ({reasons})")
-    return found
+    return result
 
 
-class Schedule:
-    """Which examples each update takes: epochs in a counted order, `batch` examples per update, fewer in the last one of an epoch."""
+class Dealing:
+    """Which examples each update takes: epochs in a counted order, `batch` examples per update, fewer in the last update of an epoch."""
 
     def __init__(self, size: int, batch: int, seed: int) -> None:
         self.size, self.batch, self.seed = size, min(batch, size), seed

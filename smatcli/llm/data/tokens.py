@@ -37,7 +37,7 @@ class Renderer:
         self.tokenizer = tokenizer
         self.chat = template == "chat" or (template == "auto" and bool(getattr(tokenizer, "chat_template", None)))
         if template == "chat" and not getattr(tokenizer, "chat_template", None):
-            raise UserError("llm.template: chat, but the tokenizer has no chat template; use template: plain")
+            raise UserError("data.template: chat, but the tokenizer has no chat template; use plain")
         if not getattr(tokenizer, "is_fast", False):
             raise UserError(f"{type(tokenizer).__name__}: gives no character offsets; use the tokenizer's fast version")
         if tokenizer.eos_token_id is None:
@@ -70,7 +70,7 @@ class Renderer:
         first = next((t for t, kept in enumerate(trained) if kept), len(ids))
         bos = self.tokenizer.bos_token_id
         if bos is not None and list(ids[:2]) == [bos, bos]:
-            raise UserError("the tokenizer adds a beginning-of-text token to a template that has one; use template: plain, or correct it")
+            raise UserError("the tokenizer adds a beginning-of-text token to a template that has one; use data.template: plain")
         return Tokens(tuple(ids), tuple(trained), first)
 
     def prompt(self, example: Example) -> list[int]:
@@ -101,7 +101,7 @@ class Renderer:
             start = text.find(content, place) if place >= 0 else -1
             if start < 0:
                 raise UserError(
-                    f"the chat template changes the text of the conversation before {message.content[:40]!r}; use template: plain"
+                    f"the chat template changes the text of the conversation before {message.content[:40]!r}; use data.template: plain"
                 )
             ranges.append((start, start + len(content)))
         return ranges

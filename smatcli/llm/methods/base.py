@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from smatcli.config.schema import GroupConfig
+
 Pieces = Sequence[tuple[int, int]] | None
 
 
@@ -24,6 +26,10 @@ class LanguageMethod(nn.Module):
     def trainable(self) -> dict[str, list[nn.Parameter]]:
         """Return the optimizer groups by name."""
         return {"delta": [p for p in self.base.parameters() if p.requires_grad]}
+
+    def defaults(self) -> dict[str, GroupConfig]:
+        """Return the settings of the optimizer groups that a recipe does not set."""
+        return {"delta": GroupConfig(lr=1e-4, clip=1.0, schedule="linear", warmup=0.03)}
 
     def begin_update(self, seed: int) -> None:
         """Draw what is drawn once per update, from `seed` alone: the same for all its micro-batches and processes."""
@@ -47,6 +53,10 @@ class LanguageMethod(nn.Module):
     def after_update(self, share: float) -> None:
         """Adjust schedules after an update; `share` of the training is done."""
 
+    def feasible(self) -> bool:
+        """Whether the method's constraint holds, so that the present weights may be kept as the best ones."""
+        return True
+
     def statistics(self) -> dict[str, float]:
         """Return the numbers that a validation records."""
         return {}
@@ -54,6 +64,14 @@ class LanguageMethod(nn.Module):
     def state(self) -> dict[str, Tensor]:
         """Return the tensors of a checkpoint: what is trained, and buffers that training changes."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def merged(self, features: Tensor | None) -> Any:
+        """Return a plain model of the base's class, with the weights of the prompt with features [1, D].
+
+        The modules of this method are reused, so it cannot be used afterwards. Raises UserError for a method whose weights differ from
+        token to token.
+        """
+        return self.base
 
     @torch.no_grad()
     def generate(self, ids: Tensor, mask: Tensor, **options: Any) -> Tensor:

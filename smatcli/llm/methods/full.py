@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from smatcli.config.llm import FullConfig
+from smatcli.config.llm import LlmFullConfig
 from smatcli.llm.methods.base import LanguageMethod
 
 
 class FullMethod(LanguageMethod):
     """Full fine-tuning, in fp32 weights."""
 
-    def __init__(self, base: Any, config: FullConfig) -> None:
+    def __init__(self, base: Any, config: LlmFullConfig) -> None:
         super().__init__(base.float())
         for parameter in self.base.parameters():
-            parameter.requires_grad_(True)
+            parameter.requires_grad = True

@@ -2,7 +2,10 @@
 
 from typing import Any
 
+from torch import Tensor
+
 from smatcli.config.llm import LlmLoraConfig
+from smatcli.config.schema import GroupConfig
 from smatcli.llm.find import find_segments
 from smatcli.llm.methods.base import LanguageMethod
 
@@ -22,3 +25,11 @@ class LlmLora(LanguageMethod):
             fan_in_fan_out=any(type(base.get_submodule(name)).__name__ == "Conv1D" for name in names),
         )
         super().__init__(get_peft_model(base, settings))
+
+    def defaults(self) -> dict[str, GroupConfig]:
+        """Return the defaults, with a higher rate."""
+        return {name: group.model_copy(update={"lr": 1e-3}) for name, group in super().defaults().items()}
+
+    def merged(self, features: Tensor | None) -> Any:
+        """Return the base model with the low-rank updates added to its weights."""
+        return self.base.merge_and_unload()

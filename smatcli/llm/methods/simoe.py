@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from smatcli.config.llm import SimoeConfig
 from smatcli.config.methods import SparsityConfig
+from smatcli.config.schema import GroupConfig
 from smatcli.errors import UserError
 from smatcli.experts.gates import Gates
 from smatcli.experts.sparsity import SparsityController
@@ -15,6 +16,8 @@ from smatcli.llm.loss import orthogonality, overlap, sparsities
 from smatcli.llm.methods.base import LanguageMethod, Pieces
 from smatcli.llm.mixed import Mixing, mix_layers, mixed_layers
 from smatcli.llm.prompt_router import PromptRouter, frozen_features
+
+TOLERANCE = 0.02  # of a sparsity
 
 
 class Simoe(LanguageMethod):
@@ -45,6 +48,15 @@ class Simoe(LanguageMethod):
         if self.config.sparsity.tau > 0:
             groups["multipliers"] = [self.controller.multipliers]
         return groups
+
+    def defaults(self) -> dict[str, GroupConfig]:
+        """Return the defaults, with groups for masks, router and multipliers."""
+        groups = super().defaults() | {
+            "masks": GroupConfig(optimizer="adam", lr=2e-2, schedule="constant", warmup=0.0),
+            "router": GroupConfig(lr=1e-4, schedule="linear", warmup=0.03),
+            "multipliers": GroupConfig(optimizer="sgd", lr=self.config.sparsity.lr, schedule="constant", warmup=0.0),
+        }
+        return {name: groups[name] for name in self.trainable()}
 
     @torch.no_grad()
     def features(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -98,9 +110,32 @@ class Simoe(LanguageMethod):
         self.controller.config = self.controller.config.model_copy(update={"tau": tau})
 
     @torch.no_grad()
+    def feasible(self) -> bool:
+        """Whether the expected sparsity is at most 0.02 below tau; always true without a constraint."""
+        density = self.gates.density(self.gates.expected(self.log_alpha), self.config.sparsity.scope)
+        return self.config.sparsity.tau == 0 or bool(1 - density.max() >= self.config.sparsity.tau - TOLERANCE)
+
+    @torch.no_grad()
     def statistics(self) -> dict[str, float]:
         """Return the three sparsities and the overlap of the inference masks."""
         return {**sparsities(self.gates, self.log_alpha), "overlap": overlap(self.gates.inference(self.log_alpha))}
+
+    @torch.no_grad()
+    def merged(self, features: Tensor | None) -> Any:
+        """Return the base model with the experts merged for a prompt, in fp32."""
+        assert features is not None
+        alpha = self.router.alpha(self.router(features))
+        rows = (alpha @ self.gates.inference(self.log_alpha))[0]
+        for name, layer in mixed_layers(self.base).items():
+            segment, base = layer.segment, layer.base
+            w = rows[segment.start : segment.stop]
+            delta = layer.delta * (w if layer.delta.ndim == 1 else w[:, None])
+            base.weight.add_(delta.T if segment.kind == "conv1d" else delta)  # type: ignore[operator]
+            if layer.delta_bias is not None:
+                base.bias.add_(w * layer.delta_bias)  # type: ignore[operator]
+            parent, _, leaf = name.rpartition(".")
+            setattr(self.base.get_submodule(parent), leaf, base)
+        return self.base
 
     @torch.no_grad()
     def generate(self, ids: Tensor, mask: Tensor, **options: Any) -> Tensor:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smatcli.config.llm import SoftMergeLlmConfig
-from smatcli.llm.find import Segment, find_segments
+from smatcli.config.schema import GroupConfig
+from smatcli.llm.find import RowSegment, find_segments
 from smatcli.llm.methods.base import LanguageMethod, Pieces
 from smatcli.llm.prompt_router import PromptRouter, frozen_features
 
@@ -34,9 +35,9 @@ class _Scores:
 class MergedLinear(nn.Module):
     """M copies of a linear layer, averaged by the scores of each sequence; the base layer where no scores are in force."""
 
-    def __init__(self, base: nn.Module, segment: Segment, experts: int, scores: _Scores) -> None:
+    def __init__(self, base: nn.Module, segment: RowSegment, experts: int, scores: _Scores) -> None:
         super().__init__()
-        self.base, self.scores = base, scores
+        self.base, self.scores, self.transposed = base, scores, segment.kind == "conv1d"
         weight: Tensor = base.weight.T if segment.kind == "conv1d" else base.weight  # type: ignore[assignment]
         self.weights = nn.Parameter(weight.detach().float().expand(experts, *weight.shape).clone())
         bias = getattr(base, "bias", None)
@@ -64,7 +65,7 @@ class SoftMergeLlm(LanguageMethod):
     def __init__(self, base: Any, config: SoftMergeLlmConfig) -> None:
         super().__init__(base)
         for parameter in base.parameters():
-            parameter.requires_grad_(False)
+            parameter.requires_grad = False
         self.scores = _Scores()
         for segment in find_segments(base, "ffn"):
             parent, _, leaf = segment.name.rpartition(".")
@@ -78,6 +79,10 @@ class SoftMergeLlm(LanguageMethod):
         router = {id(p) for p in self.router.parameters()}
         experts = [p for p in self.parameters() if p.requires_grad and id(p) not in router]
         return {"delta": experts, "router": list(self.router.parameters())}
+
+    def defaults(self) -> dict[str, GroupConfig]:
+        """Return the defaults, with a group for the router."""
+        return super().defaults() | {"router": GroupConfig(lr=1e-4, schedule="linear", warmup=0.03)}
 
     @torch.no_grad()
     def features(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -97,6 +102,21 @@ class SoftMergeLlm(LanguageMethod):
     def after_update(self, share: float) -> None:
         """Anneal the router's temperature."""
         self.router.anneal(share)
+
+    @torch.no_grad()
+    def merged(self, features: Tensor | None) -> Any:
+        """Return the base model whose feed-forward layers are the averages for a prompt."""
+        assert features is not None
+        alpha = self.condition(features)[0]
+        for name, layer in [(n, m) for n, m in self.base.named_modules() if isinstance(m, MergedLinear)]:
+            weight = torch.einsum("m,moi->oi", alpha.to(layer.weights.dtype), layer.weights)
+            base: Any = layer.base
+            base.weight.copy_(weight.T if layer.transposed else weight)
+            if layer.biases is not None:
+                base.bias.copy_(alpha.to(layer.biases.dtype) @ layer.biases)
+            parent, _, leaf = name.rpartition(".")
+            setattr(self.base.get_submodule(parent), leaf, base)
+        return self.base
 
     @torch.no_grad()
     def generate(self, ids: Tensor, mask: Tensor, **options: Any) -> Tensor:

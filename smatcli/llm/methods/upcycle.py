@@ -16,7 +16,7 @@ from smatcli.llm.find import find_segments
 from smatcli.llm.methods.base import LanguageMethod
 
 
-class Mixture(nn.Module):
+class TokenMixture(nn.Module):
     """E copies of a feed-forward layer; each token takes the `top` with the largest gate, weighted by the gates normalised over these."""
 
     def __init__(self, base: nn.Module, width: int, config: UpcycleConfig) -> None:
@@ -49,17 +49,21 @@ class UpcycleMethod(LanguageMethod):
 
     def __init__(self, base: Any, config: UpcycleConfig) -> None:
         if config.top > config.experts:
-            raise UserError(f"llm.method.top: {config.top} experts per token of {config.experts}; choose at most {config.experts}")
+            raise UserError(f"method.top: {config.top} experts per token of {config.experts}; choose at most {config.experts}")
         super().__init__(base.float())
         self.config = config
         parents = dict.fromkeys(segment.name.rpartition(".")[0] for segment in find_segments(base, "ffn"))
         for name in parents:
             parent, _, leaf = name.rpartition(".")
-            setattr(base.get_submodule(parent), leaf, Mixture(base.get_submodule(name), int(base.config.hidden_size), config))
+            setattr(base.get_submodule(parent), leaf, TokenMixture(base.get_submodule(name), int(base.config.hidden_size), config))
         for parameter in self.base.parameters():
-            parameter.requires_grad_(True)
+            parameter.requires_grad = True
+
+    def merged(self, features: Tensor | None) -> Any:
+        """Refuse: experts are chosen by token."""
+        raise UserError("sparse upcycling chooses experts by token: there is no dense model of a prompt; export a run of another method")
 
     def penalties(self) -> dict[str, Tensor]:
         """Return the load-balancing loss of the last forward pass, averaged over the layers."""
-        losses = [m.balance for m in self.base.modules() if isinstance(m, Mixture)]
+        losses = [m.balance for m in self.base.modules() if isinstance(m, TokenMixture)]
         return {"balance": self.config.balance * torch.stack(losses).mean()}

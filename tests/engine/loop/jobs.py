@@ -1,5 +1,6 @@
-"""The four kinds of training over the loop, each as a tiny recipe: `job(folder, name)` for the tests of what they share."""
+"""The five kinds of training over the loop, each as a tiny recipe: `job(folder, name)` for the tests of what they share."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from PIL import Image
 
 from smatcli.config import Loaded, load_recipe
 from smatcli.data.stores.store import write_store
+from smatcli.engine.llm.learner import LlmLearner
+from smatcli.engine.llm.training import train as train_language_model
 from smatcli.engine.loop.learner import Learner
 from smatcli.engine.pretrain import pretrain
 from smatcli.engine.pretrain.pretraining import PretrainLearner
@@ -58,6 +61,35 @@ def _segment(root: Path, *overrides: str) -> Loaded:
     return load_recipe(root / "recipe.yaml", overrides, kind="segment")
 
 
+LLM = """
+kind: llm
+run: ROOT/run
+device: cpu
+threads: 1
+precision: fp32
+model: {hidden: 16, layers: 1, heads: 2}
+data: {train: ROOT/rows.jsonl, valid: 4, context: 32}
+method: {name: simoe, experts: 3, router: {scores: gumbel-sigmoid, temperature: [2.0, 0.5]}}
+train: {steps: 6, batch: 5, row: 64, valid_every: 2, checkpoint_every: 2}
+"""
+
+
+def _llm(root: Path, *overrides: str) -> Loaded:
+    if not (root / "rows.jsonl").exists():
+        _write_rows(root, 3)
+        (root / "llm.yaml").write_text(LLM.replace("ROOT", str(root)))
+    return load_recipe(root / "llm.yaml", overrides, kind="llm")
+
+
+def _write_rows(root: Path, shift: int) -> None:
+    rows = [{"prompt": f"add {shift}: {n}", "answer": str(n + shift)} for n in range(16)]
+    (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _other_rows(root: Path) -> None:
+    _write_rows(root, 4)
+
+
 def _other_store(name: str, size: int) -> Callable[[Path], None]:
     def change(root: Path) -> None:
         images = np.zeros((8, size, size, 3), np.uint8)
@@ -99,6 +131,7 @@ KINDS = {
             ("data.fit=train", "tune.epochs=2", "tuner={name: lora, dropout: 0.3}", "tune.augment={flip: 0.5}"),
         ),
         Kind("segment", segment, _segment, SegmentLearner, "segment", "the images or masks in", _other_mask),
+        Kind("llm", train_language_model, _llm, LlmLearner, "train", "the rows or the weights of .*rows.jsonl", _other_rows),
     )
 }  # fmt: skip
 

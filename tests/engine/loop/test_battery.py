@@ -1,4 +1,4 @@
-"""What the loop promises to all four kinds of training: exact resume, the guard, determinism, the check of the data, signals."""
+"""What the loop promises to all kinds of training: exact resume, the guard, determinism, the check of the data, signals."""
 
 import json
 import os

@@ -1,0 +1,1 @@
+"""`smat llm`: training, evaluation, generation and export of adapted language models."""
