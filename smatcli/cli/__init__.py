@@ -27,6 +27,7 @@ VERBS = {
     "eval": "evaluate",
     "tune": "tune",
     "segment": "segment",
+    "llm": "llm",
     "predict": "predict",
     "export": "export",
     "push": "push",

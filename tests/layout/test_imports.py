@@ -16,7 +16,7 @@ ORDER = (
     "data.counted data.images data.augment", "data.stores", "data.metadataset", "data.catalogue", "data.episodes", "data.sources", "data",
     "runs", "backbones", "heads", "methods", "adaptation", "tuning llm", "segmentation",
     "engine.loop", "engine.prepare", "engine.pretrain", "engine.train", "engine.evaluate", "engine.tune", "engine.segment",
-    "engine.analyze", "engine", "importing", "launch", "deploy",
+    "engine.llm", "engine.analyze", "engine", "importing", "launch", "deploy",
     "report.results", "report.tables", "report.figures", "report.formats", "report", "cli", "",
 )  # fmt: skip
 RANKS = {prefix: rank for rank, line in enumerate(ORDER) for prefix in line.split(" ")}
