@@ -168,6 +168,7 @@ def _show_results(names: list[str], results: "list[LlmEvaluation]") -> None:
 
     from smatcli.cli.output import console
     from smatcli.engine.llm.evaluation import METRICS, compare
+    from smatcli.runs.results import LANGUAGE_RESULTS
 
     titles = {"nll": "NLL per answer token", "exact": "exact match (%)", "rouge": "ROUGE-L (%)"}
     for metric in METRICS:
@@ -190,4 +191,4 @@ def _show_results(names: list[str], results: "list[LlmEvaluation]") -> None:
                 f"[{scale * gap['low']:+.3f}, {scale * gap['high']:+.3f}] over {gap['tasks']:.0f} tasks (95 %, paired bootstrap)"
             )
     for result in results:
-        typer.echo(result.folder / "results.json")
+        typer.echo(result.folder / LANGUAGE_RESULTS)

@@ -18,6 +18,7 @@ from smatcli.safe.text import csv_cell, parse_json, refuse_special, write_csv
 
 FORMAT = 1  # of results.h5
 RESULTS, SUMMARY = "results.h5", "summary.csv"
+LANGUAGE_RESULTS = "results.json"  # of `smat llm eval`
 MEASURED = ("peak_memory", "energy")
 Records = dict[str, np.ndarray]
 """Per-episode columns, all of length n.
@@ -164,6 +165,8 @@ def read_evaluations(run: Path, skip: Callable[[str], None], note: Callable[[str
     summary.csv contradicts its results.
     """
     for folder in sorted(path for path in (run / "eval").glob("*") if path.is_dir()):
+        if (folder / LANGUAGE_RESULTS).exists():
+            continue
         parts = len(list((folder / "parts").glob("*.h5")))
         if not (folder / RESULTS).exists():
             why = f"unfinished ({parts} parts)" if parts else f"no {RESULTS} in it"

@@ -32,6 +32,9 @@ def test_from_rows_to_a_dense_model(tmp_path: Path) -> None:
     assert "NLL per answer token" in out
     assert "over 4 tasks (95 %, paired bootstrap)" in out
     assert (tmp_path / "full/eval/heldout/results.json").exists()
+    shown = CliRunner().invoke(app, ["runs", "show", str(tmp_path / "full")])
+    assert "last valid" in shown.stdout
+    assert "skipped" not in shown.output
     assert len(smat("generate", tmp_path / "simoe", "--prompt", "add 1", "--prompt", "sub 2", "--tokens", 4).splitlines()) >= 2
     smat("export", tmp_path / "simoe", "--form", "dense", "--prompt", "add 1", "--out", tmp_path / "dense")
     assert (tmp_path / "dense/model.safetensors").exists()

@@ -23,6 +23,7 @@ from smatcli.llm.features import PromptFeatures
 from smatcli.llm.loss import answer_nll
 from smatcli.llm.metrics import exact_match, require_rouge, rouge_l
 from smatcli.runs.reporter import Reporter
+from smatcli.runs.results import LANGUAGE_RESULTS
 from smatcli.safe.files import atomic_write_text
 from smatcli.safe.text import write_csv
 
@@ -185,7 +186,7 @@ def write(folder: Path, body: dict[str, Any], examples: Sequence[Example], answe
             for e, a in zip(examples, answers, strict=True)
         ]
         atomic_write_text(folder / "answers.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
-    atomic_write_text(folder / "results.json", json.dumps(body, indent=1))
+    atomic_write_text(folder / LANGUAGE_RESULTS, json.dumps(body, indent=1))
 
 
 def _cell(value: Any) -> str:
