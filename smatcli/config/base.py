@@ -1,4 +1,4 @@
-"""The base of every recipe model."""
+"""The base class of every recipe model."""
 
 from pydantic import BaseModel, ConfigDict
 

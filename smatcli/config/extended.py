@@ -1,4 +1,4 @@
-"""Recipe models extended by the settings of the plugins that a recipe uses."""
+"""Extend the recipe models with the settings of the plugins that a recipe uses."""
 
 from functools import cache
 from typing import Annotated, Any, Union, get_args
@@ -15,9 +15,9 @@ ADAPT_NAMES = {"proto", *AdaptConfig.model_fields}
 
 
 def with_plugins(model: type[BaseModel], data: dict[str, Any]) -> type[BaseModel]:
-    """Return `model`, or a subclass with the settings of the plugin methods and adaptations that the recipe `data` names.
+    """Return `model`, or a subclass of it that includes the settings of the plugin methods and adaptations named in `data`.
 
-    A name that is neither built in nor installed is left to the validation. UserError for a broken plugin.
+    Names that are neither built in nor installed are reported later, by the validation. Raises UserError for a broken plugin.
     """
     if not issubclass(model, TrainRecipe):
         return model

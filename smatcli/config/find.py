@@ -1,4 +1,4 @@
-"""Find recipes by path or by the name of a packaged one."""
+"""Find recipes by path or by packaged name."""
 
 from pathlib import Path
 
@@ -8,14 +8,14 @@ SUFFIXES = (".yaml", ".yml")
 
 
 def recipes_root() -> Path:
-    """Return the `recipes/` folder of the source tree, if there is one, else of the installed package."""
+    """Return the `recipes/` folder of the source tree or, if there is none, of the installed package."""
     package = Path(__file__).resolve().parent.parent
     source = package.parent / "recipes"
     return source if source.is_dir() and (package.parent / "pyproject.toml").is_file() else package / "_recipes"
 
 
 def packaged_recipes() -> dict[str, Path]:
-    """Return name ("quickstart/smat") -> file of every packaged recipe, sorted."""
+    """Return the file of every packaged recipe by name ("quickstart/smat"), sorted by name."""
     root = recipes_root()
     files = sorted(p for p in root.rglob("*") if p.suffix in SUFFIXES and p.is_file()) if root.is_dir() else []
     return {p.relative_to(root).with_suffix("").as_posix(): p for p in files}

@@ -10,22 +10,23 @@ Rate = Annotated[float, Field(ge=0)]
 Group = Annotated[
     Literal["auto"] | Annotated[int, Field(gt=0)],
     Field(
-        description="full, lora: fine-tunings run in parallel (episodes of the same shape, rates of a search), with equal results up to "
+        description="full, lora: number of fine-tunings in parallel (episodes of the same shape, candidate rates); results agree up to "
         "rounding; auto: 1 on a CPU, measured per shape on CUDA"
     ),
 ]
 
 
 class SearchConfig(Strict):
-    """Choice of the learning rate of an adaptation whose `lr` is null, per dataset.
+    """Settings of the search for the learning rate of an adaptation whose `lr` is null. A rate is chosen per dataset.
 
-    valid: on episodes of the dataset's validation classes; without any (or if the evaluation uses them), on held-out images of the support
-    sets. paper: on episodes of the evaluation with their query labels, as in the papers (stated in every result). none: no search.
+    valid: search on episodes of the validation classes of the dataset; if it has none (or the evaluation uses them), on held-out images of
+    the support sets. paper: search on episodes of the evaluation with their query labels, as in the papers; every result states this.
+    none: no search.
     """
 
     kind: Literal["valid", "paper", "none"] = "valid"
     episodes: int = Field(10, gt=0, description="tasks per search; SMAT release: 5")
-    rates: tuple[Rate, ...] = Field((1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1), description="candidates, in addition to 0")
+    rates: tuple[Rate, ...] = Field((1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1), description="candidate learning rates, in addition to 0")
 
 
 class FullConfig(Strict):
@@ -35,8 +36,8 @@ class FullConfig(Strict):
     steps: int = Field(50, gt=0)
     probability: float = Field(0.9, ge=0, le=1, description="DiffAugment: probability that a step's batch is augmented; 0 = off")
     colour: bool = Field(True, description="DiffAugment: brightness, saturation, contrast")
-    translation: float = Field(0.125, ge=0, lt=1, description="DiffAugment: largest shift as a share of the side")
-    batch: int = Field(1024, gt=0, description="more images are embedded in parts, twice each: less memory, a third more time")
+    translation: float = Field(0.125, ge=0, lt=1, description="DiffAugment: largest shift as a fraction of the image side")
+    batch: int = Field(1024, gt=0, description="larger image sets are embedded in parts, each part twice: less memory, a third more time")
     trajectory: bool = Field(False, description="record the query accuracy after every step; never used for selection")
 
 
@@ -45,9 +46,9 @@ class LoraAdaptConfig(FullConfig):
 
     rank: int = Field(8, gt=0)
     alpha: float = Field(32.0, gt=0, description="the update is alpha / rank * B A")
-    dropout: float = Field(0.1, ge=0, lt=1, description="on the input of the low-rank branch")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout on the input of the low-rank branch")
     factor: float = Field(10.0, gt=0, description="the optimizer's learning rate is lr times this (release: 10)")
 
 
 class JointConfig(FullConfig):
-    """Fine-tuning of all components of theta_i: theta_delta, mask logits and router (Table 4, column 4)."""
+    """Fine-tuning of all components of theta_i: theta_delta, mask logits and router (paper, Table 4, column 4)."""

@@ -1,4 +1,4 @@
-"""Load recipes from YAML and overrides, with the origin of every value."""
+"""Load recipes from YAML and overrides, and record the origin of every value."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -59,13 +59,13 @@ def vision(recipe: AnyRecipe) -> AnyVisionRecipe:
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), kind: str | None = None) -> Loaded:
-    """Read, override and validate a recipe, given by path or packaged name. UserError if it is invalid or not of `kind`."""
+    """Read, override and validate a recipe, given by path or packaged name. Raises UserError if it is invalid or not of `kind`."""
     file = find_recipe(path)
     return build_recipe(_read(file), file, overrides, kind)
 
 
 def build_recipe(given: Mapping[str, Any], file: Path, overrides: Sequence[str] = (), kind: str | None = None) -> Loaded:
-    """Override and validate recipe data from `file`, which may be another kind of file. UserError if they are invalid or not of `kind`."""
+    """Override and validate the recipe data `given`, which come from `file`. Raises UserError if they are invalid or not of `kind`."""
     data, keys = apply_overrides(expand(given), expand_overrides(overrides))
     if kind in KINDS and data.get("kind") in KINDS and data["kind"] != kind:
         raise UserError(f"{file}: is a {data['kind']} recipe; run it with `smat {verb(data['kind'])} {file}`")
@@ -75,7 +75,7 @@ def build_recipe(given: Mapping[str, Any], file: Path, overrides: Sequence[str] 
 
 
 def dump_recipe(recipe: BaseModel) -> str:
-    """Return the YAML of all values; loading it gives an equal recipe."""
+    """Return all values as YAML. Loading it gives an equal recipe."""
     return yaml_text.dump(recipe.model_dump(mode="json"))
 
 
@@ -128,7 +128,7 @@ def _validate(data: dict[str, Any], file: Path, keys: Sequence[str]) -> AnyRecip
 
 
 def _parse(model: type[AnyRecipe], data: dict[str, Any]) -> AnyRecipe:
-    """Validate strictly: no conversion of text or booleans to numbers, but of lists to tuples, and of 1e3 to an integer."""
+    """Validate strictly. Lists become tuples and 1e3 becomes an integer, but text and booleans never become numbers."""
     try:
         text = json.dumps(data)
     except ValueError:
@@ -143,7 +143,7 @@ def _parse(model: type[AnyRecipe], data: dict[str, Any]) -> AnyRecipe:
 
 
 def _whole_floats(error: ValidationError, data: dict[str, Any]) -> bool:
-    """Convert whole floats (`steps: 1e3`) to integers where these are expected. Returns whether there were any."""
+    """Convert whole floats (`steps: 1e3`) to integers where an integer is expected. Returns whether any were converted."""
     converted = False
     for item in error.errors(include_url=False):
         value = item["input"]

@@ -1,4 +1,4 @@
-"""Settings of the meta-tuning methods, one model each, selected by `method.name`."""
+"""Settings of the meta-tuning methods, with one model per method, selected by `method.name`."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -8,7 +8,7 @@ from smatcli.config.base import Strict
 
 
 class PretrainedConfig(Strict):
-    """No meta-tuning: prototypes under the pre-trained model."""
+    """No meta-tuning: prototypes are computed with the pre-trained model."""
 
     name: Literal["pretrained"] = "pretrained"
     scale: float = Field(10.0, gt=0, description="logits = scale * cosine(query, prototype)")
@@ -22,7 +22,7 @@ class PmfConfig(Strict):
 
 
 class MaskConfig(Strict):
-    """Hard-concrete masks (Louizos et al. 2018): beta 2/3, gamma -0.1, zeta 1.1 unless set."""
+    """Hard-concrete masks (Louizos et al. 2018)."""
 
     noise: Literal["stochastic", "deterministic"] = Field("stochastic", description="paper: stochastic; release: deterministic")
     beta: float = Field(2 / 3, gt=0)
@@ -33,33 +33,37 @@ class MaskConfig(Strict):
     init_std: float = Field(0.5, ge=0)
     clamp: float = Field(4.605170185988092, gt=0, description="log_alpha is clamped to [-clamp, clamp]; release: log 100")
     kind: Literal["learned", "random", "magnitude", "dense"] = Field(
-        "learned", description="random, magnitude: fixed from the start with a share tau of zeros; dense: no zeros"
+        "learned", description="random, magnitude: fixed from the start, with a fraction tau of zeros; dense: no zeros"
     )
     group: Literal["element", "input", "output"] = Field(
-        "element", description="scope of a mask entry: a parameter, or all weights of an input or output feature"
+        "element", description="what a mask entry selects: one parameter, or all weights of an input or output feature"
     )
 
 
 class RouterConfig(Strict):
-    """The hypernetwork: class prototypes under theta_pre -> one transformer block -> M logits."""
+    """The router (a hypernetwork): one transformer block that maps class prototypes under theta_pre to M logits."""
 
     pool: Literal["mean", "first"] = Field("mean", description="mean: permutation-invariant; first: token of class 0, as in the release")
     heads: int = Field(4, gt=0)
     mlp_ratio: float = Field(2.0, gt=0)
     skill_tokens: int = Field(4, ge=0)
     spectral_norm: bool = Field(True, description="spectral normalisation of the block's linear layers, as in the release")
-    sampling: Literal["gumbel", "none"] = Field("gumbel", description="training: relaxed Bernoulli noise on the logits, or none")
-    temperature: tuple[float, float] = Field((5.0, 0.5), description="first and last Gumbel-sigmoid temperature")
-    temperature_tasks: int = Field(18000, gt=0, description="tasks over which the temperature decreases linearly")
+    sampling: Literal["gumbel", "none"] = Field("gumbel", description="noise on the logits in training: relaxed Bernoulli, or none")
+    temperature: tuple[float, float] = Field((5.0, 0.5), description="initial and final temperature of the Gumbel-sigmoid")
+    temperature_tasks: int = Field(18000, gt=0, description="number of tasks over which the temperature decreases linearly")
     logit_l2: float = Field(0.0, ge=0, description="weight of mean(logits^2); release: 1e-4")
 
 
 class SparsityConfig(Strict):
     """The constraint E[L0(z_m)] / dim <= 1 - tau, enforced by a Lagrangian."""
 
-    tau: float = Field(0.9, ge=0, lt=1, description="target share of zeros in every expert")
-    measure: Literal["expected", "counted"] = Field("expected", description="ascent on 1 - E[L0] (paper) or on counted zeros (release)")
-    weighting: Literal["uniform", "alpha"] = Field("uniform", description="all experts equally (paper) or by their scores (release)")
+    tau: float = Field(0.9, ge=0, lt=1, description="target fraction of zeros in every expert")
+    measure: Literal["expected", "counted"] = Field(
+        "expected", description="sparsity in the constraint: 1 - E[L0] (paper) or the counted zeros (release)"
+    )
+    weighting: Literal["uniform", "alpha"] = Field(
+        "uniform", description="weights of the constraints: equal (paper) or the merging scores (release)"
+    )
     reset: bool = Field(True, description="reset a multiplier to 0 when its constraint holds")
     project: bool = Field(True, description="clip multipliers at 0 after each update; release: false")
     lr: float = Field(0.02, gt=0, description="learning rate of the gradient ascent on the multipliers")
@@ -68,17 +72,17 @@ class SparsityConfig(Strict):
 class TeacherConfig(Strict):
     """The task-specific dense teacher: theta_i after K gradient steps on the query loss, detached."""
 
-    steps: int = Field(1, ge=0, description="K; 0 = no teacher")
+    steps: int = Field(1, ge=0, description="number of gradient steps (K); 0 = no teacher")
     prototypes: Literal["recomputed", "student"] = Field(
-        "recomputed", description="under the teacher's parameters (paper), or the student's, updated by the same steps (release)"
+        "recomputed", description="those of the teacher's parameters (paper), or those of the student, updated in the same steps (release)"
     )
-    lr: float = Field(5e-3, gt=0, description="learning rate of these steps (SGD)")
+    lr: float = Field(5e-3, gt=0, description="learning rate of the gradient steps (SGD)")
     temperature: float = Field(2.0, gt=0)
     direction: Literal["forward", "reverse"] = Field(
         "forward", description="KL(teacher || student), or the release's KL(student || teacher)"
     )
     weight: float = Field(0.25, ge=0, le=1, description="loss = (1 - weight) CE + weight KD")
-    pretrained: bool = Field(False, description="also distil from the pre-trained model (release)")
+    pretrained: bool = Field(False, description="also distil from the pre-trained model, as in the release")
 
 
 class SmatConfig(Strict):
@@ -86,8 +90,8 @@ class SmatConfig(Strict):
 
     name: Literal["smat"] = "smat"
     scale: float = Field(10.0, gt=0, description="logits = scale * cosine(query, prototype)")
-    experts: int = Field(8, gt=0, description="M")
-    interpolated: bool = Field(True, description="a common theta_delta for all experts; false: one per expert")
+    experts: int = Field(8, gt=0, description="number of experts (M)")
+    interpolated: bool = Field(True, description="all experts share one theta_delta; false: one per expert")
     query_split: bool = Field(True, description="false: support and query form a single set, used for the prototypes and classified")
     inner_steps: int = Field(0, ge=0, description="gradient steps on the support loss before the query loss; release: 1, paper: 0")
     inner_lr: float = Field(1e-3, gt=0)
@@ -115,21 +119,24 @@ class SmatConfig(Strict):
 
 
 class MlpExpertsConfig(Strict):
-    """SMAT with dense experts in the MLP layers only: their place is fixed, not learned."""
+    """SMAT with dense experts in the MLP layers only; the position of the experts is fixed, not learned."""
 
     name: Literal["mlp_experts"] = "mlp_experts"
     scale: float = Field(10.0, gt=0, description="logits = scale * cosine(query, prototype)")
-    experts: int = Field(8, gt=0, description="M")
+    experts: int = Field(8, gt=0, description="number of experts (M)")
     router: RouterConfig = RouterConfig()
     teacher: TeacherConfig = TeacherConfig()
 
 
 class SoftMergeConfig(Strict):
-    """M dense copies of every MLP, averaged per task by a router's scores (SMEAR, Muqeeth et al. 2023); trains all parameters."""
+    """M dense copies of every MLP, averaged per task with the scores of a router (SMEAR, Muqeeth et al. 2023).
+
+    All parameters are trained.
+    """
 
     name: Literal["softmerge"] = "softmerge"
     scale: float = Field(10.0, gt=0, description="logits = scale * cosine(query, prototype)")
-    experts: int = Field(8, gt=0, description="M")
+    experts: int = Field(8, gt=0, description="number of experts (M)")
     router: RouterConfig = RouterConfig()
 
 
@@ -139,7 +146,7 @@ def _changed(config: BaseModel, allowed: set[str]) -> list[str]:
     return [key for key in type(config).model_fields if key not in allowed and getattr(config, key) != getattr(default, key)]
 
 
-# The last is the default: its keys are valid in a recipe without method.name.
+# The last model is the default: its keys are valid in a recipe without method.name.
 MethodConfig = Annotated[PretrainedConfig | PmfConfig | SoftMergeConfig | MlpExpertsConfig | SmatConfig, Field(discriminator="name")]
 
 
@@ -147,7 +154,10 @@ _LATER = {"interpolated": True, "query_split": True, "masks": {"kind": "learned"
 
 
 def method_facts(config: BaseModel) -> dict[str, Any]:
-    """Return a method's settings for results, without the options of `_LATER` at their default: results from before stay comparable."""
+    """Return the settings of a method that results record.
+
+    Options in `_LATER` are omitted at their default, so that results from before these options existed remain comparable.
+    """
     facts = config.model_dump(mode="json")
     for key, default in _LATER.items():
         inner = default if isinstance(default, dict) else {}

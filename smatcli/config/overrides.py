@@ -26,7 +26,7 @@ def split_override(text: str) -> tuple[str, Any]:
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Return a copy of `data` with the overrides, and their keys. UserError for a key that is given twice."""
+    """Return a copy of `data` with the overrides, and the overridden keys. Raises UserError if a key is given twice."""
     data = copy.deepcopy(data)
     keys: list[str] = []
     for text in overrides:

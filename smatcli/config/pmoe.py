@@ -9,18 +9,18 @@ from smatcli.config.schema import BackboneConfig, Positive
 
 
 class DispatcherConfig(Strict):
-    """The mixing of the experts' prompts: a dispatcher per prompt layer, shared by all experts."""
+    """Settings of the dispatcher that mixes the prompts of the experts. Each prompt layer has one, shared by all experts."""
 
     kind: Literal["mlp", "moe", "average", "none"] = Field(
         "mlp",
         description="mlp: the dispatcher; moe: several with a router; average: equal weights; none: no mixing",
     )
-    hidden: Positive | None = Field(None, description="width of the MLP's hidden layer; null = a quarter of the prompts' width")
+    hidden: Positive | None = Field(None, description="width of the MLP's hidden layer; null = a quarter of the prompt width")
     activation: Literal["gelu", "relu", "silu"] = "gelu"
     mlps: Literal["shared", "separate"] = Field(
         "shared", description="shared: one MLP for prompts, prompt outputs and patches; separate: three MLPs"
     )
-    count: Positive = Field(3, description="moe: dispatching MLPs (E); the paper: 3, 6, 9")
+    count: Positive = Field(3, description="moe: number of dispatching MLPs (E); the paper: 3, 6, 9")
 
     @model_validator(mode="after")
     def _every_option_is_read(self) -> Self:
@@ -34,15 +34,15 @@ class DispatcherConfig(Strict):
 
 
 class PmoeConfig(Strict):
-    """pMoE: frozen backbones (`backbone` and `experts`) with prompts in every prompt layer, mixed by a dispatcher."""
+    """pMoE: frozen backbones (`backbone` and `experts`) whose prompts are mixed by a dispatcher in every prompt layer."""
 
     name: Literal["pmoe"] = "pmoe"
     experts: list[BackboneConfig] = Field(
-        [], description="further frozen backbones, with the depth, patch grid and image size of `backbone`; other widths are projected"
+        [], description="more frozen backbones with the depth, patch grid and image size of `backbone`; different widths are projected"
     )
     prompts: Positive = Field(10, description="prompt tokens (N_p) per expert and layer")
     layers: Positive | None = Field(
-        None, description="number of first blocks with their own prompts: 1 = shallow, null = all; the paper: 3 to 12"
+        None, description="number of initial blocks that have their own prompts: 1 = shallow, null = all; the paper: 3 to 12"
     )
-    gated: bool = Field(False, description="gated prompts: a learned gate per block between its prompts and those of the preceding block")
+    gated: bool = Field(False, description="mix the prompts of each block with those of the preceding block through a learned gate")
     dispatcher: DispatcherConfig = DispatcherConfig()

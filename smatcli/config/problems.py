@@ -1,4 +1,4 @@
-"""Describe pydantic's validation errors in one line, in terms of the recipe."""
+"""Describe the validation errors of pydantic in one line each, in terms of the recipe."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ Path = tuple[str | int, ...]
 
 
 def describe(error: ValidationError, model: type[BaseModel], data: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return (dotted path, line) of every problem, unknown keys first, each path once."""
+    """Return a (dotted path, message) pair per problem. Unknown keys come first, and each path appears once."""
     unknown: dict[str, str] = {}
     missing: dict[str, str] = {}
     wrong: dict[str, list[str]] = {}
@@ -85,7 +85,7 @@ def _mismatch(place: str, expected: str, got: Any) -> str:
 
 
 def data_path(loc: Path, data: Any, append_last: bool = False) -> Path:
-    """Return `loc` without pydantic's names of union alternatives."""
+    """Return `loc` without the names that pydantic adds for the alternatives of a union."""
     path: list[str | int] = []
     for i, step in enumerate(loc):
         last = i == len(loc) - 1

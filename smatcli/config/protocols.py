@@ -20,15 +20,15 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "variable": {"kind": "variable"},
     "fixed": {"kind": "fixed"},
 }
-"""Settings of the named protocols. In addition, every N-way K-shot protocol has a name, such as 5w5s, 20w1s15q, 5-10w1-5s10q, 5w5sautoq."""
+"""Settings of the named protocols. N-way K-shot protocols also have names, such as 5w5s, 20w1s15q, 5-10w1-5s10q and 5w5sautoq."""
 
-LIST_SUFFIXES = (".npz", ".h5")  # smat's; PMF's fixed validation episodes
+LIST_SUFFIXES = (".npz", ".h5")  # lists of smat, and fixed validation episodes of PMF
 _FIXED = re.compile(r"(\d+)(?:-(\d+))?w(\d+)(?:-(\d+))?s(?:(\d+|auto)q)?")
 _KEYS = (("episode",), ("eval", "episode"))
 
 
 def protocol(name: str) -> dict[str, Any]:
-    """Return the settings of the protocol `name`, or of the episode list in the file `name`. UserError with the nearest name."""
+    """Return the settings of the protocol or episode list `name`. Raises UserError with the nearest name if it does not exist."""
     if name in PROTOCOLS:
         return dict(PROTOCOLS[name])
     if match := _FIXED.fullmatch(name):
@@ -48,7 +48,7 @@ def _pair(low: str, high: str | None) -> int | list[int]:
 
 
 def expand(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace protocol names in recipe data by their settings."""
+    """Replace protocol names in recipe data with their settings."""
     result = dict(data)
     for *parents, last in _KEYS:
         target = result
@@ -63,7 +63,7 @@ def expand(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def expand_overrides(overrides: Sequence[str]) -> list[str]:
-    """Replace protocol names in overrides by their settings, so that `eval.episode=5w5s eval.episode.queries=15` works."""
+    """Replace protocol names in overrides with their settings, so that `eval.episode=5w5s eval.episode.queries=15` works."""
     return [_expanded(text) for text in overrides]
 
 
@@ -74,7 +74,7 @@ def _expanded(text: str) -> str:
 
 
 def episode_config(name: str, overrides: Sequence[str] = ()) -> EpisodeConfig:
-    """Return the protocol `name` with overrides (`queries=15`). UserError if it is invalid."""
+    """Return the protocol `name` with overrides (`queries=15`). Raises UserError if it is invalid."""
     data, _ = apply_overrides(protocol(name), overrides)
     try:
         return EpisodeConfig.model_validate_json(json.dumps(data), strict=True)

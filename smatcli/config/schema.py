@@ -19,7 +19,7 @@ class BackboneConfig(Strict):
     args: dict[str, Any] = Field({}, description="keyword arguments of timm.create_model (embed_dim, depth, ...)")
     image_size: Positive = Field(128, description="side of the square input image in pixels; position embeddings are resized to it")
     position_size: Positive | None = Field(
-        None, description="image size of the position embedding, resized to image_size at every call (imported runs); null = image_size"
+        None, description="imported runs: image size of the position embedding, which is resized at every call; null = image_size"
     )
     weights: str = Field("timm", description="'timm' (needs a network), 'none', a .safetensors or .pth file, or a pretrain run")
 
@@ -28,33 +28,36 @@ class DataConfig(Strict):
     """The datasets of training, validation and meta-test."""
 
     root: str = Field(description="folder of the stores (one .h5 per dataset)")
-    train: list[str] = Field(min_length=1, description="training datasets (their training classes)")
+    train: list[str] = Field(min_length=1, description="datasets whose training classes are used for training")
     valid: list[str] | None = Field(None, description="validation datasets; null = those of train with enough classes")
-    id: list[str] = Field([], description="in-domain datasets of the meta-test (their test classes)")
+    id: list[str] = Field([], description="in-domain datasets of the meta-test, evaluated on their test classes")
     ood: list[str] = Field([], description="out-of-domain datasets of the meta-test")
-    ood_split: Split = Field("all", description="classes of the out-of-domain datasets")
+    ood_split: Split = Field("all", description="out-of-domain datasets: split whose classes are used")
 
 
 class EpisodeConfig(Strict):
-    """Sampling of episodes; a recipe may give the name of a protocol instead (`episode: md-oneshot`), see `smatcli.config.protocols`.
+    """Settings of the episode sampler. A recipe may name a protocol instead (`episode: md-oneshot`); see `smatcli.config.protocols`.
 
-    fixed: N-way K-shot. variable: Meta-Dataset's variable way and shot over all classes of a split. meta-dataset: the official protocol,
-    whose classes belong to the same superclass (bilevel) or graph node (dag) if the store has an ontology. list: from a file.
+    fixed: N-way K-shot. variable: variable way and shot as in Meta-Dataset, with classes drawn from the whole split. meta-dataset: the
+    official protocol; if the store has an ontology, the classes of an episode belong to the same superclass (bilevel) or graph node (dag).
+    list: episodes from a file.
     """
 
     kind: Literal["fixed", "variable", "meta-dataset", "list"] = "fixed"
-    ways: int | tuple[int, int] = Field(5, description="fixed: classes; a pair (a, b): drawn uniformly from a to b")
+    ways: int | tuple[int, int] = Field(5, description="fixed: number of classes; a pair (a, b): drawn uniformly from a to b per episode")
     shots: int | tuple[int, int] = Field(5, description="fixed: support images per class; a pair: drawn per episode")
     queries: Positive | Literal["auto"] = Field(
         10,
-        description="fixed: query images per class, auto: up to 10, limited by the smallest class; else: upper bound (Meta-Dataset: 10)",
+        description="query images per class. fixed: exact number; auto: up to 10, limited by the smallest class. Others: upper bound",
     )
-    min_ways: Positive = Field(5, description="variable, meta-dataset: fewest classes")
-    max_ways: Positive = Field(50, description="variable, meta-dataset: most classes")
-    max_support: Positive = Field(500, description="variable, meta-dataset: most support images of an episode")
-    max_support_per_class: Positive = Field(100, description="variable, meta-dataset: most images per class counted in the support size")
+    min_ways: Positive = Field(5, description="variable, meta-dataset: minimum number of classes")
+    max_ways: Positive = Field(50, description="variable, meta-dataset: maximum number of classes")
+    max_support: Positive = Field(500, description="variable, meta-dataset: maximum number of support images per episode")
+    max_support_per_class: Positive = Field(
+        100, description="variable, meta-dataset: maximum number of images per class that count towards the support size"
+    )
     balanced: int | tuple[int, int] | None = Field(
-        None, description="variable, meta-dataset: equal number of support images per class; a pair: drawn per episode"
+        None, description="variable, meta-dataset: same number of support images for each class; a pair: drawn per episode"
     )
     min_images: int = Field(0, ge=0, description="skip classes with fewer images")
     ontology: Literal["both", "dag", "bilevel", "none"] = Field("both", description="meta-dataset: kinds of ontology to use")
@@ -63,40 +66,40 @@ class EpisodeConfig(Strict):
 
 
 class AugmentConfig(Strict):
-    """Training augmentation, batched on the device. Probabilities in [0, 1], strengths as in torchvision."""
+    """Training augmentation, computed in batches on the device. Strengths are defined as in torchvision."""
 
     crop_scale: tuple[float, float] = Field((1.0, 1.0), description="area range of the random resized crop; (1, 1) = off")
     flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip")
-    jitter: float = Field(0.0, ge=0, description="brightness, contrast and saturation jitter strength")
+    jitter: float = Field(0.0, ge=0, description="strength of the brightness, contrast and saturation jitter")
     grayscale: float = Field(0.0, ge=0, le=1, description="probability of converting to grayscale")
-    rotate: float = Field(0.0, ge=0, description="largest rotation in degrees")
+    rotate: float = Field(0.0, ge=0, description="maximum rotation in degrees")
     erase: float = Field(0.0, ge=0, le=1, description="probability of erasing a random rectangle")
     mixup: float = Field(0.0, ge=0, description="Beta parameter of mixup (pretrain only); 0 = off")
 
 
 class GroupConfig(Strict):
-    """An optimizer group."""
+    """An optimizer group: its optimizer, learning rate and schedule."""
 
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = Field(gt=0, description="peak learning rate")
     weight_decay: float = Field(0.0, ge=0)
     momentum: float = Field(0.0, ge=0, lt=1, description="sgd only")
-    clip: float | None = Field(None, gt=0, description="largest gradient norm of the group; null = no clipping")
-    schedule: Literal["constant", "cosine", "linear"] = Field("cosine", description="after the warm-up")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a linearly increasing rate")
+    clip: float | None = Field(None, gt=0, description="maximum gradient norm of the group; null = no clipping")
+    schedule: Literal["constant", "cosine", "linear"] = Field("cosine", description="schedule after the warm-up")
+    warmup: float = Field(0.05, ge=0, lt=1, description="fraction of the steps in which the learning rate increases linearly")
 
 
 class SpikeConfig(Strict):
-    """Updates to skip and count: a loss or gradient that is not finite (always), or a spike of the loss (with `factor`)."""
+    """Which updates are skipped and counted: those whose loss or gradient is not finite and, with `factor`, spikes of the loss."""
 
     factor: float | None = Field(
         None,
         gt=0,
-        description="a loss more than this many deviations (1.4826 x median absolute deviation) above the median of the last losses is a "
-        "spike, e.g. 20; null = off",
+        description="a loss is a spike if it exceeds the median of the last losses by more than this many deviations "
+        "(1.4826 x median absolute deviation), e.g. 20; null = off",
     )
-    window: Positive = Field(100, description="number of last losses for the median and the deviation")
-    in_a_row: Positive = Field(5, description="number of consecutive skipped updates that ends the run with exit code 1")
+    window: Positive = Field(100, description="number of last losses from which the median and the deviation are computed")
+    in_a_row: Positive = Field(5, description="number of consecutive skipped updates after which the run fails with exit code 1")
 
 
 class TrainConfig(Strict):
@@ -107,23 +110,25 @@ class TrainConfig(Strict):
     augment: AugmentConfig = AugmentConfig()
     valid_every: Positive = Field(100, description="updates between validations")
     valid_episodes: Positive = Field(30, description="fixed validation episodes per dataset")
-    checkpoint_every: Positive = Field(100, description="updates between checkpoints (last)")
+    checkpoint_every: Positive = Field(100, description="updates between checkpoints (checkpoints/last)")
     keep_every: Positive | None = Field(None, description="updates between permanent checkpoints (step-N); null = none")
     spike: SpikeConfig = SpikeConfig()
     groups: dict[str, GroupConfig] = Field({}, description="optimizer groups by name; default: the method's")
     shard_optimizer: bool = Field(
-        False, description="shard the optimizer states of large parameters over processes (torchrun); same result"
+        False, description="shard the optimizer states of large parameters over processes (torchrun); results do not change"
     )
     compile: bool = Field(False, description="compile the transformer block (torch.compile); episodes are padded to a few sizes")
     checkpoint_activations: bool | Literal["auto", "cheap"] = Field(
         "auto",
-        description="recompute activations in backward: true = all of each block (least memory, a fifth more time); cheap = outputs of "
-        "norms and activation functions; auto = cheap for a plain ViT that is not compiled; false = none",
+        description="activations to recompute in backward: true = those of whole blocks (least memory, a fifth more time); cheap = only "
+        "the outputs of norms and activation functions; auto = cheap for a plain ViT that is not compiled; false = none",
     )
     chunk: Positive | None = Field(
-        None, description="images embedded at a time, recomputed in backward: memory does not grow with the episode; null = all"
+        None, description="number of images to embed at a time (recomputed in backward), which limits the memory; null = all"
     )
-    cache_frozen: bool = Field(False, description="cache the pre-trained model's support features by image (no augmentation)")
+    cache_frozen: bool = Field(
+        False, description="cache the support features of the pre-trained model by image; requires training without augmentation"
+    )
 
     @model_validator(mode="after")
     def _cache_is_read(self) -> Self:
@@ -139,7 +144,9 @@ class EvalConfig(Strict):
     episode: EpisodeConfig = EpisodeConfig()
     adapt: list[str] = Field(["proto"], description="adaptations by name")
     seed: int = Field(0, ge=0, description="seed of the episodes: equal seeds give paired episodes")
-    cache_features: bool = Field(True, description="embed an image once while the parameters do not change; equal up to rounding")
+    cache_features: bool = Field(
+        True, description="embed each image only once while the parameters do not change; results agree up to rounding"
+    )
 
 
 class FlipConfig(Strict):
@@ -148,9 +155,9 @@ class FlipConfig(Strict):
     rounds: Positive = Field(2, description="R: passes over the experts")
     rho: float = Field(0.0, ge=0, description="acceptance threshold: keep a flip if it lowers the loss by more than rho")
     loss: Literal["support", "leave-one-out", "augmented"] = Field(
-        "support", description="on the support images, leave-one-out, or on augmented copies"
+        "support", description="loss on the support images, leave-one-out, or on augmented copies"
     )
-    copies: Positive = Field(1, description="augmented: copies per support image")
+    copies: Positive = Field(1, description="augmented: number of copies per support image")
 
     @model_validator(mode="after")
     def _copies_are_read(self) -> Self:
@@ -160,21 +167,23 @@ class FlipConfig(Strict):
 
 
 class ExhaustiveConfig(FlipConfig):
-    """Exhaustive search over all 2^M binary scores with the loss of `flip`; rounds and rho are those of the flip for comparison."""
+    """Exhaustive search over all 2^M binary scores with the loss of `flip`. `rounds` and `rho` are those of the compared flip search."""
 
 
 class DipaConfig(Strict):
-    """Scale and shift of the last blocks' features, tuned by the proxy-anchor loss (Perera & Halgamuge, CVPR 2024)."""
+    """Scales and shifts of the features of the last blocks, tuned with the proxy-anchor loss (Perera & Halgamuge, CVPR 2024)."""
 
     lr: Rate | None = Field(5e-3, description="learning rate of scales and shifts (NAdam); null = searched (adapt.search)")
     anchor_lr: Rate = Field(5.0, description="learning rate of the anchors (NAdam)")
     steps: int = Field(80, gt=0)
-    blocks: Positive = Field(9, description="number of last blocks to scale and shift; the authors: 7 in-domain, 9 out-of-domain, of 12")
+    blocks: Positive = Field(
+        9, description="number of last blocks to scale and shift; the authors use 7 of 12 in domain and 9 of 12 out of domain"
+    )
     fuse: Positive = Field(4, description="number of last blocks whose class tokens are concatenated")
     margin: float = Field(0.1, ge=0, description="delta of the proxy-anchor loss")
     sharpness: float = Field(32.0, gt=0, description="alpha of the proxy-anchor loss")
     anchors: Literal["class-means", "random"] = Field("class-means", description="initial anchors: class means, or N(0, 2 / ways)")
-    batch: int = Field(1024, gt=0, description="more support images are embedded in parts, twice each: less memory")
+    batch: int = Field(1024, gt=0, description="larger support sets are embedded in parts, each part twice, which saves memory")
     trajectory: bool = Field(False, description="record the query accuracy after every step; never used for selection")
 
 
@@ -192,16 +201,18 @@ class AdaptConfig(Strict):
 
 
 class RunRecipe(Strict):
-    """Settings of every kind of run."""
+    """Settings that every kind of run has."""
 
     run: str = Field(description="run directory to create")
     seed: int = Field(0, ge=0)
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
-        "auto", description="auto: by device and width (printed); tf32: CUDA only; fp32: without TF32"
+        "auto", description="auto: chosen by device and backbone width, and printed; tf32: CUDA only; fp32: without TF32"
     )
     threads: int | None = Field(None, gt=0, description="CPU threads; null = all cores")
-    track: list[Literal["tensorboard", "wandb"]] = Field([], description="trackers that get a copy of metrics.jsonl (optional extras)")
+    track: list[Literal["tensorboard", "wandb"]] = Field(
+        [], description="trackers that receive a copy of metrics.jsonl (need optional extras)"
+    )
     deterministic: bool = Field(False, description="use only deterministic algorithms: bit-identical results on one device; slower")
 
 
@@ -228,12 +239,12 @@ class PretrainData(Strict):
 
     root: str
     datasets: list[str] = Field(min_length=1)
-    split: dict[str, Split] = Field({}, description="classes used, per dataset; default 'train'")
-    holdout: float = Field(0.05, gt=0, lt=1, description="share of the images of each class held out for validation")
+    split: dict[str, Split] = Field({}, description="split of the classes to use, per dataset; default: train")
+    holdout: float = Field(0.05, gt=0, lt=1, description="fraction of the images of each class held out for validation")
 
 
 class PretrainConfig(Strict):
-    """Supervised cosine-classifier training."""
+    """Settings of the supervised training of a cosine classifier."""
 
     epochs: float = Field(gt=0)
     batch_size: Positive = 128

@@ -1,4 +1,4 @@
-"""The recipe of `smat segment`: folders of images and masks, a tuner of frozen or trained ViTs, the SETR-PUP head, cross-validation."""
+"""The recipe of `smat segment`: images and masks, the tuner of the backbone, the SETR-PUP head, training and evaluation."""
 
 from typing import Annotated, Literal, Self
 
@@ -12,20 +12,24 @@ FIXED = {"kvasir": ("binary", 2), "isic": ("binary", 2), "ade20k": ("index", 150
 
 
 class SegmentData(Strict):
-    """Images and masks. kvasir, isic, ade20k: the published folders of these datasets; folders: any pair of folders."""
+    """Images and masks.
+
+    kvasir, isic, ade20k: the folder layouts in which these datasets are published. folders: a folder of images and a folder of masks.
+    synthetic: generated images.
+    """
 
     layout: Literal["folders", "kvasir", "isic", "ade20k", "synthetic"] = "folders"
-    root: str = Field("", description="folder of the dataset (synthetic: none)")
-    images: str = Field("images", description="folders: image folder in root; its subfolders may be training, validation and test")
+    root: str = Field("", description="folder of the dataset; synthetic: leave empty")
+    images: str = Field("images", description="folders: image folder in root; may have the subfolders training, validation and test")
     masks: str = Field("masks", description="folders: mask folder in root, with the same file names")
-    suffix: str = Field("", description="folders: suffix of a mask's name after the image's (ISIC: _segmentation)")
+    suffix: str = Field("", description="folders: suffix that mask names append to image names (ISIC: _segmentation)")
     values: Literal["index", "binary"] | None = Field(
         None, description="folders: index (pixel = class, 255 = ignore) or binary (bright = 1); null = index"
     )
     classes: int | None = Field(None, ge=2, le=255, description="folders: number of classes, including the background; binary: 2")
     count: Positive = Field(60, description="synthetic: number of images")
-    test: float = Field(0.2, gt=0, lt=1, description="share of test images, if the dataset has no split and folds = 0")
-    valid: float = Field(0.1, gt=0, lt=1, description="share of validation images among the others, for the choice of the best epoch")
+    test: float = Field(0.2, gt=0, lt=1, description="fraction of test images if the dataset has no split and folds = 0")
+    valid: float = Field(0.1, gt=0, lt=1, description="fraction of the remaining images used for validation, to choose the best epoch")
 
     @model_validator(mode="after")
     def _every_option_is_read(self) -> Self:
@@ -42,12 +46,12 @@ class SegmentData(Strict):
         if chosen == "folders" and self.values != "binary" and self.classes is None:
             raise ValueError("classes is missing: give the number of classes, including the background")
         if self.values == "binary" and self.classes not in (None, 2):
-            raise ValueError("values binary means two classes; remove classes")
+            raise ValueError("classes has no effect with values binary, which has two classes; remove it")
         return self
 
     @property
     def kind(self) -> str:
-        """Coding of the mask pixels: 'index' or 'binary'."""
+        """Encoding of the mask pixels: 'index' or 'binary'."""
         return FIXED[self.layout][0] if self.layout in FIXED else self.values or "index"
 
     @property
@@ -82,7 +86,7 @@ class HeadConfig(Strict):
     """SETR-PUP (Zheng et al. 2021): stages of convolution, norm, ReLU and 2x upsampling, then a 1x1 convolution."""
 
     channels: Positive = Field(256, description="channels of every stage")
-    stages: Positive | None = Field(None, description="number of stages; null = up to the image size (patch 16: 4, patch 8: 3)")
+    stages: Positive | None = Field(None, description="number of stages; null = enough to reach the image size (patch 16: 4, patch 8: 3)")
 
 
 class SegmentConfig(Strict):
@@ -93,8 +97,8 @@ class SegmentConfig(Strict):
     folds: int = Field(0, ge=0, description="folds of the cross-validation (5 in the paper); 0 = a single split")
     valid_every: Positive = Field(1, description="epochs between validations")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
-    zoom: tuple[float, float] = Field((1.0, 1.0), description="range of the random zoom, padded with ignored pixels; (1, 1) = off")
-    groups: dict[str, GroupConfig] = Field({}, description="optimizer groups tuner, backbone, head; missing ones have defaults")
+    zoom: tuple[float, float] = Field((1.0, 1.0), description="range of the random zoom; padding is ignored in the loss; (1, 1) = off")
+    groups: dict[str, GroupConfig] = Field({}, description="optimizer groups tuner, backbone and head; missing groups have defaults")
     spike: SpikeConfig = SpikeConfig()
 
     @model_validator(mode="after")
@@ -110,10 +114,12 @@ class SegmentEval(Strict):
     """Evaluation on the test images."""
 
     scales: list[Annotated[float, Field(gt=0, le=8)]] = Field(
-        [0.5, 0.75, 1.0, 1.25, 1.5, 1.75], description="multi-scale: relative image sizes, each also flipped; [] = off"
+        [0.5, 0.75, 1.0, 1.25, 1.5, 1.75], description="relative image sizes of the multi-scale evaluation, each also flipped; [] = off"
     )
-    size: Literal["mask", "image"] = Field("mask", description="size of the comparison: the mask's, or image_size")
-    pictures: int = Field(8, ge=0, description="number of test images to draw with truth and prediction")
+    size: Literal["mask", "image"] = Field(
+        "mask", description="size at which prediction and mask are compared: that of the mask, or image_size"
+    )
+    pictures: int = Field(8, ge=0, description="number of test images to draw with their mask and prediction")
 
 
 class SegmentRecipe(VisionRecipe):

@@ -1,4 +1,4 @@
-"""Valid keys of a recipe at a dotted path, for suggestions in error messages."""
+"""Find the valid keys at a dotted path of a recipe, for suggestions in error messages."""
 
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 
 def keys_at(model: type[BaseModel], path: tuple[str | int, ...], data: Any) -> list[str]:
-    """Return the valid keys of the mapping at `path`; empty if any key is valid or it is not a mapping."""
+    """Return the valid keys of the mapping at `path`, or an empty list if every key is valid or `path` is not a mapping."""
     annotation: Any = model
     for step in path:
         annotation = _child(_resolve(annotation, data), step)
@@ -17,7 +17,7 @@ def keys_at(model: type[BaseModel], path: tuple[str | int, ...], data: Any) -> l
 
 
 def paths_ending_in(model: type[BaseModel], key: str, data: Any) -> list[str]:
-    """Return the dotted paths that end in `key`, in the alternatives that `data` selects, else in the defaults."""
+    """Return the dotted paths that end in `key`, for the alternatives that `data` selects (by default, the default alternatives)."""
     paths: list[str] = []
 
     def walk(annotation: Any, prefix: str, value: Any) -> None:
@@ -46,7 +46,7 @@ def _value(data: Any, step: str | int) -> Any:
 
 
 def _resolve(annotation: Any, data: Any) -> Any:
-    """Return the alternative of a union that `data` selects by `name`, else the last model, which is the default."""
+    """Return the alternative of a union that `data` selects by `name`; by default the last model."""
     if get_origin(annotation) is Annotated:
         return _resolve(get_args(annotation)[0], data)
     if get_origin(annotation) not in (Union, types.UnionType):

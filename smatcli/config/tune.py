@@ -1,4 +1,4 @@
-"""The recipe of `smat tune`: a dataset, a tuner, and its training, search and test."""
+"""The recipe of `smat tune`: a dataset, a tuner, and the settings of search, training and test."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -16,14 +16,14 @@ class TuneData(Strict):
     dataset: str = Field(description="name of the store")
     split: Literal["auto", "store", "counted"] = Field(
         "auto",
-        description="store: the image split of the store; counted: random, with the numbers below; auto: the store's if it has one",
+        description="store: the image split of the store; counted: a random split with the sizes below; auto: store if it has a split",
     )
-    train: Positive = Field(800, description="counted: training images")
-    valid: int = Field(200, ge=0, description="counted: validation images")
-    test: Positive | None = Field(None, description="counted: most test images; null = all others")
+    train: Positive = Field(800, description="counted: number of training images")
+    valid: int = Field(200, ge=0, description="counted: number of validation images")
+    test: Positive | None = Field(None, description="counted: maximum number of test images; null = all remaining images")
     split_seed: int = Field(0, ge=0, description="counted: seed of the split, independent of the run's seed")
     fit: Literal["train+valid", "train"] = Field(
-        "train+valid", description="images of the final training: all 1,000 (VTAB-1k), or only the training images"
+        "train+valid", description="images of the final training: training and validation images (VTAB-1k: 1,000), or only training"
     )
 
     @model_validator(mode="after")
@@ -37,7 +37,7 @@ class TuneData(Strict):
 class TuneSearchConfig(Strict):
     """Grid search: train on the training images, select on the validation images, then train and test with the best values.
 
-    An empty list is not searched.
+    A value whose list is empty is not searched.
     """
 
     lr: list[Annotated[float, Field(gt=0)]] = Field([], description="learning rates (tune.lr)")
@@ -47,33 +47,33 @@ class TuneSearchConfig(Strict):
 
     @property
     def axes(self) -> dict[str, list[float]]:
-        """The axes of the grid: recipe key -> values."""
+        """The values of each axis of the grid, by recipe key."""
         keys = {"tune.lr": self.lr, "tuner.p": self.p, "tuner.init": self.init}
         return {key: values for key, values in keys.items() if values}
 
 
 class TuneConfig(Strict):
-    """Training on a dataset."""
+    """Settings of the training on a dataset."""
 
     epochs: float = Field(100.0, gt=0)
     batch_size: Positive = 64
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float | None = Field(None, gt=0, description="peak learning rate; null = the tuner's default (see LEARNING)")
     head_lr: float | None = Field(None, gt=0, description="peak learning rate of the head; null = lr")
-    weight_decay: float | None = Field(None, ge=0, description="null = the tuner's default")
+    weight_decay: float | None = Field(None, ge=0, description="weight decay; null = the tuner's default")
     momentum: float = Field(0.0, ge=0, lt=1, description="sgd only")
-    schedule: Literal["constant", "cosine", "linear"] = Field("cosine", description="after the warm-up")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a linearly increasing rate")
-    clip: float | None = Field(None, gt=0, description="largest gradient norm of a group; null = no clipping")
+    schedule: Literal["constant", "cosine", "linear"] = Field("cosine", description="schedule after the warm-up")
+    warmup: float = Field(0.1, ge=0, lt=1, description="fraction of the steps in which the learning rate increases linearly")
+    clip: float | None = Field(None, gt=0, description="maximum gradient norm of a group; null = no clipping")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     augment: AugmentConfig = Field(AugmentConfig(), description="VTAB: none; FGVC: crop_scale [0.08, 1] and flip 0.5")
-    normalise: Literal["imagenet", "half"] = Field("imagenet", description="ImageNet's mean and deviation, or (x - 0.5) / 0.5")
-    centre: float = Field(1.0, gt=0, le=1, description="centre crop of validation and test images, share of the side; FGVC: 0.875")
+    normalise: Literal["imagenet", "half"] = Field("imagenet", description="mean and standard deviation of ImageNet, or (x - 0.5) / 0.5")
+    centre: float = Field(1.0, gt=0, le=1, description="centre crop of validation and test images, as a fraction of the side; FGVC: 0.875")
     metric: Literal["accuracy", "auc", "per-class"] = Field("accuracy", description="metric of validation and search; all are measured")
-    select: Literal["last", "best"] = Field("last", description="weights to test; best: by validation, only with data.fit train")
+    select: Literal["last", "best"] = Field("last", description="weights to test; best (by validation) requires data.fit train")
     valid_every: Positive = Field(10, description="epochs between validations")
-    memory: float = Field(2.0, ge=0, description="GiB of images, or of frozen features, cached on the device")
-    merged: bool = Field(False, description="also write the merged network (timm's names, with the head) to RUN/merged.safetensors")
+    memory: float = Field(2.0, ge=0, description="size in GiB of the cache of images or frozen features on the device")
+    merged: bool = Field(False, description="also write the merged network with its head (names as in timm) to RUN/merged.safetensors")
     spike: SpikeConfig = SpikeConfig()
     search: TuneSearchConfig = TuneSearchConfig()
 
@@ -106,7 +106,7 @@ class TuneRecipe(VisionRecipe):
         return self
 
 
-# Default learning rate and weight decay. MLAE: Wang et al. 2024; pMoE: Mo et al. 2026; the others: usual values, to be searched.
+# Default learning rate and weight decay. MLAE: Wang et al. 2024; pMoE: Mo et al. 2026. The others are common values, to be tuned.
 LEARNING: dict[str, tuple[float, float]] = {
     "linear": (1e-3, 1e-4),
     "full": (1e-4, 1e-4),

@@ -1,4 +1,4 @@
-"""Settings of the tuners, one model each, selected by `tuner.name`. To add a tuner, add a model and its name in `TunerConfig`."""
+"""Settings of the tuners, with one model per tuner, selected by `tuner.name`. To add a tuner, add a model and list it in `TunerConfig`."""
 
 from typing import Annotated, Literal, Self
 
@@ -20,25 +20,25 @@ class LinearConfig(Strict):
 
 
 class FullTuneConfig(Strict):
-    """All parameters of the backbone."""
+    """Training of all parameters of the backbone."""
 
     name: Literal["full"] = "full"
 
 
 class BiasConfig(Strict):
-    """Only the biases of the backbone (BitFit, Ben Zaken et al. 2022)."""
+    """Training of only the biases of the backbone (BitFit, Ben Zaken et al. 2022)."""
 
     name: Literal["bias"] = "bias"
 
 
 class LoraTuneConfig(Strict):
-    """Low-rank updates of linear layers (Hu et al. 2022), by peft."""
+    """Low-rank updates of linear layers (Hu et al. 2022), implemented with peft."""
 
     name: Literal["lora"] = "lora"
     rank: Count = 8
     alpha: float = Field(8.0, gt=0, description="the update is alpha / rank * B A")
-    dropout: float = Field(0.0, ge=0, lt=1, description="on the input of the low-rank branch")
-    layers: list[str] = Field([QKV], min_length=1, description="names of linear layers; * matches anything")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of the low-rank branch")
+    layers: list[str] = Field([QKV], min_length=1, description="names of the linear layers; * matches any text")
 
 
 class AdapterConfig(Strict):
@@ -47,7 +47,7 @@ class AdapterConfig(Strict):
     name: Literal["adapter", "adaptformer"] = "adapter"
     hidden: Count = Field(64, description="width of the bottleneck")
     scale: float = Field(0.1, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1, description="inside the bottleneck; the authors: 0.1 on video, 0 on images")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout inside the bottleneck; the authors: 0.1 on video, 0 on images")
 
 
 class VptShallowConfig(Strict):
@@ -55,7 +55,7 @@ class VptShallowConfig(Strict):
 
     name: Literal["vpt-shallow"] = "vpt-shallow"
     prompts: Count = Field(10, description="prompt tokens")
-    dropout: float = Field(0.0, ge=0, lt=1, description="on the prompts; the authors: 0.1")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the prompts; the authors: 0.1")
 
 
 class VptDeepConfig(Strict):
@@ -63,8 +63,8 @@ class VptDeepConfig(Strict):
 
     name: Literal["vpt-deep"] = "vpt-deep"
     prompts: Count = Field(10, description="prompt tokens per block")
-    layers: Count | None = Field(None, description="number of first blocks with their own prompts; null = all")
-    dropout: float = Field(0.0, ge=0, lt=1, description="on the prompts; the authors: 0.1")
+    layers: Count | None = Field(None, description="number of initial blocks that have their own prompts; null = all")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the prompts; the authors: 0.1")
 
 
 class GaptConfig(Strict):
@@ -72,8 +72,8 @@ class GaptConfig(Strict):
 
     name: Literal["gapt"] = "gapt"
     prompts: Count = Field(10, description="prompt tokens")
-    gate: float = Field(0.0, description="initial logit of every gate: 0 = half old, half new prompts")
-    dropout: float = Field(0.0, ge=0, lt=1, description="on the prompts")
+    gate: float = Field(0.0, description="initial logit of every gate; 0 weights old and new prompts equally")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the prompts")
 
 
 class SsfConfig(Strict):
@@ -93,14 +93,15 @@ class MlaeConfig(Strict):
     cell: Literal[1, 2, 4] = Field(1, description="rank of one expert: 1 = cellular decomposition; 2, 4 = sub-matrices")
     init: float = Field(1.0, description="initial value of the adaptive coefficients lambda; the paper: 0.125 to 4")
     mask: Literal["none", "fixed", "stochastic", "mixed"] = Field(
-        "stochastic", description="fixed: a pattern of experts per block; stochastic: dropout of experts; mixed: both"
+        "stochastic", description="fixed: a pattern of experts per block; stochastic: random dropout of experts; mixed: both"
     )
-    p: float | list[Probability] = Field(0.5, description="stochastic, mixed: dropout probability of an expert; a list has one per block")
+    p: float | list[Probability] = Field(0.5, description="stochastic, mixed: dropout probability of an expert; a list gives one per block")
     pattern: Pattern | list[int] | None = Field(
-        None, description="experts per block (fixed, mixed: default incremental), or kept on average (stochastic: default uniform)"
+        None,
+        description="fixed, mixed: experts per block (null = incremental); stochastic: mean number kept per block (null = uniform)",
     )
-    pattern_seed: int = Field(0, ge=0, description="pattern random: seed")
-    layers: list[str] = Field([QKV], min_length=1, description="names of linear layers; * matches anything")
+    pattern_seed: int = Field(0, ge=0, description="seed of the pattern `random`")
+    layers: list[str] = Field([QKV], min_length=1, description="names of the linear layers; * matches any text")
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -113,13 +114,13 @@ class MlaeConfig(Strict):
         if self.mask == "none" and self.pattern is not None:
             raise ValueError("pattern has no effect with mask none; remove it")
         if isinstance(self.p, list) and self.pattern is not None and self.mask == "stochastic":
-            raise ValueError("p already has a value per block; remove pattern")
+            raise ValueError("pattern has no effect because p has a value per block; remove pattern")
         if self.pattern_seed and self.pattern != "random":
-            raise ValueError("pattern_seed is only for pattern random; remove it")
+            raise ValueError("pattern_seed has no effect without pattern random; remove it")
         return self
 
 
-# The last is the default: its keys are valid in a recipe without tuner.name.
+# The last model is the default: its keys are valid in a recipe without tuner.name.
 TunerConfig = Annotated[
     LinearConfig
     | FullTuneConfig

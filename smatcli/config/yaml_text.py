@@ -1,4 +1,4 @@
-"""YAML for recipes: `1e-3` is a number, `no` and dates are text, and duplicate keys are errors."""
+"""Read and write the YAML of recipes: `1e-3` is a number, `no` and dates are text, and duplicate keys are errors."""
 
 import re
 from collections.abc import Hashable
@@ -21,7 +21,7 @@ _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)$")
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the scalars of YAML 1.2's core schema (YAML 1.1 reads `1e-3` as text and `no` as false)."""
+    """Safe loader with the scalars of the YAML 1.2 core schema (YAML 1.1 reads `1e-3` as text and `no` as false)."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, regexp) for tag, regexp in resolvers if tag.rsplit(":", 1)[1] in ("null", "merge")]
@@ -49,7 +49,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+012345
 
 
 class _Dumper(yaml.SafeDumper):
-    """Dumper that quotes every text which this loader or YAML 1.1 would not read as text."""
+    """Dumper that quotes every text that `_Loader` or YAML 1.1 would read as something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -64,7 +64,7 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+012345
 
 
 class _OneLine(_Dumper):
-    """Dumper in flow style; texts with line breaks are in double quotes."""
+    """Dumper in flow style that puts text with line breaks in double quotes."""
 
 
 def _one_line_text(dumper: yaml.SafeDumper, data: str) -> yaml.Node:
@@ -76,12 +76,12 @@ _OneLine.add_representer(str, _one_line_text)
 
 
 def parse(text: str) -> Any:
-    """Return the value of a YAML document. Raises `yaml.YAMLError`, also if it is too deep, or too large with its aliases expanded."""
+    """Return the value of a YAML document. Raises `yaml.YAMLError` if it is invalid, too deep, or too large once aliases are expanded."""
     return yaml_value(_Loader(text))
 
 
 def parse_value(text: str) -> Any:
-    """Return the value of a command-line override: YAML, or the text itself if it is not valid YAML (`@home`)."""
+    """Return the value of a command-line override, parsed as YAML, or the text itself if it is not valid YAML (`@home`)."""
     try:
         return parse(text)
     except yaml.YAMLError:
@@ -91,11 +91,11 @@ def parse_value(text: str) -> Any:
 
 
 def dump(data: Any) -> str:
-    """Return YAML text that `parse` reads back to an equal value; keys keep their order."""
+    """Return YAML text that `parse` reads back as an equal value, with the keys in their order."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=140)
 
 
 def flow(value: Any) -> str:
-    """Return a value on one line, as after `key: `."""
+    """Return a value as YAML on one line, as it would follow `key: `."""
     text = yaml.dump(value, Dumper=_OneLine, sort_keys=False, allow_unicode=True, default_flow_style=True, width=1_000_000)
     return text.removesuffix("\n").removesuffix("\n...")

@@ -151,7 +151,7 @@ def test_what_does_not_fit_the_backbone(settings, words):
         ({"rank": 3, "cell": 2}, "rank 3 is not a multiple of cell 2"),
         ({"mask": "fixed", "p": 0.3}, "p has no effect with mask fixed"),
         ({"mask": "none", "pattern": "random"}, "pattern has no effect with mask none"),
-        ({"pattern_seed": 3}, "pattern_seed is only for pattern random"),
+        ({"pattern_seed": 3}, "pattern_seed has no effect without pattern random"),
     ],
 )
 def test_settings_that_contradict_each_other(settings, words):
