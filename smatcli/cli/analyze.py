@@ -17,25 +17,30 @@ def analyze(
     ],
     only: Annotated[
         str | None,
-        typer.Option("--only", help="Only these: masks,gradients,predictions,flip,features; for smat tune: paths,similarity,expert-maps."),
+        typer.Option(
+            "--only",
+            help="Analyses to make: masks,gradients,predictions,flip,features; for runs of smat tune: paths,similarity,expert-maps.",
+        ),
     ] = None,
     adapt: Annotated[
         list[str] | None, typer.Option("--adapt", help="Adaptation for predictions and features; repeatable. Default: eval.adapt.")
     ] = None,
-    datasets: Annotated[str | None, typer.Option("--datasets", help="Only these: a,b,c. Default: all of data.id and data.ood.")] = None,
+    datasets: Annotated[
+        str | None, typer.Option("--datasets", help="Datasets to use: a,b,c. Default: all of data.id and data.ood.")
+    ] = None,
     episodes: Annotated[
         int | None,
         typer.Option("--episodes", "-n", min=1, help="Episodes per dataset. Default: gradients 2, predictions 50, flip 20."),
     ] = None,
     index: Annotated[int, typer.Option("--index", min=0, help="Index of the episode for features.")] = 0,
     which: Annotated[str, typer.Option("--which", help="Checkpoint: best or last.")] = "best",
-    replace: Annotated[bool, typer.Option("--replace", help="Replace analyses made with other settings.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace analyses that were made with different settings.")] = False,
     device: Annotated[str | None, typer.Option("--device", help="Device: auto, cpu, cuda, cuda:1. Default: the recipe's.")] = None,
 ) -> None:
     """Analyse runs: capacity and overlap of experts, gradient alignment, calibration, confusion, flip searches, features of an episode.
 
-    Writes RUN/analysis/*.h5 and tables as CSV; smat report draws them. The episodes are those of smat eval (gradients: of meta-training).
-    Analyses that exist with the same settings are skipped.
+    Writes RUN/analysis/*.h5 and CSV tables, which smat report draws. The episodes are those of smat eval, and for gradients those of
+    meta-training. Analyses that already exist with the same settings are skipped.
     """
     from smatcli.errors import UserError
 

@@ -60,7 +60,7 @@ def list_stores(root: Annotated[Path | None, typer.Argument(help=ROOT_HELP, show
 
 @app.command("info", no_args_is_help=True)
 def info(name: Name, root: RootOption = None) -> None:
-    """Describe a store: origin, licence, hash, and classes by split."""
+    """Show the origin, licence, hash and classes of a store."""
     from smatcli.data.stores.opening import find_store
     from smatcli.data.stores.store import SPLITS, Store
 
@@ -98,8 +98,8 @@ def verify(
 ) -> None:
     """Read every image and compare it with the content hash; exit code 1 if a store is damaged.
 
-    For stores named like a dataset of the paper (`smat data doctor` lists them), the numbers of classes and images are also compared with
-    the expected ones. A mismatch is reported, but does not change the exit code.
+    If a store has the name of a dataset of the paper (see `smat data doctor`), its numbers of classes and images are also compared with the
+    expected numbers. A mismatch is reported, but does not change the exit code.
     """
     from smatcli.cli.doctor import print_comparisons
     from smatcli.data.catalogue.expected import compare, identify
@@ -137,11 +137,13 @@ def show(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Image file. Default: <name>.png.", show_default=False)] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, max=200, help="Number of classes.")] = 20,
     columns: Annotated[int, typer.Option("--columns", min=1, max=100, help="Images per class.")] = 12,
-    split: Annotated[Literal["train", "valid", "test", "all"], typer.Option("--split", help="Only classes of this split.")] = "all",
+    split: Annotated[
+        Literal["train", "valid", "test", "all"], typer.Option("--split", help="Draw only the classes of this split.")
+    ] = "all",
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite an existing file.")] = False,
     root: RootOption = None,
 ) -> None:
-    """Draw a contact sheet: a row of images per class, with its name and split."""
+    """Draw a contact sheet with a row of images per class, labelled with the class name and split."""
     from smatcli.data.pictures import write_contact_sheet
     from smatcli.data.stores.opening import find_store
     from smatcli.data.stores.store import Store
@@ -160,9 +162,9 @@ def synthetic(
     size: Annotated[int, typer.Option("--size", min=8, max=512, help="Image side in pixels.")] = 32,
     classes: Annotated[int, typer.Option("--classes", min=1, help="Classes per domain.")] = 40,
     per_class: Annotated[int, typer.Option("--per-class", min=2, help="Images per class.")] = 30,
-    domains: Annotated[str | None, typer.Option("--domains", help="Only these: a,b,c. Default: all.", show_default=False)] = None,
+    domains: Annotated[str | None, typer.Option("--domains", help="Datasets to generate: a,b,c. Default: all.", show_default=False)] = None,
 ) -> None:
-    """Generate the synthetic datasets from a seed: training domains and unseen ones. Nothing is downloaded."""
+    """Generate the synthetic datasets (training domains and unseen domains) from a seed. Nothing is downloaded."""
     from smatcli.data.synthetic import make_synthetic
     from smatcli.runs.reporter import auto_reporter
 

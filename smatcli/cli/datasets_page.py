@@ -18,16 +18,17 @@ def render() -> str:
         "Meta-Dataset's eight training sources, then ten datasets that are never used for training. `smat data doctor` shows which of "
         "them are present, and `smat data verify` compares a store with this table.",
         _facts(COLLECTIONS["paper"]),
-        "One command per dataset. (`smat data prepare meta-dataset RECORDS --out data/paper` prepares Meta-Dataset's ten at once, but with "
-        "Quick, Draw! at 128 px: 2.5 TB.) Images are squashed to the sizes used by the paper's release: 128 px, 28 px for Quick, Draw!, "
-        "224 px for the last five.",
+        "There is one command per dataset. (`smat data prepare meta-dataset RECORDS --out data/paper` prepares the ten datasets of "
+        "Meta-Dataset at once, but with Quick, Draw! at 128 px, which takes 2.5 TB.) Images are squashed to the sizes used by the paper's "
+        "release: 28 px for Quick, Draw!, 224 px for the last five datasets, and 128 px for the others.",
         _commands(COLLECTIONS["paper"]),
         f"RECORDS is the output folder of [Meta-Dataset's conversion]({links['records']}). [PMF's HDF5 files]({links['pmf']}) of it "
         "(all but ImageNet) can be used instead: `smat data prepare pmf-h5 DIR`. From the original downloads, with "
         f"[Meta-Dataset's split files]({links['splits']}):",
         _raw(COLLECTIONS["paper"]),
-        "DOWNLOADS is any folder. Without a network, omit `--download`; the error then names each missing file and its place. Omniglot and "
-        "ImageNet need Meta-Dataset's conversion (Omniglot: or PMF's), because their episodes are drawn by alphabet and by WordNet.",
+        "DOWNLOADS is any folder. Without a network, omit `--download`; the error then names each missing file and where to put it. "
+        "Omniglot and ImageNet need Meta-Dataset's conversion (or, for Omniglot, PMF's files), because their episodes are drawn by "
+        "alphabet and by WordNet.",
         "### VTAB-1k",
         f"19 tasks of 800 training and 200 validation images each; [this script]({LINKS['vtab']['lists']}) downloads them and writes the "
         "list files. All at once: `smat data prepare vtab VTAB --size 224 --out data/vtab`.",
@@ -38,7 +39,7 @@ def render() -> str:
         "All at once: `smat data prepare fgvc FGVC --size 256 --out data/fgvc`.",
         _facts(COLLECTIONS["fgvc"]),
         _commands(COLLECTIONS["fgvc"]),
-        'The licences are short forms of what each origin states; read them there. "none known" does not grant any permission.',
+        'The licences are abbreviated; read the full terms at each origin. "none known" does not grant any permission.',
     ]
     return "\n\n".join(parts)
 

@@ -8,7 +8,7 @@ WIDTH = 100
 
 
 def pages() -> dict[str, str]:
-    """Return file name -> Markdown: a page per verb, and `README.md`, which lists them."""
+    """Return the Markdown pages by file name: a page per verb, and `README.md`, which lists them."""
     import typer
 
     from smatcli.cli import VERBS, app

@@ -1,4 +1,4 @@
-"""`smat data doctor`, and the table of expected and actual numbers of `smat data verify`."""
+"""`smat data doctor`, and the table of expected and actual numbers that `smat data verify` prints."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from smatcli.data.catalogue.expected import Comparison
 
 ROOT_HELP = "Folder of the stores, searched recursively. Default: $SMAT_DATA, else data."
-NAMES_HELP = "Only these datasets, such as omniglot. Default: all of the collection."
+NAMES_HELP = "Datasets to show, such as omniglot. Default: the whole collection."
 COLLECTION_HELP = "The paper's 18 datasets, the 19 tasks of VTAB-1k, the 5 of FGVC, or all of them."
 
 
@@ -24,7 +24,7 @@ def doctor(
 ) -> None:
     """Show which datasets of the paper are present, wrong or missing, and how to get them.
 
-    Stores are identified by name. Only their metadata are read, which is fast; `smat data verify` reads the images too.
+    Stores are identified by name. This command is fast because it reads only their metadata; `smat data verify` also reads the images.
     """
     from smatcli.data.catalogue.doctor import diagnose
     from smatcli.data.stores.opening import default_root
@@ -90,7 +90,7 @@ def _row(finding: "Finding") -> list[Any]:
 def _print_instructions(findings: "list[Finding]", root: str) -> None:
     from smatcli.data.catalogue.datasets import LINKS
 
-    typer.echo("\nHow to get the missing and wrong ones:")
+    typer.echo("\nHow to get the missing and wrong datasets:")
     for finding in findings:
         dataset = finding.dataset
         size = dataset.store_bytes

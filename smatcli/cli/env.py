@@ -49,7 +49,7 @@ def _versions() -> dict[str, str]:
 
 
 def _version(name: str) -> str:
-    from importlib import metadata  # not at the top: it takes a tenth of the start of `smat --help`
+    from importlib import metadata  # imported here because it would take a tenth of the start-up time of `smat --help`
 
     try:
         return metadata.version(name)

@@ -1,4 +1,4 @@
-"""`smat data episodes`: draw episodes by a protocol, list them in a file, view one."""
+"""`smat data episodes`: draw episodes with a protocol, write them to a list, and view one."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,7 +19,7 @@ def episodes(
         list[str],
         typer.Argument(
             metavar="NAME... [KEY=VALUE]...",
-            help="Stores, dataset_spec.json files, or a single list (.npz) to read; settings of the protocol such as queries=15.",
+            help="Stores, dataset_spec.json files, or one episode list (.npz) to read; protocol settings such as queries=15.",
         ),
     ],
     episode: Annotated[
@@ -29,16 +29,16 @@ def episodes(
     split: Annotated[Literal["train", "valid", "test", "all"], typer.Option("--split", help="Split of the classes.")] = "test",
     count: Annotated[int, typer.Option("--episodes", "-n", min=1, help="Episodes per dataset.")] = 600,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the episodes, like eval.seed.")] = 0,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the list (.npz).", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Episode list to write (.npz).", show_default=False)] = None,
     show: Annotated[Path | None, typer.Option("--show", help="Draw an episode to this image file.", show_default=False)] = None,
     index: Annotated[int, typer.Option("--index", min=0, help="Index of the episode for --show.")] = 0,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite existing files.")] = False,
     root: Annotated[Path | None, typer.Option("--root", help=ROOT_HELP, show_default=False)] = None,
 ) -> None:
-    """Draw the episodes of `smat eval`, show their sizes, and write them to a fixed list.
+    """Draw the episodes of `smat eval`, show their sizes, and write them to an episode list.
 
-    The same protocol, split and seed give the same episodes everywhere. The hash, which is part of every result, identifies them; a list in
-    a file repeats them (`smat eval RUN --episode FILE.npz`). A dataset_spec.json has no images, so only the sizes are shown.
+    The same protocol, split and seed give the same episodes on every machine. They are identified by a hash, which is part of every result.
+    To evaluate on a list, use `smat eval RUN --episode FILE.npz`. A dataset_spec.json has no images, so only the sizes are shown.
     """
     from smatcli.data.episodes.lists import write_list
     from smatcli.engine.evaluate.draw import draw, read
@@ -71,6 +71,6 @@ def episodes(
 
 
 def _spread(values: "np.ndarray") -> str:
-    """Return `5 to 50, mean 27.4`, or the only value."""
+    """Return a range as `5 to 50, mean 27.4`, or the value if all are equal."""
     low, high = int(values.min()), int(values.max())
     return f"{low}" if low == high else f"{low} to {high}, mean {values.mean():.1f}"

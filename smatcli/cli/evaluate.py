@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 EPILOG = """
 Example: [bold]smat eval runs/smat runs/smat2 --adapt proto --adapt flip --episodes 600[/]. Any eval.* or adapt.* value of the recipe can
-be set as key=value. A second call continues an interrupted one and adds missing episodes and datasets.
+be set as key=value. Running the command again continues an interrupted evaluation and adds missing episodes and datasets.
 """
 
 
@@ -27,13 +27,15 @@ def evaluate(
     adapt: Annotated[
         list[str] | None, typer.Option("--adapt", help="Adaptation: proto, flip, full, lora, joint, ...; repeatable. Default: eval.adapt.")
     ] = None,
-    datasets: Annotated[str | None, typer.Option("--datasets", help="Only these: a,b,c. Default: all of data.id and data.ood.")] = None,
+    datasets: Annotated[
+        str | None, typer.Option("--datasets", help="Datasets to use: a,b,c. Default: all of data.id and data.ood.")
+    ] = None,
     episodes: Annotated[int | None, typer.Option("--episodes", min=1, help="Episodes per dataset. Default: eval.episodes.")] = None,
     episode: Annotated[
         str | None,
-        typer.Option("--episode", help="Protocol: meta-dataset, md-oneshot, variable, 5w5s, 5w1s15q, ...; or the file of an episode list."),
+        typer.Option("--episode", help="Protocol: meta-dataset, md-oneshot, variable, 5w5s, 5w1s15q, ...; or an episode list (.npz)."),
     ] = None,
-    ways: Annotated[str | None, typer.Option("--ways", help="Classes of a fixed episode: 5, or 5-10.")] = None,
+    ways: Annotated[str | None, typer.Option("--ways", help="Classes per episode (fixed protocols): 5, or 5-10.")] = None,
     shots: Annotated[str | None, typer.Option("--shots", help="Support images per class: 5, or 1-5.")] = None,
     queries: Annotated[int | None, typer.Option("--queries", min=1, help="Query images per class.")] = None,
     flip_loss: Annotated[
@@ -41,7 +43,9 @@ def evaluate(
     ] = None,
     search: Annotated[
         str | None,
-        typer.Option("--search", help="Choice of learning rates on: valid (default), paper (test episodes, as in the papers) or none."),
+        typer.Option(
+            "--search", help="Data for choosing learning rates: valid (default), paper (test episodes, as in the papers) or none."
+        ),
     ] = None,
     trajectory: Annotated[
         bool, typer.Option("--trajectory", help="Record the query accuracy after every gradient step (never used for selection).")
@@ -49,7 +53,10 @@ def evaluate(
     which: Annotated[str, typer.Option("--which", help="Checkpoint: best or last.")] = "best",
     device: Annotated[str | None, typer.Option("--device", help="Device: auto, cpu, cuda, cuda:1. Default: the recipe's.")] = None,
 ) -> None:
-    """Meta-test runs on episodes of the test classes. Writes eval/<adapt>-<protocol>/ (results.h5, summary.csv) and prints a table."""
+    """Meta-test runs on episodes of the test classes.
+
+    Writes results.h5 and summary.csv to RUN/eval/<adapt>-<protocol>/ and prints a table.
+    """
     from smatcli.errors import UserError
 
     check_checkpoint(which)
@@ -59,7 +66,7 @@ def evaluate(
     options = {"episode.ways": _range(ways), "episode.shots": _range(shots), "episode.queries": queries}
     overrides += [f"eval.{key}={value}" for key, value in options.items() if value is not None]
     if episode is not None:
-        # a protocol sets all values, so it comes before the overrides of single ones
+        # a protocol sets every value, so it comes before the overrides of individual values
         overrides.insert(0, "eval.episode.kind=fixed" if episode == "fixed" else f"eval.episode={episode}")
     overrides += [f"adapt.{name}.loss={flip_loss}" for name in ("flip", "exhaustive")] if flip_loss is not None else []
     overrides += [f"adapt.search.kind={search}"] if search is not None else []
@@ -83,7 +90,7 @@ def evaluate(
 
 
 def _range(text: str | None) -> str | None:
-    """Return `5-10` as the recipe's [5, 10]; other texts unchanged."""
+    """Return `5-10` as the recipe's [5, 10], and any other text unchanged."""
     if text is None:
         return None
     low, dash, high = text.partition("-")
@@ -110,7 +117,7 @@ def heading(columns: "Sequence[Sequence[SummaryRow]]") -> str:
 
 
 def table(columns: "Sequence[Sequence[SummaryRow]]") -> "Table":
-    """Return datasets by evaluations, in domain and out of domain, each with its average; percent, mean ± 95 % half-width."""
+    """Return a table of datasets by evaluations in percent (mean ± 95 % half-width), with in-domain and out-of-domain averages."""
     from rich.table import Table
 
     from smatcli.runs.statistics import Estimate, average

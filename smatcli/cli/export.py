@@ -1,4 +1,4 @@
-"""`smat export`: models for use without smat."""
+"""`smat export`: write models that can be used without smat."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,8 +7,8 @@ import typer
 
 EPILOG = """
 Examples: [bold]smat export runs/smat --support photos/known --out model[/] writes a folder for
-timm.create_model("local-dir:model", pretrained=True); [bold]smat export birds.smat --format onnx --out birds.onnx[/] a classifier for
-onnxruntime; [bold]smat export runs/smat --experts --out experts.safetensors[/] the sparse experts.
+timm.create_model("local-dir:model", pretrained=True); [bold]smat export birds.smat --format onnx --out birds.onnx[/] writes a classifier
+for onnxruntime; [bold]smat export runs/smat --experts --out experts.safetensors[/] writes the sparse experts.
 """
 
 
@@ -17,9 +17,9 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="Output: a folder (timm), a .onnx or a .safetensors file.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the adaptation (adapt.*).")] = None,
     support: Annotated[
-        Path | None, typer.Option("--support", help="Task to export: folder or ZIP with a folder of images per class.")
+        Path | None, typer.Option("--support", help="Support set of the task to export: a folder or ZIP with a folder of images per class.")
     ] = None,
-    average: Annotated[bool, typer.Option("--average", help="Export the average of all experts, independent of a task.")] = False,
+    average: Annotated[bool, typer.Option("--average", help="Export the average of all experts, which does not depend on a task.")] = False,
     form: Annotated[Literal["timm", "onnx"] | None, typer.Option("--format", help="Format: timm (default) or onnx.")] = None,
     experts: Annotated[bool, typer.Option("--experts", help="Export the sparse experts, compressed.")] = False,
     adapt: Annotated[str | None, typer.Option("--adapt", help="Adaptation on the support set. Default: proto.")] = None,
@@ -29,10 +29,10 @@ def export(
     skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Skip unreadable support images.")] = False,
     which: Annotated[str, typer.Option("--which", help="Checkpoint of a run: best or last.")] = "best",
 ) -> None:
-    """Write the merged parameters of a task as a plain timm model or ONNX, or a run's sparse experts.
+    """Write the merged parameters of a task as a plain timm model or an ONNX file, or write the sparse experts of a run.
 
-    A timm folder contains model.safetensors (loads strictly into timm.create_model) and config.json. An ONNX file maps images [B, 3, S, S]
-    in [0, 1] to features and, with --support, logits. Both are checked against the run before they are written.
+    A timm folder contains config.json and model.safetensors, which timm.create_model loads strictly. An ONNX file maps images [B, 3, S, S]
+    in [0, 1] to features and, with --support, to logits. The outputs are compared with those of the run before anything is written.
     """
     from smatcli.errors import UserError
 

@@ -1,4 +1,4 @@
-"""Error handling around the verbs: every error becomes one line and an exit code; a closed pipe ends the program silently."""
+"""Error handling for all verbs: every error becomes one line and an exit code, and a closed pipe ends the program silently."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ class Terminated(BaseException):
 
 
 def debugging() -> bool:
-    """Return whether `--debug` (or SMAT_DEBUG=1) is given."""
+    """Return whether `--debug` or SMAT_DEBUG=1 is set."""
     return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
 
 
@@ -41,7 +41,7 @@ def print_error(text: str) -> None:
 
 
 def describe(error: BaseException) -> tuple[str, int]:
-    """Return the line and the exit code of an error."""
+    """Return the message line and the exit code for an error."""
     if isinstance(error, SmatError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
@@ -81,7 +81,7 @@ def guarded() -> Iterator[None]:
             import traceback
 
             traceback.print_exc()
-        # Of several processes of one run (torchrun), only the first prints an error that all of them raise.
+        # Under torchrun all processes raise the same error, and only the first prints it.
         if not (getattr(error, "quiet", False) or (isinstance(error, UserError) and os.environ.get("RANK", "0") != "0")):
             print_error(line)
         raise SystemExit(code) from None
@@ -102,7 +102,7 @@ def catch_sigterm() -> None:
 
 
 class Root(TyperGroup):
-    """The `smat` command: handles the errors of every verb and lists the verbs in the order of the workflow (`ORDER`)."""
+    """The `smat` command, which handles the errors of every verb and lists the verbs in workflow order (`ORDER`)."""
 
     ORDER: tuple[str, ...] = ()
 

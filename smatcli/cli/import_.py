@@ -1,4 +1,4 @@
-"""`smat import`: official checkpoints as runs."""
+"""`smat import`: convert official checkpoints to runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,8 +7,8 @@ import typer
 
 EPILOG = """
 Example: [bold]smat import smat_vits16.pt --out runs/official[/], then [bold]smat eval runs/official data.root=stores[/]. The recipe of the
-run refers to Meta-Dataset's stores; set data.root, data.id or data.ood for others, here or in smat eval. A ViT of unusual width needs
-backbone.args.num_heads=N. No code in the files is run.
+run uses the stores of Meta-Dataset; for other stores, set data.root, data.id or data.ood here or in smat eval. A ViT of unusual width
+needs backbone.args.num_heads=N. Code in the files is never executed.
 """
 
 
@@ -22,10 +22,10 @@ def import_(
         str, typer.Option("--route", help="Router: learned, or uniform (equal scores for all experts, for releases without router keys).")
     ] = "learned",
 ) -> None:
-    """Convert an official checkpoint (SMAT, old or new format; PMF) to a run for smat eval.
+    """Convert an official checkpoint (SMAT in the old or new format, or PMF) to a run for smat eval.
 
-    Masks, scores and embeddings equal those of the release, also the position embeddings at other image sizes. A missing or unexpected key
-    or a wrong shape is an error that names it, and nothing is written.
+    Masks, scores and embeddings equal those of the release, including the position embeddings at other image sizes. If a key is missing or
+    unexpected, or a shape is wrong, the error names the key, and nothing is written.
     """
     from smatcli.importing import import_checkpoint
     from smatcli.runs.reporter import auto_reporter

@@ -1,4 +1,4 @@
-"""Options that several verbs share: the launcher with its Slurm options, lists separated by commas, seeds, overrides."""
+"""Options shared by several verbs: the launcher and its Slurm options, comma-separated lists, seeds, overrides."""
 
 import functools
 import inspect
@@ -36,7 +36,7 @@ _OTHER = Annotated[
 
 
 def with_placement(launcher_help: str, devices_help: str = "", jobs_help: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add --launcher and --slurm-* to a verb, and with their help texts --devices and --jobs; it receives them as `placement`."""
+    """Add --launcher and --slurm-* to a verb, and --devices and --jobs if their help is given; the verb receives a `placement`."""
     options: dict[str, Any] = {}
     if devices_help:
         options["devices"] = Annotated[str | None, typer.Option("--devices", help=devices_help)]
@@ -72,7 +72,7 @@ def _placement(values: dict[str, Any]) -> "Placement":
 
 
 def slurm_options(launcher: str | None, other: Sequence[str] | None, named: dict[str, str | None]) -> dict[str, str]:
-    """Return the Slurm options by name. UserError for one that is malformed, or given without `--launcher slurm`."""
+    """Return the Slurm options by name. Raises UserError if an option is malformed, or given without `--launcher slurm`."""
     from smatcli.errors import UserError, nearest
 
     if launcher is not None and launcher not in LAUNCHERS:
@@ -92,7 +92,7 @@ def slurm_options(launcher: str | None, other: Sequence[str] | None, named: dict
 
 
 def parse_seeds(text: str, overrides: Sequence[str]) -> list[int]:
-    """Return the seeds of `--seeds` (empty if not given). UserError unless they are distinct integers, and seed= is not given too."""
+    """Return the seeds of `--seeds` (empty if not given). Raises UserError unless they are distinct integers without a seed= override."""
     from smatcli.errors import UserError
 
     if not text:
@@ -106,7 +106,7 @@ def parse_seeds(text: str, overrides: Sequence[str]) -> list[int]:
 
 
 def comma_list(option: str, text: str | None, example: str) -> list[str] | None:
-    """Return the words of "a, b"; None if the option is not given. UserError for an empty list."""
+    """Return the words of "a, b", or None if the option is not given. Raises UserError if the list is empty."""
     from smatcli.errors import UserError
 
     words = None if text is None else [word.strip() for word in text.split(",") if word.strip()]
@@ -116,13 +116,13 @@ def comma_list(option: str, text: str | None, example: str) -> list[str] | None:
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the words that are names or existing paths, and those that are overrides (KEY=VALUE)."""
+    """Split words into names or existing paths, and overrides (KEY=VALUE)."""
     names = [word for word in words if "=" not in word or Path(word).exists()]
     return names, [word for word in words if word not in names]
 
 
 def check_checkpoint(which: str) -> None:
-    """UserError unless `--which` is best or last."""
+    """Raise UserError unless `--which` is best or last."""
     from smatcli.errors import UserError, nearest
 
     if which not in CHECKPOINTS:

@@ -18,7 +18,7 @@ def console() -> "Console":
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[Any]], total: bool = False, left: Sequence[str] = ()) -> None:
-    """Print a table, right-aligned except the columns `left`, "dataset", "content" and "status"; `total`: the last row is a sum."""
+    """Print a table. Columns are right-aligned except `left`, "dataset", "content" and "status"; with `total`, the last row is a sum."""
     from rich.table import Table
     from rich.text import Text
 
@@ -31,5 +31,5 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[Any]], total: bool
 
 
 def size_text(count: int) -> str:
-    """Return bytes as MB or GB."""
+    """Return a number of bytes as text in MB or GB."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

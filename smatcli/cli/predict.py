@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 import typer
 
 EPILOG = """
-Example: [bold]smat predict --model runs/smat --support photos/known --images photos/new --out labels.csv --sheet labels.png[/]; save the
-classifier with [bold]--save birds.smat[/], and use it later without the support images: [bold]--model birds.smat[/]. Settings of the
-adaptation are given as KEY=VALUE, such as adapt.flip.rounds=3.
+Example: [bold]smat predict --model runs/smat --support photos/known --images photos/new --out labels.csv --sheet labels.png[/]. Save the
+classifier with [bold]--save birds.smat[/], and use it later without the support images with [bold]--model birds.smat[/]. Set options of
+the adaptation as KEY=VALUE, such as adapt.flip.rounds=3.
 """
 
 
@@ -25,7 +25,9 @@ def predict(
     save: Annotated[Path | None, typer.Option("--save", help="Save the classifier to this file (.smat).")] = None,
     reject: Annotated[
         str | None,
-        typer.Option("--reject", help="Reject images beyond this cosine distance; auto: that of 95 % of the support images."),
+        typer.Option(
+            "--reject", help="Reject images beyond this cosine distance; auto: the distance that includes 95 % of the support images."
+        ),
     ] = None,
     fit: Annotated[
         Literal["crop", "squash"] | None,
@@ -39,7 +41,7 @@ def predict(
     """Learn classes from a folder of images per class, and classify other images.
 
     The table has a row per image: file, class, probability, the three most probable classes, and the cosine distance to the nearest class
-    prototype, which is large for images of no class (--reject). On an error nothing is written.
+    prototype, which is large for images that belong to no class (--reject). If an error occurs, nothing is written.
     """
     limit = _number(reject)
     from smatcli.deploy.folder import Fitting, ModelSource, Outputs, predict_folder

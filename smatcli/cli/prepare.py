@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Kinds(TyperGroup):
-    """The built-in kinds, then those of plugins, which are loaded only when this group is used."""
+    """Command group of the built-in kinds, followed by those of plugins, which are loaded only when this group is used."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         from smatcli.plugins import loaded
@@ -36,12 +36,15 @@ kind = partial(register_kind, into=app)
 @kind("folder", size=64, fit="crop")
 def folder(
     sources: Annotated[list[str], typer.Argument(metavar="SRC", help="Directories or ZIPs of class folders; one store each.")],
-    depth: Annotated[int, typer.Option("--depth", min=1, help="Folder levels of a class name: 2 for group/class/image.")] = 1,
+    depth: Annotated[
+        int, typer.Option("--depth", min=1, help="Number of folder levels that form the class name; 2 for group/class/image.")
+    ] = 1,
 ) -> "list[PrepareJob]":
     """Create a store from each directory or ZIP of class folders (<class name>/<image>).
 
-    Images may have any mode, size and format that Pillow reads; the first frame is used, upright, on white. Unreadable images are counted
-    and named. A store of the same files and settings is kept, and an interrupted command continues.
+    Images may have any mode, size and format that Pillow reads. Of an animation, the first frame is used; the EXIF orientation is applied,
+    and transparent pixels become white. Unreadable images are counted and listed. An existing store of the same files and settings is kept.
+    If the command is interrupted, run it again to continue.
 
     The split is by class. Test, train and valid get at least 5 classes each, in this order: with 10 to 14 classes there are no valid
     classes, and with fewer than 10 all are test classes.
@@ -55,8 +58,8 @@ def folder(
 def meta_dataset(dirs: Dirs) -> "list[PrepareJob]":
     """Create stores from the output of Meta-Dataset's conversion: dataset_spec.json beside a <class id>.tfrecords per class.
 
-    A folder without dataset_spec.json stands for all of its subfolders that have one. Classes, order, splits and the ontology of Omniglot
-    and ImageNet are taken from the specification.
+    A folder without dataset_spec.json is replaced by those of its subfolders that have one. Classes, their order, splits, and the ontology
+    of Omniglot and ImageNet are taken from the specification.
     """
     return jobs_of("meta-dataset", _each(dirs, "dataset_spec.json"))
 
@@ -71,9 +74,9 @@ def pmf_h5(dirs: Dirs) -> "list[PrepareJob]":
 def pmf_episodes(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="PMF's fixed validation episodes; one store each.")],
 ) -> "list[PrepareJob]":
-    """Create stores from PMF's fixed validation episodes (val_ep120_img128.h5). Each class of each episode is a class of the valid split.
+    """Create stores from PMF's fixed validation episodes (val_ep120_img128.h5).
 
-    Give the size of the images as --size to keep them unchanged.
+    Each class of each episode becomes a class of the valid split. To keep the images unchanged, set --size to their size.
     """
     return jobs_of("pmf-episodes", files)
 
@@ -81,10 +84,10 @@ def pmf_episodes(
 @kind("torchvision")
 def torchvision(
     names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names in torchvision: CIFAR10, DTD, Omniglot, ...")],
-    root: Annotated[Path | None, typer.Option("--root", help="Folder of torchvision's files.", show_default=False)] = None,
+    root: Annotated[Path | None, typer.Option("--root", help="Folder that contains torchvision's files.", show_default=False)] = None,
     download: Annotated[bool, typer.Option("--download", help="Download missing files.")] = False,
 ) -> "list[PrepareJob]":
-    """Create stores from datasets of torchvision, with all their parts together."""
+    """Create stores from torchvision datasets; the parts of a dataset (train, test, ...) are combined."""
     return [job for name in names for job in jobs_of("torchvision", [name], root=root, download=download)]
 
 
@@ -127,9 +130,9 @@ def coco(
     annotations: Annotated[Path, typer.Argument(metavar="ANNOTATIONS", help="instances_*.json of the images.")],
     enlarge: Annotated[float, typer.Option("--enlarge", min=1, help="Size of the crop relative to the box.")] = 1.2,
     min_boxes: Annotated[int | None, typer.Option("--min-boxes", min=2, help="Drop classes with fewer boxes.", show_default=False)] = None,
-    crowd: Annotated[bool, typer.Option("--crowd/--no-crowd", help="Keep the boxes of crowds, like Meta-Dataset.")] = True,
+    crowd: Annotated[bool, typer.Option("--crowd/--no-crowd", help="Keep the boxes of crowds, as Meta-Dataset does.")] = True,
 ) -> "list[PrepareJob]":
-    """Create a store of MSCOCO's objects: an image per box, cropped 1.2 times as large, like Meta-Dataset."""
+    """Create a store of the objects in MSCOCO. Each bounding box, enlarged 1.2 times as in Meta-Dataset, becomes an image."""
     few = {} if min_boxes is None else {"min_boxes": min_boxes}
     return jobs_of("coco", [images], annotations=annotations, enlarge=enlarge, crowd=crowd, **few)
 
@@ -148,7 +151,7 @@ def fungi(path: Dir) -> "list[PrepareJob]":
 
 @kind("quickdraw")
 def quickdraw(path: Dir) -> "list[PrepareJob]":
-    """Create a store from Quick, Draw!: a <class>.npy of bitmaps or a <class>.ndjson of drawings per class."""
+    """Create a store from Quick, Draw!, with a file of bitmaps (<class>.npy) or drawings (<class>.ndjson) per class."""
     return jobs_of("quickdraw", [path])
 
 

@@ -11,22 +11,22 @@ if TYPE_CHECKING:
     from smatcli.engine.prepare.preparation import Prepared, PrepareJob
 
 
-SPLIT_HELP = "Random split of the classes into train/valid/test, percent. Default: that of the source, else 65/15/20."
+SPLIT_HELP = "Percentages of a random split of the classes into train/valid/test. Default: the split of the source, else 65/15/20."
 SPLITS_HELP = "JSON file with the class names of train, valid and test (like Meta-Dataset's), instead of --split."
 STRICT_HELP = "Stop at an unreadable image and write no store. Default: only for official records and lists."
 ENCODING_HELP = "Store pixels, or JPEG: several times smaller, but decoded at every read."
-REPLACE_HELP = "Rebuild a store that exists with other content."
+REPLACE_HELP = "Rebuild an existing store whose content differs."
 WORKERS_HELP = "Decoding threads. Default: all cores."
 
 
 # The options of every kind: name -> (type, default). The defaults of `size` and `fit` depend on the kind.
 _SHARED: dict[str, tuple[Any, Any]] = {
     "out": (Annotated[Path, typer.Option("--out", "-o", help="Folder of the stores; created if missing.")], inspect.Parameter.empty),
-    "name": (Annotated[str | None, typer.Option("--name", help="Dataset name, for a single source. Default: the source's.")], None),
+    "name": (Annotated[str | None, typer.Option("--name", help="Dataset name, for a single source. Default: that of the source.")], None),
     "size": (Annotated[int, typer.Option("--size", min=1, max=4096, help="Side of the stored square images in pixels.")], 64),
     "fit": (
         Annotated[
-            Literal["crop", "squash"], typer.Option("--fit", help="Crop to the centre square, or squash the whole image like Meta-Dataset.")
+            Literal["crop", "squash"], typer.Option("--fit", help="Crop to the centre square, or squash the whole image (Meta-Dataset).")
         ],
         "crop",
     ),
@@ -40,7 +40,7 @@ _SHARED: dict[str, tuple[Any, Any]] = {
     ),
     "min_images": (
         Annotated[
-            int | None, typer.Option("--min-images", min=2, help="Drop classes with fewer readable images. Default: error below 2.")
+            int | None, typer.Option("--min-images", min=2, help="Drop classes with fewer readable images. Default: an error below 2.")
         ],
         None,
     ),
@@ -61,7 +61,7 @@ Dir = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the dataset.
 
 
 def kind(name: str, size: int = 128, fit: str = "squash", *, into: typer.Typer) -> Callable[[Kind], Kind]:
-    """Register a function from arguments to jobs as a command of `into`, with the shared options added."""
+    """Register a function that returns jobs as a command of `into`, and add the shared options."""
 
     def register(function: Kind) -> Kind:
         own = dict(inspect.signature(function).parameters)
@@ -86,7 +86,7 @@ def kind(name: str, size: int = 128, fit: str = "squash", *, into: typer.Typer) 
 
 
 def jobs_of(kind: str, paths: Iterable[str | Path], **options: Any) -> "list[PrepareJob]":
-    """Return a preparation per path, of a source of `kind` with `options`."""
+    """Return a job per path, which prepares a source of this `kind` with these `options`."""
     from functools import partial
 
     from smatcli.data.sources import open_source

@@ -1,4 +1,4 @@
-"""`smat data prepare NAME` for a plugin's kind of source, with options from its settings."""
+"""`smat data prepare NAME` for the source of a plugin, with options derived from the settings of the plugin."""
 
 import inspect
 from pathlib import Path
@@ -21,7 +21,7 @@ FITTING = (str, int, float, bool)
 
 
 def command(name: str) -> Any:
-    """Return the command of the plugin source `name`, or None if it is not installed. UserError for a broken plugin."""
+    """Return the command of the plugin source `name`, or None if it is not installed. Raises UserError for a broken plugin."""
     plugin: plugins.SourcePlugin | None = plugins.find("sources", name, taken=SOURCES)
     if plugin is None:
         return None
@@ -39,7 +39,7 @@ def command(name: str) -> Any:
 
 
 def _options(settings: "type[BaseModel]") -> list[inspect.Parameter]:
-    """Return an option per field of a type that options can have; other fields keep their default."""
+    """Return an option for each field whose type an option supports; other fields keep their default."""
     options = []
     for name, field in settings.model_fields.items():
         kinds = [part for part in get_args(field.annotation) or (field.annotation,) if part is not type(None)]
@@ -56,7 +56,7 @@ def _options(settings: "type[BaseModel]") -> list[inspect.Parameter]:
 
 
 def _checked(settings: "type[BaseModel] | None", given: dict[str, Any]) -> dict[str, Any]:
-    """Return the options validated by the plugin's settings. UserError with the first problem."""
+    """Validate the options with the plugin's settings and return them. Raises UserError with the first problem."""
     if settings is None:
         return {}
     from pydantic import ValidationError

@@ -6,7 +6,7 @@ import typer
 
 
 def pretrain(
-    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a packaged one.", metavar="RECIPE")],
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a packaged recipe.", metavar="RECIPE")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Recipe values, e.g. pretrain.epochs=10 run=runs/mine.", metavar="[KEY=VALUE]...")
     ] = None,
@@ -15,10 +15,10 @@ def pretrain(
         bool, typer.Option("--deterministic", help="Same as deterministic=true: bit-identical results on one device; slower.")
     ] = False,
 ) -> None:
-    """Pre-train a backbone with labels, for when no weights can be downloaded.
+    """Pre-train a backbone on labelled images, for example if no weights can be downloaded.
 
     Trains a cosine classifier on all classes of the recipe's stores and writes backbone.safetensors and backbone.json to the run directory.
-    A train recipe uses them with backbone.weights=RUN. On SIGINT, SIGTERM or SIGUSR1 the step is finished and a checkpoint is saved.
+    To use them in a train recipe, set backbone.weights=RUN. On SIGINT, SIGTERM or SIGUSR1 the step is finished and a checkpoint is saved.
     """
     from smatcli.config import load_recipe
 

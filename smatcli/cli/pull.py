@@ -1,4 +1,4 @@
-"""`smat pull`: a run from the Hugging Face hub."""
+"""`smat pull`: download a run from the Hugging Face hub."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,10 @@ def pull(
     out: Annotated[Path, typer.Option("--out", "-o", help="Run directory to create.")],
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit. Default: the latest.")] = None,
 ) -> None:
-    """Download a run uploaded by `smat push`, for predict, eval and export. It is checked, and no code in it is run."""
+    """Download a run that was uploaded by `smat push`, for use with predict, eval and export.
+
+    The run is checked, and no code in it is executed.
+    """
     from smatcli.deploy import hub
     from smatcli.runs.reporter import auto_reporter
 

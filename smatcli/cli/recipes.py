@@ -52,7 +52,7 @@ def cat(recipe: Annotated[str, typer.Argument(help="Name (quickstart/smat) or pa
 @app.command("cp", no_args_is_help=True)
 def copy(
     recipe: Annotated[str, typer.Argument(help="Name (quickstart/smat) or path.")],
-    target: Annotated[Path, typer.Argument(help="New file, or a folder for it.")] = Path("."),
+    target: Annotated[Path, typer.Argument(help="New file, or the folder to copy it to.")] = Path("."),
 ) -> None:
     """Copy a recipe for editing. An existing file is never overwritten."""
     from smatcli.config import find_recipe
@@ -74,7 +74,7 @@ def validate(
     paths: Annotated[
         list[str] | None, typer.Argument(help="Names or paths; key.path=value changes the preceding recipe. Default: all.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only print which recipes are valid.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only whether each recipe is valid.")] = False,
 ) -> None:
     """Check recipes and print every resolved value with its origin.
 
@@ -102,7 +102,7 @@ def validate(
 
 
 def _jobs(words: list[str]) -> list[tuple[str, list[str]]]:
-    """Group recipes with the overrides that follow them; a word with "=" is an override unless it is a file."""
+    """Group each recipe with the overrides that follow it. A word with "=" is an override unless it is an existing file."""
     from smatcli.errors import UserError
 
     jobs: list[tuple[str, list[str]]] = []

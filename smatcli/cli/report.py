@@ -1,4 +1,4 @@
-"""`smat report`: tables and figures from results."""
+"""`smat report`: write tables and figures from results."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,13 +13,15 @@ Examples: [bold]smat report runs/* --out report --names smat=SMAT[/]\n
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Run directories, sweeps, or folders of them.", show_default=False)],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUNS...", help="Run directories, sweeps, or folders that contain them.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report; an earlier report in it is replaced.")] = Path("report"),
     baseline: Annotated[
         list[str] | None,
         typer.Option(
             metavar="COLUMN",
-            help="Method, run, label or row of a tuning table to compare with; repeatable. Default: pretrained.",
+            help="Baseline to compare with: a method, run, label or row of a tuning table; repeatable. Default: pretrained.",
         ),
     ] = None,
     names: Annotated[
@@ -27,7 +29,7 @@ def report(
         typer.Option(metavar="RUN=LABEL", help="Label of a run in the tables; repeatable."),
     ] = None,
     digits: Annotated[int, typer.Option(min=0, max=6, help="Decimal places of percentages.")] = 1,
-    title: Annotated[str, typer.Option(help="Title of the report, also at the start of every caption.")] = "",
+    title: Annotated[str, typer.Option(help="Title of the report, which every caption starts with.")] = "",
     published: Annotated[
         list[str] | None,
         typer.Option(metavar="PAPER", help="Add published numbers: meta_dataset, pmf, ... (PAPER:LABEL for one column; or a FILE.csv)."),
@@ -45,8 +47,8 @@ def report(
     """Write tables (LaTeX, CSV, Markdown), figures (PNG, PDF) and an HTML page from the results of runs.
 
     Reads every eval/*/results.h5, tune.json and segment/fold<k>.json below RUNS. Numbers of different protocols or episode
-    counts are never mixed in a table. Each sweep gets a table and a figure (accuracy by sparsity target). The results of smat analyze are
-    drawn too. Start at README.md or report.html in the folder.
+    counts are never mixed in a table. Each sweep gets a table and a figure of accuracy by sparsity target. The results of smat analyze are
+    also drawn. Start with README.md or report.html in the output folder.
     """
     from smatcli.errors import UserError
     from smatcli.report import ReportOptions

@@ -1,4 +1,4 @@
-"""`smat runs`: runs and their progress, read from their files."""
+"""`smat runs`: show runs and their progress, read from their files."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,9 +21,9 @@ def ls(
     state: Annotated[str | None, typer.Option("--state", metavar="STATE", help=f"Only runs in this state: {', '.join(STATES)}.")] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="Print a JSON object per line, for scripts.")] = False,
 ) -> None:
-    """List runs: method, state, step, best validation accuracy, time.
+    """List runs with their method, state, step, validation accuracy and time.
 
-    `dead`: run.json says running, but the process no longer exists; `smat train RUN/recipe.yaml --resume` continues it.
+    A run is `dead` if run.json says running, but the process no longer exists; continue it with `smat train RUN/recipe.yaml --resume`.
     """
     from smatcli.errors import UserError, nearest
     from smatcli.runs.overview import ago, facts, find_runs
@@ -53,7 +53,7 @@ def ls(
 
 @app.command()
 def show(run: Run) -> None:
-    """Show a run: facts, versions, last metrics, checkpoints, evaluations."""
+    """Show the facts, versions, last metrics, checkpoints and evaluations of a run."""
     from smatcli.cli.output import print_table
     from smatcli.runs.overview import evaluations, facts, records
 
@@ -88,7 +88,7 @@ def show(run: Run) -> None:
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Two or more runs, or folders of runs.")],
 ) -> None:
-    """Compare runs: the recipe keys in which they differ, and their results."""
+    """Show the recipe keys in which runs differ, and compare their results."""
     from smatcli.cli.output import print_table
     from smatcli.config.yaml_text import flow
     from smatcli.errors import UserError

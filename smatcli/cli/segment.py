@@ -6,7 +6,7 @@ import typer
 
 
 def segment(
-    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a packaged one.", metavar="RECIPE")],
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a packaged recipe.", metavar="RECIPE")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Recipe values, e.g. data.root=Kvasir-SEG segment.folds=5.", metavar="[KEY=VALUE]...")
     ] = None,
@@ -17,8 +17,8 @@ def segment(
 ) -> None:
     """Tune vision transformers for segmentation: pmoe, vpt, linear or full, under a SETR-PUP head.
 
-    Reads folders of images and masks (also the published layouts of Kvasir-SEG, ISIC and ADE20K), and trains on a single split or with
-    cross-validation. Writes mIoU, Dice and pixel accuracy, single-scale and multi-scale, to RUN/segment/summary.csv, and example images.
+    Reads folders of images and masks, including the published layouts of Kvasir-SEG, ISIC and ADE20K, and trains on a single split or with
+    cross-validation. Writes single-scale and multi-scale mIoU, Dice and pixel accuracy to RUN/segment/summary.csv, and draws test images.
     """
     from smatcli.config import load_recipe
 

@@ -1,4 +1,4 @@
-"""`smat sweep`: a recipe over a grid of values."""
+"""`smat sweep`: run a recipe over a grid of values."""
 
 from collections import Counter
 from pathlib import Path
@@ -17,25 +17,26 @@ EPILOG = """
 Examples: [bold]smat sweep tau recipes/realmini/smat.yaml --values 0.5,0.7,0.9,0.95[/]\n
 [bold]smat sweep recipes/realmini/smat.yaml --grid method.experts=4,8 --grid seed=0,1 train.steps=500[/]\n
 [bold]smat sweep tau recipes/realmini/smat.yaml --values 0.5,0.9 --launcher slurm --slurm-partition gpu --slurm-gpus 1[/]\n
-The same command again skips finished points and continues interrupted ones; [bold]smat sweep FOLDER --status[/] shows the progress.
+Running the same command again skips finished points and continues interrupted points.
+[bold]smat sweep FOLDER --status[/] shows the progress.
 """
 
 
 @with_placement(
     "local: one process per visible GPU, or --jobs of them; slurm: one job per point.",
-    devices_help="Devices to use side by side: cuda:0,cuda:1. Default: the recipe's.",
-    jobs_help="Points at a time. Default: one per device.",
+    devices_help="Devices to use in parallel: cuda:0,cuda:1. Default: the recipe's.",
+    jobs_help="Number of points to run at a time. Default: one per device.",
 )
 def sweep(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="[AXIS] RECIPE [KEY=VALUE]...", help="A named axis (tau, experts, seed) for --values; the recipe; recipe values."
+            metavar="[AXIS] RECIPE [KEY=VALUE]...", help="Named axis for --values (tau, experts or seed); recipe; recipe values."
         ),
     ],
     values: Annotated[str | None, typer.Option("--values", metavar="V1,V2,...", help="Values of the named axis.")] = None,
     grid: Annotated[
-        list[str] | None, typer.Option("--grid", metavar="KEY=V1,V2,...", help="An axis; repeat for the product of several.")
+        list[str] | None, typer.Option("--grid", metavar="KEY=V1,V2,...", help="Axis of the grid; repeatable, for the product of the axes.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the runs. Default: <run>-sweep-<axes>.")] = None,
     status: Annotated[bool, typer.Option("--status", help="Show which points are done, running and failed; launch nothing.")] = False,
@@ -43,17 +44,17 @@ def sweep(
     *,
     placement: "Placement",
 ) -> None:
-    """Train, evaluate and tabulate a recipe over a grid of values, each point in its own run directory.
+    """Train and evaluate a recipe at each point of a grid of values, and tabulate the results. Each point has its own run directory.
 
-    With --status or --retry, give the folder of an earlier sweep instead of recipe and axes.
+    With --status or --retry, give the folder of an earlier sweep instead of a recipe and axes.
     """
     from smatcli.errors import SmatError, UserError
 
     if status and retry:
-        raise UserError("--status only shows and --retry launches; give one of them")
+        raise UserError("--status and --retry cannot be combined; give one of them")
     folder = existing_folder(words, values, grid) if status or retry else None
     if folder is not None and out is not None:
-        raise UserError(f"--out: {folder} is already the folder of the sweep")
+        raise UserError(f"--out: {folder} is already the folder of the sweep; remove --out")
     if folder is not None:
         from smatcli.launch.sweep import read_sweep
 
@@ -89,19 +90,19 @@ def existing_folder(words: list[str], values: str | None, grid: list[str] | None
     if not folder.is_dir():
         return None
     if len(words) > 1 or values is not None or grid:
-        raise UserError(f"{folder} is a sweep with its recipe, axes and overrides; give only the folder")
+        raise UserError(f"{folder} is a sweep, which has its own recipe, axes and overrides; give only the folder")
     return folder
 
 
 def planned_folder(recipe: str, axes: "list[Axis]", overrides: list[str], out: Path | None) -> Path:
-    """Return the folder of a sweep."""
+    """Return the folder in which a sweep will be written."""
     from smatcli.launch.grid import plan_points
 
     return plan_points(recipe, axes, overrides, out)[0].run.parent
 
 
 def show_status(folder: Path) -> None:
-    """Print a line per point, the end of the log of each failed one, and a count."""
+    """Print a line per point, the end of the log of each failed point, and the number of points per state."""
     from smatcli.cli.output import print_table
     from smatcli.launch.sweep import sweep_status, update_table
 
@@ -116,7 +117,7 @@ def show_status(folder: Path) -> None:
     counts = Counter(point.state for point in points)
     if counts["done"] and (table := update_table(folder)):
         typer.echo(f"{table}")
-    again = f"; `smat sweep {folder} --retry` launches the failed ones again" if counts["failed"] else ""
+    again = f"; `smat sweep {folder} --retry` launches the failed points again" if counts["failed"] else ""
     typer.echo(", ".join(f"{count} {state}" for state, count in counts.items()) + again)
 
 
@@ -125,7 +126,7 @@ def _steps(point: "PointStatus") -> str:
 
 
 def parse(words: list[str], values: str | None, grid: list[str]) -> "tuple[str, list[Axis], list[str]]":
-    """Return recipe, axes and overrides of either form: `tau RECIPE --values ...` or `RECIPE --grid ...`."""
+    """Return the recipe, axes and overrides of `tau RECIPE --values ...` or `RECIPE --grid ...`."""
     from smatcli.config import find_recipe
     from smatcli.errors import UserError
     from smatcli.launch.grid import AXES, named_axis, parse_axis, parse_grid
@@ -148,7 +149,7 @@ def parse(words: list[str], values: str | None, grid: list[str]) -> "tuple[str, 
 
 
 def show(rows: list[dict[str, str]]) -> None:
-    """Print the table of a sweep: percent, mean ± 95 % half-width."""
+    """Print the table of a sweep in percent (mean ± 95 % half-width)."""
     from rich.table import Table
 
     from smatcli.cli.output import console

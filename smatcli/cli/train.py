@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @with_placement("local (default): in this process; slurm: as a Slurm job.")
 def train(
-    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a packaged one (smat recipes ls).", metavar="RECIPE")],
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a packaged recipe (smat recipes ls).", metavar="RECIPE")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe values, e.g. train.steps=100.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")] = False,
     seeds: Annotated[
@@ -28,11 +28,14 @@ def train(
         str,
         typer.Option(
             metavar="DATASET:INDEX",
-            help="Only show the loss terms of this training episode, with the weights of the run's failed or last checkpoint.",
+            help="Only print the loss terms of this training episode, computed with the failed or last checkpoint of the run.",
         ),
     ] = "",
     profile: Annotated[
-        bool, typer.Option("--profile", help="Time updates 2 to 6 by phase and trace the 7th: RUN/profile/phases.csv and trace.json.")
+        bool,
+        typer.Option(
+            "--profile", help="Time the phases of updates 2 to 6 and trace the 7th; writes RUN/profile/phases.csv and trace.json."
+        ),
     ] = False,
     memory_report: Annotated[bool, typer.Option("--memory-report", help="Only predict the peak memory of an update.")] = False,
     *,
@@ -43,7 +46,8 @@ def train(
     Creates the recipe's run directory with recipe.yaml (every value), metrics.jsonl, checkpoints/last and best. Never overwrites a run.
 
     On SIGINT, SIGTERM or SIGUSR1 the update is finished, a checkpoint is saved, and the exit code is 130, 143 or 138; a second signal stops
-    at once. An update whose loss or gradient is not finite is skipped and counted; train.spike sets how many end the run (exit code 1).
+    at once. An update whose loss or gradient is not finite is skipped and counted; after train.spike.in_a_row skipped updates in a row, the
+    run fails (exit code 1).
 
     Several processes (torchrun --nproc-per-node N --no-python smat train ...) share the tasks of each meta-batch.
     """
@@ -82,7 +86,7 @@ def _submit(loaded: "list[Loaded]", options: Mapping[str, str], *, resume: bool,
     from smatcli.launch.trainings import submit_trainings
 
     if profile:
-        raise UserError("--profile measures a local training; remove --launcher slurm")
+        raise UserError("--profile works only for local training; remove --launcher slurm")
     for training in submit_trainings(loaded, options, resume=resume):
         run = training.run
         typer.echo(f"{run}: Slurm job {training.job}, log {training.log}; `smat runs ls {run.parent}` shows its progress")
@@ -101,7 +105,7 @@ def _memory(loaded: "Loaded") -> None:
 
 
 def _debug(loaded: "Loaded", wanted: str, *, several: bool) -> None:
-    """Print the report of `--debug-episode`; UserError unless `wanted` is DATASET:INDEX."""
+    """Print the report of `--debug-episode`. Raises UserError unless `wanted` is DATASET:INDEX."""
     from smatcli.errors import UserError
 
     dataset, _, index = wanted.rpartition(":")

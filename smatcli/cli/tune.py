@@ -1,4 +1,4 @@
-"""`smat tune`: adapt a pre-trained network to one dataset, or to a suite of them."""
+"""`smat tune`: adapt a pre-trained network to one dataset or to a suite of datasets."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 EPILOG = """
 Examples: [bold]smat tune recipes/tuning/demo/mlae.yaml data.dataset=pets data.train=200 data.valid=70 --seeds 0,1,2[/]\n
 [bold]smat tune recipes/tuning/mlae-vtab.yaml --suite vtab --devices cuda:0,cuda:1[/]\n
-[bold]smat tune recipes/tuning/demo --suite flowers102,textures --seeds 0,1,2 --jobs 2[/] (every recipe of the folder)\n
-The same command again skips finished runs and continues interrupted ones.
+[bold]smat tune recipes/tuning/demo --suite flowers102,textures --seeds 0,1,2 --jobs 2[/] (all recipes in the folder)\n
+Running the same command again skips finished runs and continues interrupted runs.
 """
 
 
 @with_placement(
     "local: one process per visible GPU, or --jobs of them; slurm: one job per run.",
-    devices_help="Devices to use side by side: cuda:0,cuda:1.",
-    jobs_help="Runs at a time. Default: one per device.",
+    devices_help="Devices to use in parallel: cuda:0,cuda:1.",
+    jobs_help="Number of runs at a time. Default: one per device.",
 )
 def tune(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="RECIPE... [KEY=VALUE]...", help="Recipe files, names of packaged ones or folders of recipes; recipe values."
+            metavar="RECIPE... [KEY=VALUE]...", help="Recipe files, names of packaged recipes, or folders of recipes; recipe values."
         ),
     ],
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run where it stopped; always on for several runs.")] = False,
@@ -36,15 +36,18 @@ def tune(
         str,
         typer.Option("--suite", metavar="NAME", help="All tasks of vtab or fgvc, or datasets a,b,c, each in its own run directory."),
     ] = "",
-    seeds: Annotated[str, typer.Option("--seeds", metavar="A,B,...", help="Tune once per seed; the table shows the mean.")] = "",
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the runs of a suite or of seeds. Default: <run>-suite.")] = None,
+    seeds: Annotated[str, typer.Option("--seeds", metavar="A,B,...", help="Tune once per seed; the table shows the mean over seeds.")] = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the runs of a suite or of several seeds. Default: <run>-suite.")
+    ] = None,
     *,
     placement: "Placement",
 ) -> None:
-    """Adapt a pre-trained network to one dataset: mlae, lora, vpt, gapt, ssf, adapter, bias, linear, full, pmoe.
+    """Adapt a pre-trained network to one dataset with a tuner: mlae, lora, vpt, gapt, ssf, adapter, bias, linear, full or pmoe.
 
-    Searches tune.search on the validation images, trains and tests. The run directory gets tune.json, metrics.jsonl and checkpoints of the
-    trained tensors; smat report makes the tables. On SIGINT, SIGTERM or SIGUSR1 the step is finished and a checkpoint is saved.
+    Searches the grid of tune.search on the validation images, then trains and tests. Writes tune.json, metrics.jsonl and checkpoints of the
+    trained tensors to the run directory; smat report makes the tables. On SIGINT, SIGTERM or SIGUSR1 the step is finished and a checkpoint
+    is saved.
     """
     from smatcli.config import load_recipe
     from smatcli.errors import SmatError, UserError
@@ -78,7 +81,7 @@ def tune(
 
 
 def split_words(words: list[str]) -> tuple[list[str], list[str]]:
-    """Return recipes (all of a folder) and overrides; UserError without a recipe."""
+    """Split words into recipes (a folder means all of its recipes) and overrides. Raises UserError if there is no recipe."""
     from smatcli.errors import UserError
 
     names, overrides = split_overrides(words)
@@ -95,7 +98,7 @@ def split_words(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def show(suite: "Suite") -> None:
-    """Print the table of a suite: a row per recipe, a column per dataset (percent), then the means of groups."""
+    """Print the table of a suite in percent: a row per recipe, a column per dataset, then a column per group of datasets."""
     from rich.table import Table
 
     from smatcli.cli.output import console
