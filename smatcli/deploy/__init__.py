@@ -1,1 +1,1 @@
-"""What a trained run is used for: classifying images, saved classifiers, exports, the model hub."""
+"""Use of trained runs: classify images, save classifiers, export models, and share runs on a model hub."""

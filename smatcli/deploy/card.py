@@ -1,4 +1,4 @@
-"""The model card of a run: description, results, recipe, and the licence of its initial weights."""
+"""Write the model card of a run: description, results, recipe, and the licence of its initial weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ UNKNOWN, SCRATCH = "not recorded", "none, trained from scratch"
 
 
 def base_weights(recipe: AnyVisionRecipe, info: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
-    """Return a description of the initial weights, their licence (None: not known), and their model id on the hub."""
+    """Return a description of the initial weights, their licence and their model id on the hub. Unknown values are None."""
     backbone = recipe.backbone
     if imported := info.get("imported"):
         return f"imported from {Path(str(imported.get('file', '?'))).name} ({imported.get('layout', 'official checkpoint')})", None, None
@@ -31,11 +31,14 @@ def base_weights(recipe: AnyVisionRecipe, info: Mapping[str, Any]) -> tuple[str,
         if hub_id.endswith("/"):
             hub_id += backbone.name.partition(".")[0] + (f".{config.tag}" if config.tag else "")
         return f"timm's weights of {backbone.name}", config.license, hub_id or None
-    return f"{Path(backbone.weights).name}, a file or pre-training run of the author's", None, None
+    return f"{Path(backbone.weights).name}, weights from a file or a pre-training run of the author", None, None
 
 
 def model_card(run: RunDir, licence: str | None = None) -> str:
-    """Return README.md with front matter. `licence`: a hub identifier such as apache-2.0; default: that of the base weights."""
+    """Return the text of README.md with front matter.
+
+    `licence` is a licence identifier of the hub, such as apache-2.0; by default that of the base weights.
+    """
     recipe = vision(run.recipe)
     base, base_licence, hub_id = base_weights(recipe, run.info)
     licence = licence or base_licence

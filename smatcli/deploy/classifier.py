@@ -34,13 +34,13 @@ from smatcli.seams import Classifier, Support
 
 BATCH = 64
 PROBES = 8
-TOLERANCE = 1e-2  # relative to the scale of the logits: above the differences of bf16 kernels, far below the effect of a wrong parameter
+TOLERANCE = 1e-2  # relative to the logit scale: larger than bf16 rounding, much smaller than the effect of a wrong parameter
 USUAL = 0.95
 
 
 @dataclass(frozen=True)
 class ClassifierFacts:
-    """Origin and preprocessing of a classifier; `usual`: the stored `usual_distance`."""
+    """Origin and preprocessing of a classifier. `usual` is its stored `usual_distance`."""
 
     method: str
     adapt: str
@@ -69,7 +69,7 @@ class FewShotClassifier:
 
     @property
     def info(self) -> dict[str, Any]:
-        """Information from the adaptation (losses, passes, chosen experts)."""
+        """Details that the adaptation reports (losses, passes, chosen experts)."""
         return self.head.info
 
     @property
@@ -80,7 +80,7 @@ class FewShotClassifier:
     def predict(self, images: Any) -> Predictions:
         """Classify a list of images (paths, Pillow images, uint8 arrays [H, W, 3] or [3, H, W] of any size) or a uint8 array [N, H, W, 3].
 
-        Raises `UserError` with the name of an image that cannot be read, and `SmatError` if logits are not finite.
+        Raises `UserError` if an image cannot be read, and `SmatError` if a logit is not finite.
         """
         items = enumerate(as_list(images))
         work = prefetched(lambda item: as_pixels(item[1], self.image_size, self.facts.fit, f"image {item[0]}"), items, 2, 2 * BATCH)
@@ -104,9 +104,9 @@ class FewShotClassifier:
 
     @cached_property
     def usual_distance(self) -> float | None:
-        """95 % quantile of the leave-one-out cosine distance of the support images to their prototype, a threshold for rejection.
+        """The 95 % quantile of the leave-one-out cosine distances of support images to their prototypes; a threshold for rejection.
 
-        None if every class has a single image, or the adaptation is not a prototype classifier.
+        None if every class has a single image, or if the classifier does not use prototypes.
         """
         head, support = self.head, self._support
         if support is None:
@@ -121,7 +121,7 @@ class FewShotClassifier:
         return float(torch.quantile(own[counts > 1].float().cpu(), USUAL))
 
     def frozen(self) -> FrozenHead:
-        """Return a backbone and prototypes with the same logits. `UserError` for other kinds of classifiers."""
+        """Return a backbone with prototypes that gives the same logits. Raises `UserError` if there is none for this adaptation."""
         if isinstance(self.head, FrozenHead):
             return self.head
         theta, centres = getattr(self.head, "theta", None), getattr(self.head, "centres", None)
@@ -147,7 +147,10 @@ class FewShotClassifier:
         )
 
     def save(self, path: str | Path, replace: bool = False) -> Path:
-        """Write weights, prototypes and class names to a file. `UserError` if it exists (without `replace`) or cannot be written."""
+        """Write weights, prototypes and class names to a file.
+
+        Raises `UserError` if the file exists (without `replace`) or cannot be written.
+        """
         return write_classifier(self, Path(path), replace)
 
 
@@ -162,7 +165,7 @@ PREFIX, CENTRES = "backbone.", "prototypes"
 
 
 def write_classifier(classifier: FewShotClassifier, path: Path, replace: bool = False) -> Path:
-    """Write `classifier`, after a check that its frozen copy gives the same logits."""
+    """Check that a frozen copy of `classifier` gives the same logits, and write it."""
     check_target(path, SUFFIX, replace)
     head = classifier.frozen()
     tensors = {f"{PREFIX}{name}": tensor for name, tensor in head.network.backbone.state_dict().items()} | {CENTRES: head.centres}
@@ -184,7 +187,7 @@ def write_classifier(classifier: FewShotClassifier, path: Path, replace: bool = 
 
 
 def read_classifier(path: str | Path, device: str | None = None) -> FewShotClassifier:
-    """Read a file of `FewShotClassifier.save`. `UserError` for a truncated or damaged file, or another kind of file."""
+    """Read a file written by `FewShotClassifier.save`. Raises `UserError` if it is truncated, damaged or another kind of file."""
     path = Path(path)
     body, tensors = _read(path)
     try:
@@ -211,14 +214,14 @@ def read_classifier(path: str | Path, device: str | None = None) -> FewShotClass
 
 
 def check_target(path: Path, suffix: str, replace: bool = False) -> None:
-    """`UserError` if `path` does not end in `suffix`, or exists without `replace`."""
+    """Raise `UserError` if `path` does not end in `suffix`, or exists and `replace` is false."""
     if path.suffix.lower() != suffix:
         raise UserError(f"{path}: give a file name that ends in {suffix}")
     refuse_existing(path, replace)
 
 
 def refuse_existing(path: Path, replace: bool = False) -> None:
-    """`UserError` if `path` is a folder, or a file and not `replace`."""
+    """Raise `UserError` if `path` is a folder, or an existing file and `replace` is false."""
     if path.is_dir() or ((path.exists() or path.is_symlink()) and not replace):
         raise UserError(f"{path}: already exists; choose another name{'' if path.is_dir() else ', or give --replace'}")
 

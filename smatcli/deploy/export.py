@@ -1,4 +1,4 @@
-"""`smat export`: merged parameters as a plain timm model or ONNX, and compressed experts."""
+"""`smat export`: write merged parameters as a plain timm model or an ONNX file, and write compressed experts."""
 
 import json
 import shutil
@@ -38,10 +38,10 @@ def export(
     which: str = "best",
     reporter: Reporter | None = None,
 ) -> Path:
-    """Write theta_i of a run for a support set, or with equal scores of all experts (`average`); or the network of a saved classifier.
+    """Write theta_i of a run for a support set or with equal expert scores (`average`), or write the network of a saved classifier.
 
-    timm: a new folder with model.safetensors (loads strictly into `timm.create_model`) and config.json (`local-dir:` of timm). onnx: a file
-    that maps images in [0, 1] to features and, with classes, logits. Nothing is written unless the features equal those of the original.
+    timm: a new folder with config.json and model.safetensors, which `timm.create_model("local-dir:...")` loads strictly. onnx: a file that
+    maps images in [0, 1] to features and, with classes, logits. Nothing is written unless the features equal those of the original.
     """
     source, fitting, reporter = Path(source), fitting or Fitting(), reporter or SilentReporter()
     _check(source, out, form, fitting, average, which)
@@ -62,8 +62,8 @@ def export(
 def export_experts(run: str | Path, out: Path, which: str = "best", reporter: Reporter | None = None) -> tuple[int, int]:
     """Write the sparse difference e_m = theta_delta * z_m of every expert as positions and values.
 
-    Returns the bytes written, and those of dense experts [M, P] in fp32. theta_i = theta_pre + sum_m alpha_m e_m over the parameters of the
-    backbone in the order of `named_parameters()`. `UserError` for a method without sparse experts.
+    Returns the size of the file and that of dense experts [M, P] in fp32, in bytes. theta_i = theta_pre + sum_m alpha_m e_m, with the
+    parameters of the backbone in the order of `named_parameters()`. Raises `UserError` if the method has no sparse experts.
     """
     reporter = reporter or SilentReporter()
     check_target(out, ".safetensors")
@@ -73,7 +73,7 @@ def export_experts(run: str | Path, out: Path, which: str = "best", reporter: Re
     assert isinstance(method, SmatMethod)
     masks, delta = method.compressed(), method.theta_delta.detach()
     count = len(masks.experts)
-    own = delta.ndim == 2  # then the masks already contain z_m * theta_delta_m
+    own = delta.ndim == 2  # one theta_delta per expert; the masks then already contain z_m * theta_delta_m
     experts = CompressedExperts.of(masks.mask(m) if own else masks.mask(m) * delta for m in range(count))
     experts.save(out)
     dense = count * masks.size * 4
@@ -126,7 +126,7 @@ def _plain(source: Path, fitting: Fitting, average: bool, which: str, reporter: 
 
 
 def _without_support(model: FewShotModel) -> PlainModel:
-    """Return the parameters without a support set: with equal scores of all experts, or the method's own."""
+    """Return the model of a run without a support set, with equal scores of all experts if the method has experts."""
     task = model.task(_blank(model))
     theta, origin = _equal_scores(task) if task.alpha is not None else (task.theta, model.recipe.method.name)
     module, config = _settle(module_of(model.method, theta, model.recipe.backbone), model.recipe.backbone)
@@ -134,7 +134,7 @@ def _without_support(model: FewShotModel) -> PlainModel:
 
 
 def _blank(model: FewShotModel) -> Support:
-    """Return two grey images, since `Method.task` needs a support set; the result does not depend on them."""
+    """Return a support set of two grey images. `Method.task` requires one, but the result does not depend on it."""
     size = model.image_size
     images = torch.zeros(2, 3, size, size, device=model.device)
     return Support(images, torch.arange(2, device=model.device), 2)
@@ -148,7 +148,7 @@ def _equal_scores(task: Task) -> tuple[Tensor, str]:
 
 
 def _settle(module: nn.Module, backbone: BackboneConfig) -> tuple[nn.Module, BackboneConfig]:
-    """Convert `module` to a plain timm model of the same image size. `SmatError` if its features differ."""
+    """Convert `module` to a plain timm model of the same image size. Raises `SmatError` if their features differ."""
     plain = backbone.model_copy(update={"weights": "none", "position_size": None})
     converted = backbone_of(plain, settled(module.state_dict(), module))
     size = backbone.image_size
@@ -159,7 +159,7 @@ def _settle(module: nn.Module, backbone: BackboneConfig) -> tuple[nn.Module, Bac
 
 
 def timm_config(plain: PlainModel) -> dict[str, Any]:
-    """Return config.json for timm's `local-dir:` and `hf-hub:` models."""
+    """Return the content of config.json for the `local-dir:` and `hf-hub:` models of timm."""
     config, size = plain.backbone, plain.backbone.image_size
     return {
         "architecture": config.name.partition(".")[0],

@@ -1,4 +1,4 @@
-"""`smat predict`: learn classes from folders, and tabulate the predictions for other images."""
+"""`smat predict`: learn classes from folders of images, and tabulate the predictions for other images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Outputs:
     replace: bool = False
 
     def check(self) -> None:
-        """`UserError` for a wrong suffix, or a file that exists (without `replace`)."""
+        """Raise `UserError` if a file has a wrong suffix, or exists and `replace` is false."""
         for path, suffixes in ((self.table, TABLES), (self.sheet, SHEETS)):
             if path is not None:
                 if path.suffix.lower() not in suffixes:
@@ -44,7 +44,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A run with its checkpoint (`which`: best or last), or a saved classifier, and the device (None: the recipe's)."""
+    """A run and its checkpoint (`which`: best or last), or a saved classifier; and the device (None: that of the recipe)."""
 
     path: Path
     which: str = "best"
@@ -53,7 +53,7 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class Fitting:
-    """Support set and adaptation: class folders, adaptation and its settings, handling of non-square and unreadable images."""
+    """How a classifier is fitted: class folders, adaptation and its settings, treatment of non-square and unreadable images."""
 
     support: Path | None = None
     adapt: str | None = None
@@ -62,7 +62,7 @@ class Fitting:
     skip: bool = False
 
     def refuse_for(self, file: Path) -> None:
-        """`UserError` for settings that a saved classifier does not use."""
+        """Raise `UserError` if a setting is given that a saved classifier does not use."""
         given = {"--support": self.support, "--adapt": self.adapt, "--fit": self.fit, "a setting": self.overrides or None}
         for name, value in given.items():
             if value is not None:
@@ -79,9 +79,9 @@ def predict_folder(
 ) -> PredictionTable | None:
     """Learn the classes of `fitting.support` with a run, or use a saved classifier, and classify `images` (a folder, ZIP or file).
 
-    `reject`: cosine distance from every prototype beyond which an image gets no class; "auto": the distance within which 95 % of the
-    support images lie (leave-one-out). `fitting.skip`: list unreadable images instead of raising. Returns the table, None without
-    `images`. Nothing is written before all results are computed. `UserError` for invalid input.
+    `reject` is the cosine distance from every prototype beyond which an image gets no class; "auto" chooses the distance within which 95 %
+    of the support images lie (leave-one-out). With `fitting.skip`, unreadable images are listed instead of raising an error. Returns the
+    table, or None without `images`. Files are written only after all results are computed. Raises `UserError` for invalid input.
     """
     model, outputs, reporter = source.path, outputs or Outputs(), reporter or SilentReporter()
     _check(source, fitting, images, outputs, reject)
@@ -103,7 +103,7 @@ def predict_folder(
 
 
 def fit_folder(source: ModelSource, fitting: Fitting, reporter: Reporter) -> FewShotClassifier:
-    """Fit a classifier to the class folders in `fitting.support`, which are read before the run is loaded."""
+    """Fit a classifier to the class folders in `fitting.support`. The images are read before the run is loaded."""
     assert fitting.support is not None
     support, adapt, fit = fitting.support, fitting.adapt or "proto", fitting.fit or "crop"
     pictures = support_pictures(support)

@@ -1,4 +1,4 @@
-"""Plain networks with the parameters of a task, independent of the method."""
+"""Plain networks with the merged parameters of a task, independent of the method."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,10 @@ from smatcli.methods.prototypes import EPS, cosine_logits
 
 
 class Network(nn.Module):
-    """Images [B, 3, S, S] to fp32 features [B, D]: the backbone's, or (`fuse` > 0) its last `fuse` blocks', concatenated and normalised."""
+    """Map images [B, 3, S, S] to fp32 features [B, D].
+
+    The features are those of the backbone or, with `fuse` > 0, those of its last `fuse` blocks, concatenated and normalised.
+    """
 
     def __init__(self, backbone: nn.Module, fuse: int = 0):
         super().__init__()
@@ -31,7 +34,7 @@ class Network(nn.Module):
 
 
 class FrozenHead:
-    """A `Classifier` of a network and prototypes [C, D]."""
+    """A `Classifier` that consists of a network and prototypes [C, D]."""
 
     def __init__(self, network: Network, centres: Tensor, scale: float, precision: Precision):
         self.network, self.centres, self.scale, self.precision = network, centres, scale, precision
@@ -46,9 +49,9 @@ class FrozenHead:
 
 
 def backbone_of(config: BackboneConfig, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Return the backbone of `config` with exactly `tensors` (else RuntimeError), on the CPU.
+    """Return the backbone of `config` with the parameters `tensors`, on the CPU. Raises RuntimeError if the tensors do not match exactly.
 
-    It is created on the meta device, because initialising the weights would take most of the time.
+    The module is created on the meta device, because initialising the weights would take most of the time.
     """
     plain = config.model_copy(update={"weights": "none"})
     with torch.device("meta"):

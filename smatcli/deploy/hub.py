@@ -17,14 +17,14 @@ from smatcli.runs.reporter import Reporter, SilentReporter
 from smatcli.safe.files import publish
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-LOCAL = ("pid", "command")  # in run.json: useless elsewhere, and they reveal the author's folders
-EVALUATION = ("results.h5", "settings.json", "search.json", "summary.csv")  # without settings.json it could not be extended
+LOCAL = ("pid", "command")  # keys of run.json that are not uploaded: useless elsewhere, and they reveal the author's folders
+EVALUATION = ("results.h5", "settings.json", "search.json", "summary.csv")  # settings.json is needed to extend the evaluation
 RESULTS = (*(f"eval/*/{name}" for name in EVALUATION), "tune.json", "segment/fold*.json", "segment/summary.csv")
 FILES = ["recipe.yaml", "origins.json", "run.json", "backbone.*", "checkpoints/**", *RESULTS, "README.md"]
 
 
 def stage(run: str | Path, folder: Path, which: str = "best", licence: str | None = None) -> Path:
-    """Write the upload of a run into the new `folder`: recipe, one checkpoint without optimizer, results, model card."""
+    """Write the files to upload into the new `folder`: recipe, one checkpoint without optimizer state, results, model card."""
     opened = RunDir.open(run)
     kept = _chosen(opened, which)
     if folder.exists() or folder.is_symlink():
@@ -57,7 +57,7 @@ def push(
     public: bool = False,
     reporter: Reporter | None = None,
 ) -> str:
-    """Upload a run as the model `hub_id`, which is created if needed (private unless `public`), and return its address."""
+    """Upload a run as the model `hub_id` and return its address. A new model is created if needed, private unless `public`."""
     import huggingface_hub
 
     reporter = reporter or SilentReporter()
@@ -74,7 +74,10 @@ def push(
 
 
 def pull(hub_id: str, out: Path, revision: str | None = None, reporter: Reporter | None = None) -> RunDir:
-    """Download the run `hub_id` to the new folder `out` and check it. `UserError` if it does not exist or is not a run of `smat push`."""
+    """Download the run `hub_id` to the new folder `out` and check it.
+
+    Raises `UserError` if the model does not exist or was not uploaded by `smat push`.
+    """
     import huggingface_hub
 
     reporter = reporter or SilentReporter()
@@ -94,7 +97,7 @@ def pull(hub_id: str, out: Path, revision: str | None = None, reporter: Reporter
 
 
 def _chosen(run: RunDir, which: str) -> Path | None:
-    """Return the checkpoint to upload; None for a pre-training run, whose backbone is a separate file."""
+    """Return the checkpoint to upload, or None for a pre-training run, whose backbone is a separate file."""
     if which not in ("best", "last"):
         raise UserError(f"--which {which}: use best or last")
     if (run.path / "backbone.safetensors").is_file():
@@ -125,7 +128,7 @@ def _check_id(hub_id: str) -> None:
 
 @contextmanager
 def _hub_errors(hub_id: str, what: str) -> Iterator[None]:
-    """Convert all errors of the hub's client to one line."""
+    """Convert every error of the hub client to a `UserError` with one line."""
     from huggingface_hub import constants, errors
 
     try:
@@ -136,7 +139,7 @@ def _hub_errors(hub_id: str, what: str) -> Iterator[None]:
         raise UserError(
             f"{hub_id}: the model does not exist on the Hugging Face hub, or needs `hf auth login`; check the name, or log in"
         ) from None
-    except Exception as error:  # several libraries are involved, each with its own errors
+    except Exception as error:  # several libraries raise errors of their own here
         if constants.HF_HUB_OFFLINE or isinstance(error, errors.OfflineModeIsEnabled):
             raise UserError(f"{hub_id}: cannot be {what} while HF_HUB_OFFLINE is set; unset it if there is a network") from None
         status: Any = getattr(getattr(error, "response", None), "status_code", None)

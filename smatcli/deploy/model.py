@@ -1,4 +1,4 @@
-"""A trained run as a few-shot learner."""
+"""Load a trained run as a few-shot learner."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ from smatcli.seams import Support, Task
 
 
 def run_recipe(run: str | Path) -> TrainRecipe:
-    """Return the recipe of a run; that of a pre-training run has method `pretrained`. `UserError` if it is not a run."""
+    """Return the recipe of a run. For a pre-training run, the method is `pretrained`. Raises `UserError` if `run` is not a run."""
     path = Path(run)
     if path.is_file():
         hint = "a saved classifier: load it with smatcli.load_classifier" if path.suffix == SUFFIX else "a file"
@@ -48,7 +48,10 @@ def run_recipe(run: str | Path) -> TrainRecipe:
 
 
 def adapt_settings(recipe: TrainRecipe, adapt: str, overrides: Sequence[str] = ()) -> AdaptConfig:
-    """Return the settings of adaptation `adapt` with `overrides` (`adapt.*` only). `UserError` if the method does not support it."""
+    """Return the settings of the adaptation `adapt` with `overrides` (only `adapt.*`).
+
+    Raises `UserError` if the method does not support the adaptation, or if an override has no effect.
+    """
     check_adaptation(adapt)
     if needs_experts(adapt) and getattr(recipe.method, "experts", None) is None:
         raise UserError(f"{adapt} needs a method with experts, and {recipe.run} is {recipe.method.name}; use --adapt proto")
@@ -60,7 +63,7 @@ def adapt_settings(recipe: TrainRecipe, adapt: str, overrides: Sequence[str] = (
         if part not in (adapt, "search", "group") and part in AdaptConfig.model_fields:
             raise UserError(f"{key}: has no effect on {adapt}; remove it, or use --adapt {part}")
     given = recipe.model_dump(mode="json")
-    given["eval"]["adapt"] = [adapt]  # so that its settings are valid keys, also for a plugin
+    given["eval"]["adapt"] = [adapt]  # so that the settings of a plugin adaptation are valid keys too
     built = build_recipe(given, Path(recipe.run) / "recipe.yaml", overrides, kind="train").recipe
     assert isinstance(built, TrainRecipe)
     searched = getattr(getattr(built.adapt, adapt, None), "lr", 0.0) is None
@@ -70,7 +73,7 @@ def adapt_settings(recipe: TrainRecipe, adapt: str, overrides: Sequence[str] = (
 
 
 class FewShotModel:
-    """The method of a run with its recipe. `adapt(images, labels)` returns a classifier and does not change the model."""
+    """The method and recipe of a run. `adapt(images, labels)` returns a classifier and does not change the model."""
 
     def __init__(self, method: FlatMethod, recipe: TrainRecipe, source: str, reporter: Reporter):
         self.method, self.recipe, self.source, self.reporter = method, recipe, source, reporter
@@ -78,7 +81,7 @@ class FewShotModel:
 
     @classmethod
     def open(cls, run: str | Path, which: str = "best", device: str | None = None, reporter: Reporter | None = None) -> "FewShotModel":
-        """Load the checkpoint `which` (best or last) of a run on `device`. `UserError` if it is not a run or has no checkpoint."""
+        """Load the checkpoint `which` (best or last) of a run on `device`. Raises `UserError` if there is no run or no checkpoint."""
         reporter = reporter or SilentReporter()
         if which not in ("best", "last"):
             raise UserError(f"which={which}: use best or last")
@@ -100,11 +103,12 @@ class FewShotModel:
     def adapt(
         self, images: Any, labels: Any, adapt: str = "proto", *, overrides: Sequence[str] = (), fit: Fit = "crop"
     ) -> FewShotClassifier:
-        """Learn the classes in `labels` (names or numbers, one per image); `images` as for `FewShotClassifier.predict`.
+        """Learn the classes in `labels` (names or numbers, one per image) from `images`, given as for `FewShotClassifier.predict`.
 
-        `adapt` is the name of the adaptation, `overrides` are its settings (`adapt.flip.rounds=3`); without a learning rate, one is chosen
-        by cross-validation on halves of the support set. `fit`: resizing of non-square images (crop to the centre, or squash). Raises
-        `UserError` for invalid labels, fewer than two classes, an unreadable image, or an adaptation that the method does not support.
+        `adapt` is the name of the adaptation and `overrides` are its settings (`adapt.flip.rounds=3`). If the adaptation needs a learning
+        rate and none is given, it is chosen by cross-validation on halves of the support set. `fit` is the resizing of non-square images:
+        crop to the centre, or squash. Raises `UserError` for invalid labels, fewer than two classes, an unreadable image, or an adaptation
+        that the method does not support.
         """
         settings = adapt_settings(self.recipe, adapt, overrides)
         items, named = as_list(images, "support images"), _labels(labels)

@@ -1,4 +1,4 @@
-"""Write a plain model as ONNX, after a check with onnxruntime (extra `onnx`)."""
+"""Write a plain model as an ONNX file and check it with onnxruntime (extra `onnx`)."""
 
 import contextlib
 import io
@@ -24,14 +24,14 @@ PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
 def require_onnx() -> None:
-    """`UserError` with the names of missing packages."""
+    """Raise `UserError` with the names of missing packages, if any."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise UserError(f"--format onnx needs {', '.join(missing)}; install them with: pip install 'smatcli[onnx]'")
 
 
 class Packaged(nn.Module):
-    """Images [B, 3, S, S] in [0, 1] to features [B, D] and, with prototypes, logits [B, C]."""
+    """Map images [B, 3, S, S] in [0, 1] to features [B, D] and, with prototypes, to logits [B, C]."""
 
     mean: Tensor
     std: Tensor
@@ -54,7 +54,10 @@ class Packaged(nn.Module):
 
 
 def write_onnx(plain: "PlainModel", out: Path) -> None:
-    """Write `plain` with input `images` (any batch size) and outputs `features` and, with classes, `logits`; class names are metadata."""
+    """Write `plain` with the input `images` (any batch size) and the outputs `features` and, with classes, `logits`.
+
+    Class names are stored as metadata.
+    """
     import onnx
 
     from smatcli.deploy.plain import check_close
@@ -89,7 +92,7 @@ def write_onnx(plain: "PlainModel", out: Path) -> None:
 
 
 def run_onnx(path: Path, images: Tensor) -> dict[str, Tensor]:
-    """Run the file with onnxruntime on the CPU for images in [0, 1]; returns its outputs by name."""
+    """Run an ONNX file with onnxruntime on the CPU for images in [0, 1], and return the outputs by name."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,4 +1,4 @@
-"""Convert a user's images (folders, ZIPs, files, Pillow images, arrays) to uint8 [size, size, 3]."""
+"""Convert images of the user (folders, ZIPs, files, Pillow images, arrays) to uint8 [size, size, 3]."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class PictureSet:
-    """Encoded images by name (`read` raises `Unreadable`), their classes if any, and remarks on skipped files."""
+    """Encoded images by name, their classes if they have any, and messages about skipped files. `read` raises `Unreadable`."""
 
     where: str
     names: list[str]
@@ -28,7 +28,7 @@ class PictureSet:
 
 
 def query_pictures(path: Path) -> PictureSet:
-    """Return the images of a folder (searched recursively), a ZIP or a single file. `UserError` if there are none."""
+    """Return the images of a folder (searched recursively), a ZIP or a single file. Raises `UserError` if there are none."""
     if path.is_file() and path.suffix.lower() in image_suffixes():
         return PictureSet(str(path.parent), [path.name], open_tree(path.parent).read)
     tree = open_tree(path)
@@ -40,7 +40,10 @@ def query_pictures(path: Path) -> PictureSet:
 
 
 def support_pictures(path: Path) -> PictureSet:
-    """Return the labelled images of a folder or ZIP of class folders. `UserError` for fewer than two classes or an empty class."""
+    """Return the labelled images of a folder or ZIP of class folders.
+
+    Raises `UserError` for fewer than two classes or an empty class.
+    """
     source = FolderSource(path)
     names: list[str] = []
     labels: list[str] = []
@@ -55,13 +58,13 @@ def support_pictures(path: Path) -> PictureSet:
     if len(set(labels)) < 2:
         held = f"{len(names)} image{'s' * (len(names) != 1)}"
         raise UserError(
-            f"{path}: has one class only ({labels[0]}, {held}); give a folder with a folder of images per class, of two or more classes"
+            f"{path}: has one class only ({labels[0]}, {held}); give a folder with a folder of images for each of two or more classes"
         )
     return PictureSet(str(path), names, source.read, labels, [*source.remarks, *_skipped(path, other)])
 
 
 def read_all(pictures: PictureSet, size: int, fit: Fit, skip: bool = False) -> tuple[list[np.ndarray], list[str], list[str]]:
-    """Return decoded images, their labels, and a line per unreadable image; without `skip` these are a `UserError`."""
+    """Return decoded images, their labels, and a line per unreadable image. Without `skip`, an unreadable image raises `UserError`."""
     decoded: list[np.ndarray] = []
     labels: list[str] = []
     bad: list[str] = []
@@ -87,7 +90,7 @@ def unreadable(pictures: PictureSet, bad: Sequence[str]) -> UserError:
 
 
 def as_list(images: Any, what: str = "images") -> list[Any]:
-    """Return the items of a sequence or of an array [N, ...]. `UserError` for a single image or an empty sequence."""
+    """Return the items of a sequence or an array [N, ...] as a list. Raises `UserError` for a single image or an empty sequence."""
     if isinstance(images, str | bytes | Path | Image.Image) or not isinstance(images, Iterable):
         raise UserError(f"{what}: give a list of images, not a single {type(images).__name__}")
     shape = getattr(images, "shape", None)

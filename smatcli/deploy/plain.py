@@ -1,4 +1,4 @@
-"""Plain models (a backbone with merged weights), and the check of an exported copy."""
+"""Plain models (a backbone with merged weights), and a check of exported copies."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class PlainModel:
-    """A network on a plain timm model with merged parameters, its architecture, and optionally classes with prototypes [C, D]."""
+    """A plain timm model with merged parameters, its architecture and origin, and optionally classes and prototypes [C, D]."""
 
     network: Network
     backbone: BackboneConfig
@@ -25,6 +25,6 @@ class PlainModel:
 
 
 def check_close(actual: Tensor, wanted: Tensor, what: str) -> None:
-    """`SmatError` unless `actual` equals `wanted` up to 1e-3 of its largest entry."""
+    """Raise `SmatError` unless `actual` equals `wanted` up to 1e-3 of the largest entry."""
     if not float((actual - wanted).abs().max()) <= TOLERANCE * float(wanted.abs().max()):
         raise SmatError(f"{what} does not reproduce the outputs of the run; nothing was written")

@@ -40,7 +40,7 @@ class Predictions:
         return [self.classes[int(i)] for i in self.probabilities.argmax(1)]
 
     def rejected(self, limit: float) -> np.ndarray:
-        """Return boolean [Q]: whether the distance exceeds `limit`."""
+        """Return a boolean array [Q]: whether the distance exceeds `limit`."""
         return self.distances > limit
 
     def top(self, row: int, count: int = TOP) -> list[tuple[Label, float]]:
@@ -51,7 +51,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class PredictionRow:
-    """An image of the table; `top` and `distance` are empty if it is unreadable (`problem`)."""
+    """A row of the table, for one image. If the image is unreadable, `problem` states why, and `top` and `distance` are empty."""
 
     file: str
     top: tuple[tuple[Label, float], ...] = ()
@@ -61,7 +61,7 @@ class PredictionRow:
 
     @property
     def label(self) -> Label | None:
-        """The class; None for a rejected or unreadable image."""
+        """The predicted class, or None for a rejected or unreadable image."""
         return self.top[0][0] if self.top and not self.rejected else None
 
     @property
@@ -71,7 +71,7 @@ class PredictionRow:
 
 @dataclass(frozen=True)
 class PredictionTable:
-    """Rows in the order of the files; `facts`: model, adaptation, classes and rejection limit."""
+    """Rows in the order of the files. `facts` has the model, adaptation, classes and rejection limit."""
 
     rows: tuple[PredictionRow, ...]
     facts: dict[str, Any]
@@ -116,7 +116,7 @@ class PredictionTable:
 
 
 def as_rows(names: Sequence[str], predictions: Predictions, limit: float | None) -> list[PredictionRow]:
-    """Return a row per image; images beyond the distance `limit` are rejected."""
+    """Return a row per image. Images whose distance exceeds `limit` are rejected."""
     return [
         PredictionRow(name, tuple(predictions.top(i)), float(d := predictions.distances[i]), limit is not None and bool(d > limit))
         for i, name in enumerate(names)

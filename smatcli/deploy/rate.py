@@ -15,10 +15,10 @@ from smatcli.seams import Adaptation, Episode, Support
 def with_rate(
     adapt: str, adaptation: Adaptation, settings: AdaptConfig, method: FlatMethod, support: Support
 ) -> tuple[Adaptation, Choice | None]:
-    """Return `adaptation` with a learning rate, and how it was chosen (None if it has none, or if it was given).
+    """Return `adaptation` with a learning rate, and how the rate was chosen (None if it was given, or if there is no rate).
 
-    Two-fold cross-validation on halves of each class's images, at rate 0 (no adaptation) and `adapt.search.rates`. `UserError` if every
-    class has a single image.
+    The candidates are 0 (no adaptation) and `adapt.search.rates`. They are compared by two-fold cross-validation on halves of the images of
+    each class. Raises `UserError` if every class has a single image.
     """
     if getattr(adaptation, "rate", 0.0) is not None or not hasattr(adaptation, "at"):
         return adaptation, None

@@ -1,4 +1,4 @@
-"""Contact sheet of predictions: a row of images per predicted class, most confident first, then the rejected ones."""
+"""Contact sheet of predictions: a row of images per predicted class, most confident first, then a row of rejected images."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ DOUBT = 0.5
 def prediction_sheet(
     table: PredictionTable, pictures: PictureSet, fit: Fit, columns: int = 10, side: int = 96, rows: int = 60
 ) -> Image.Image:
-    """Draw up to `columns` images for each of `rows` classes, evenly spaced from most to least probable, with probabilities."""
+    """Draw up to `columns` images per class, evenly spaced from most to least probable, for up to `rows` classes."""
     groups = _groups(table)[:rows]
     large, small = font(15), font(12)
     margin = 14 + round(max([large.getlength(shortened(name, 32)) for name, _ in groups] + [small.getlength("00000 images")]))
@@ -43,7 +43,7 @@ def prediction_sheet(
 
 
 def _groups(table: PredictionTable) -> list[tuple[str, list[PredictionRow]]]:
-    """Group rows by predicted class, most probable first, then the rejected ones, nearest first."""
+    """Group the images by predicted class, most probable first, followed by a group of rejected images, nearest first."""
     groups: list[tuple[str, list[PredictionRow]]] = []
     for label in table.facts["classes"]:
         mine = sorted((r for r in table.rows if r.label == label), key=lambda r: -r.top[0][1])
