@@ -34,7 +34,7 @@ DATA: dict[str, Any] = {
     "ood": ["traffic_sign", "mscoco"],
     "ood_split": "test",
 }
-"""Meta-Dataset in the setting of the published checkpoints."""
+"""The datasets with which the published checkpoints were trained and tested."""
 
 
 def import_checkpoint(
@@ -42,8 +42,9 @@ def import_checkpoint(
 ) -> RunDir:
     """Convert a SMAT or PMF checkpoint (a file, a folder with one, or a model id of the Hugging Face hub) to the run directory `out`.
 
-    `overrides` are `key=value` of the run's recipe (data, evaluation, settings that are not in the file); `route` "uniform" gives all
-    experts the same score, for releases without router keys. Raises `UserError` before anything is written. No code in the file is run.
+    `overrides` set recipe values as `key=value` (data, evaluation, settings that are not in the file). The `route` "uniform" gives all
+    experts the same score, for releases without router keys. Raises `UserError` before anything is written. Code in the file is never
+    executed.
     """
     out, reporter = Path(out), reporter or SilentReporter()
     if route not in ROUTES:
@@ -61,7 +62,7 @@ def import_checkpoint(
 
 
 def parse(path: Path, route: str = "learned") -> Parsed:
-    """Parse the checkpoint at `path`. UserError if it is neither SMAT's nor PMF's."""
+    """Parse the checkpoint at `path`. Raises UserError if it is neither a SMAT nor a PMF checkpoint."""
     tensors = read_tensors(path)
     if is_smat(tensors):
         return parse_smat(path, tensors, route)
@@ -96,7 +97,7 @@ def _method(path: Path, loaded: Loaded, parsed: Parsed) -> FlatMethod:
     assert isinstance(recipe, TrainRecipe)
     if recipe.method.name != parsed.method["name"]:
         raise UserError(f"method.name={recipe.method.name}: {path} is a checkpoint of {parsed.method['name']}; remove method.name")
-    with torch.device("meta"):  # only shapes, to reject a wrong backbone before the experts are created
+    with torch.device("meta"):  # creates only shapes, so that a wrong backbone is rejected before the experts are created
         space = ParameterSpace.of(create_backbone(recipe.backbone.model_copy(update={"weights": "none"})))
     check_backbone(path, space, parsed.flat["theta_pre"])
     method = prepare_method(recipe.model_copy(update={"device": "cpu"}), "none")
@@ -112,7 +113,7 @@ def _describe(reporter: Reporter, source: str, parsed: Parsed, method: FlatMetho
 
 
 def _write(out: Path, loaded: Loaded, method: FlatMethod, imported: dict[str, Any]) -> RunDir:
-    """Write the run under a temporary name, then rename it, so that it is complete or absent."""
+    """Write the run under a temporary name and then rename it, so that it is never incomplete."""
     draft = out.parent / f".{out.name}.import-{os.getpid()}"
     groups = build_optimizers(method.groups(), loaded.recipe.train.groups, 1, method.default_groups()).state_dict()[1]  # type: ignore[union-attr]
     state = {"step": 0, "best": {"mean": -1.0, "step": -1}, "optimizers": groups}

@@ -1,4 +1,4 @@
-"""Locate and read foreign checkpoints: files, folders, models on the Hugging Face hub. No code in them is run."""
+"""Locate and read foreign checkpoints: files, folders, models on the Hugging Face hub. Code in them is never executed."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,10 @@ _PREFIXES = ("module.", "_orig_mod.")
 
 
 def locate(source: str) -> Path:
-    """Return the checkpoint file: `source`, the weights in a folder, or those of a model on the hub. UserError if there is none."""
+    """Return the checkpoint file of `source`, which is a file, a folder with weights, or a model id of the hub.
+
+    Raises UserError if there is no checkpoint.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
         return _weights_in(path, source)
@@ -28,7 +31,7 @@ def locate(source: str) -> Path:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint's model by name, without the prefix of a wrapper."""
+    """Return the tensors of the model in a checkpoint by name. The name prefix of a wrapper module is removed."""
     tree = load_tree(path, "import")
     for key in _WRAPPERS:
         if isinstance(tree, dict) and isinstance(tree.get(key), dict):
@@ -60,7 +63,7 @@ def _weights_in(folder: Path, source: str) -> Path:
 
 
 def _download(hub_id: str) -> Path:
-    """Download the weights of a hub model to the hub's cache and return their folder."""
+    """Download the weights of a model on the hub to the local cache, and return their folder."""
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -71,7 +74,7 @@ def _download(hub_id: str) -> Path:
         raise UserError(
             f"{hub_id}: neither a file nor a public model of the Hugging Face hub; check the name, or log in (`hf auth login`)"
         ) from None
-    except Exception as error:  # several libraries are involved, each with its own errors
+    except Exception as error:  # several libraries raise errors of their own here
         raise UserError(
             f"{hub_id}: not a file, and the Hugging Face hub cannot be reached ({_reason(error)}); "
             "download the checkpoint on a machine with a network and give its path"

@@ -1,6 +1,6 @@
-"""Names and order of a ViT's tensors in two libraries, and their conversion to timm.
+"""Names and order of the tensors of a ViT in two libraries, and their conversion to timm.
 
-The lists of the SMAT release are indexed in the order of the network's named parameters, which is the order below, not that of the file.
+The lists in the SMAT release are indexed by the network's named parameters. Their order is the order below, not the order in the file.
 """
 
 import re
@@ -31,7 +31,7 @@ _KINDS = ("weight", "bias")
 
 @dataclass(frozen=True)
 class TensorName:
-    """The foreign name of a tensor, timm's, and the third of timm's fused qkv that it is (None: all)."""
+    """The foreign name of a tensor, its timm name, and which third of the fused qkv of timm it is (None: a whole tensor)."""
 
     theirs: str
     ours: str
@@ -56,7 +56,7 @@ def timm_entries(depth: int) -> list[TensorName]:
 
 
 def entries_for(path: Path, names: Collection[str]) -> list[TensorName]:
-    """Return the layout of `names` (without the prefix of the network). UserError if they are not those of a ViT."""
+    """Return the layout of `names` (without the prefix of the network). Raises UserError if they are not the names of a ViT."""
     depth = max((int(match.group(1)) for name in names if (match := _DEPTH.search(name))), default=-1) + 1
     if depth and any(name.startswith(("embeddings.", "encoder.layer.")) for name in names):
         return transformers_entries(depth)
@@ -66,7 +66,7 @@ def entries_for(path: Path, names: Collection[str]) -> list[TensorName]:
 
 
 def to_timm(entries: Sequence[TensorName], tensors: Sequence[Tensor], names: Sequence[str]) -> dict[str, Named]:
-    """Return tensors by timm name, with q, k and v concatenated; `tensors` and their `names` in the file correspond to `entries`."""
+    """Return tensors by timm name, with q, k and v concatenated. `tensors` and `names` (in the file) are in the order of `entries`."""
     parts: dict[str, list[tuple[str, Tensor]]] = {}
     for entry, tensor, name in zip(entries, tensors, names, strict=True):
         parts.setdefault(entry.ours, []).append((name, tensor))

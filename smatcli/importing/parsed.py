@@ -1,4 +1,4 @@
-"""A parsed foreign checkpoint, and checks that the importers share."""
+"""A parsed foreign checkpoint, and the checks that all importers share."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,13 +16,13 @@ from smatcli.experts.space import ParameterSpace
 from smatcli.methods.base import FlatMethod
 
 TRAINED_AT = {224: 128}
-"""Published models were tuned at 128 px with the position embedding for 224 px."""
+"""Image size by size of the position embedding. Published models were tuned at 128 px with the position embedding for 224 px."""
 _FAMILY = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large"}
 
 
 @dataclass(frozen=True)
 class Named:
-    """A tensor and its name(s) in the foreign file, for messages."""
+    """A tensor and its name or names in the foreign file, for error messages."""
 
     name: str
     tensor: Tensor
@@ -30,10 +30,10 @@ class Named:
 
 @dataclass(frozen=True)
 class Parsed:
-    """A foreign checkpoint in terms of smat.
+    """The content of a foreign checkpoint, converted to the terms of smat.
 
-    `method` and `backbone` are sections of the recipe. `flat` maps a state key of the method to tensors by timm name, flattened to
-    [P] (or [M, P] if they have an expert axis, last). `single` maps the other state keys to tensors.
+    `method` and `backbone` are sections of the recipe. `flat` maps state keys of the method to tensors by timm name, which are flattened to
+    [P], or to [M, P] if their last axis is the expert. `single` maps the other state keys to tensors.
     """
 
     layout: str
@@ -46,7 +46,7 @@ class Parsed:
 
 
 def check_keys(path: Path, present: Iterable[str], wanted: Iterable[str], optional: Iterable[str] = (), what: str = "") -> None:
-    """UserError with the keys of `wanted` that are missing in `present`, and those that are neither `wanted` nor `optional`."""
+    """Raise UserError if `present` lacks keys of `wanted`, or has keys that are neither in `wanted` nor in `optional`."""
     present, wanted = list(present), list(wanted)
     missing = [k for k in wanted if k not in set(present)]
     unexpected = [k for k in present if k not in {*wanted, *optional}]
@@ -57,20 +57,20 @@ def check_keys(path: Path, present: Iterable[str], wanted: Iterable[str], option
 
 
 def check_shape(path: Path, key: str, tensor: Tensor, shape: tuple[int, ...], why: str = "") -> None:
-    """UserError with the tensor's name if its shape is not `shape`."""
+    """Raise UserError with the name of the tensor if its shape is not `shape`."""
     if tuple(tensor.shape) != shape:
         raise UserError(f"{path}: {key} has shape {tuple(tensor.shape)}, expected {shape}{why}")
 
 
 def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """UserError with the names of tensors that have NaN or infinite values."""
+    """Raise UserError if tensors have NaN or infinite values."""
     bad = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if bad:
         raise UserError(f"{path}: NaN or infinite values in {some(bad)}; the file is damaged or the training diverged")
 
 
 def backbone_section(path: Path, tensors: Mapping[str, Named]) -> dict[str, Any]:
-    """Derive the recipe's backbone section of a plain ViT from its tensors. For unusual widths the user gives the number of heads."""
+    """Derive the backbone section of the recipe from the tensors of a plain ViT. For unusual widths the user gives the number of heads."""
     patch = tensors["patch_embed.proj.weight"]
     if patch.tensor.ndim != 4:
         raise UserError(f"{path}: {patch.name} has shape {tuple(patch.tensor.shape)}, expected (dim, 3, patch, patch)")
@@ -92,7 +92,7 @@ def backbone_section(path: Path, tensors: Mapping[str, Named]) -> dict[str, Any]
 
 
 def check_heads(path: Path, config: BackboneConfig) -> None:
-    """UserError for an unusual width without a number of heads, which cannot be derived from the tensors."""
+    """Raise UserError if the width is unusual and no number of heads is given, since the tensors do not determine it."""
     if "embed_dim" in config.args and "num_heads" not in config.args:
         raise UserError(
             f"{path}: a ViT of width {config.args['embed_dim']} and depth {config.args.get('depth')} is not a timm model, and its number "
@@ -101,7 +101,7 @@ def check_heads(path: Path, config: BackboneConfig) -> None:
 
 
 def state_of(path: Path, method: FlatMethod, parsed: Parsed) -> dict[str, Tensor]:
-    """Return the method's state dictionary with the checkpoint's tensors. UserError with the first that does not fit the recipe."""
+    """Return the state dictionary of the method with the tensors of the checkpoint. Raises UserError if one does not fit the recipe."""
     state = method.state_dict()
     for key, tensors in parsed.flat.items():
         if key not in state:
@@ -116,7 +116,7 @@ def state_of(path: Path, method: FlatMethod, parsed: Parsed) -> dict[str, Tensor
 
 
 def check_backbone(path: Path, space: ParameterSpace, tensors: Mapping[str, Named], experts: tuple[int, ...] = ()) -> None:
-    """UserError with the tensors that do not fit the recipe's backbone; `experts`: size of an additional last axis."""
+    """Raise UserError if tensors do not fit the backbone of the recipe. `experts` is the size of an additional last axis."""
     missing = [name for name in space.names if name not in tensors]
     more = [named.name for name, named in tensors.items() if name not in space.names]
     if missing or more:

@@ -1,7 +1,7 @@
 """Checkpoints of PMF (Hu et al., CVPR 2022; repository hushell/pmf_cvpr22): a ProtoNet over a ViT with timm's names.
 
-`backbone.*`: the tuned network; `scale_cls` [1]: the learned scale of the cosine; `bias` [1]: a constant added to all logits, which has no
-effect on predictions or loss and is ignored. The pre-trained weights are not in the file.
+`backbone.*` is the tuned network, `scale_cls` [1] the learned scale of the cosine, and `bias` [1] a constant added to all logits. The bias
+has no effect on predictions or loss and is ignored. The pre-trained weights are not in the file.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def is_pmf(names: Mapping[str, Tensor]) -> bool:
 
 
 def parse_pmf(path: Path, tensors: Mapping[str, Tensor]) -> Parsed:
-    """Parse PMF's tensors. UserError with the tensors that are missing, unexpected, of a wrong shape or not finite."""
+    """Parse the tensors of PMF. Raises UserError if tensors are missing, unexpected, not finite or of a wrong shape."""
     entries = entries_for(path, [name.removeprefix(NET) for name in tensors if name.startswith(NET)])
     names = [f"{NET}{entry.theirs}" for entry in entries]
     check_keys(path, tensors, [*names, SCALE], [BIAS], what="PMF")
@@ -39,5 +39,5 @@ def parse_pmf(path: Path, tensors: Mapping[str, Tensor]) -> Parsed:
         flat={"theta_pre": theta, "theta": theta},
         single={},
         facts={"scale": scale},
-        notes=["the pre-trained weights are not in the file: theta_pre of the run is the tuned network as well"],
+        notes=["the pre-trained weights are not in the file, so theta_pre of the run is the tuned network too"],
     )

@@ -1,10 +1,16 @@
 """Checkpoints of the official SMAT release (repository szc12153/sparse_interpolated_experts), in the old and the new format.
 
-Layout: `net.encoder.*`: the pre-trained ViT; `net.head.*`: its placeholder head (replaced by prototypes, so it is ignored);
-`delta_hypernet.phis.i` and `mask_hypernet.log_alphas.i` (expert axis last), by index of the network's named parameters;
-`mask_hypernet.task_embed_agg.*`: the router's block; `mask_sparsity_targets` [M]; `num_metaupdates` [1] (tasks seen). The old format also
-has the router's keys and skill tokens, the constants of the masks, the multipliers, and unused tensors. In the new format these were not
-registered, so the keys are lost, and only equal scores are possible (`route: uniform`).
+Tensors of both formats:
+
+- `net.encoder.*`: the pre-trained ViT;
+- `net.head.*`: its placeholder head, which is ignored because prototypes replace it;
+- `delta_hypernet.phis.i` and `mask_hypernet.log_alphas.i` (expert axis last), where i is the index of a named parameter of the network;
+- `mask_hypernet.task_embed_agg.*`: the block of the router;
+- `mask_sparsity_targets` [M];
+- `num_metaupdates` [1]: the number of tasks seen in training.
+
+The old format also has the keys and skill tokens of the router, the constants of the masks, the multipliers, and unused tensors. The new
+format does not include the router keys, so only equal scores are possible (`route: uniform`).
 """
 
 import math
@@ -28,7 +34,7 @@ CONSTANTS, HARD = ("beta", "gamma", "zeta"), "mask_hypernet.use_hard_masks"
 UNUSED = ("mask_hypernet.count_encoding", "mask_hypernet.input_embed_proj.")
 _NORMS = tuple(f"norm{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias"))
 _LINEAR = {"attn.qkv": "qkv", "attn.proj": "proj", "mlp.fc1": "fc1", "mlp.fc2": "fc2"}
-LIMIT = math.log(100)  # log_alpha is clamped before each task of the release
+LIMIT = math.log(100)  # the release clamps log_alpha before each task
 WARM, COLD, PACE = 5.0, 0.5, 4000  # temperature = max(COLD, WARM - tasks / PACE)
 
 
@@ -38,7 +44,7 @@ def is_smat(names: Mapping[str, Tensor]) -> bool:
 
 
 def parse_smat(path: Path, tensors: Mapping[str, Tensor], route: str) -> Parsed:
-    """Parse a release's tensors. UserError with those that are missing, unexpected, of a wrong shape, not finite or not supported."""
+    """Parse the tensors of a release. Raises UserError if tensors are missing, unexpected, unsupported, not finite or of a wrong shape."""
     entries = entries_for(path, [name.removeprefix(NET) for name in tensors if name.startswith(NET)])
     extra = [f"{NET}{name}" for name in POOLER if f"{NET}{name}" in tensors]
     parameters = [f"{NET}{entry.theirs}" for entry in entries] + extra + [h for h in HEADS if h in tensors or h == HEADS[0]]
@@ -78,7 +84,7 @@ def parse_smat(path: Path, tensors: Mapping[str, Tensor], route: str) -> Parsed:
 
 
 def _router_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return release name -> smat name of the router's block, with or without spectral normalisation."""
+    """Map the tensor names of the router block in the release, with or without spectral normalisation, to those of smat."""
     spectral = any(name.startswith(BLOCK) and name.endswith("weight_orig") for name in tensors)
     names = {f"{BLOCK}{name}": name for name in _NORMS}
     for theirs, ours in _LINEAR.items():
@@ -118,7 +124,7 @@ def _scalar(path: Path, tensors: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def _route(path: Path, tensors: Mapping[str, Tensor], route: str, experts: int, single: dict[str, Named]) -> tuple[bool, list[str]]:
-    """Add the router's keys and skill tokens to `single`. Returns whether they are the learned ones, and notes."""
+    """Add the router keys and skill tokens to `single`. Returns whether they are the learned values, and notes for the user."""
     missing = [name for name in (KEYS, SKILLS) if name not in tensors]
     if route == "uniform":
         dim = len(tensors[f"{BLOCK}norm1.weight"])
@@ -137,7 +143,7 @@ def _route(path: Path, tensors: Mapping[str, Tensor], route: str, experts: int, 
 
 
 def _method(path: Path, tensors: Mapping[str, Tensor], experts: int, temperature: float, router: Mapping[str, str]) -> dict[str, Any]:
-    """Return the recipe's method section: the formulas of the release with the constants of the file."""
+    """Return the method section of the recipe, with the formulas of the release and the constants of the file."""
     targets = tensors[TARGETS].double()
     if float(targets.max() - targets.min()) > 1e-6:
         raise UserError(f"{path}: {TARGETS} differ between experts ({targets.tolist()}), which recipes do not support")
@@ -146,7 +152,7 @@ def _method(path: Path, tensors: Mapping[str, Tensor], experts: int, temperature
     present = [name for name in CONSTANTS if f"mask_hypernet.{name}" in tensors]
     constants = {name: round(float(_scalar(path, tensors, f"mask_hypernet.{name}")), 6) for name in present}
     if constants.get("beta") == round(2 / 3, 6):
-        constants.pop("beta")  # the default is exact
+        constants.pop("beta")  # keep the default, which is exact
     norm, fc1 = tensors[f"{BLOCK}norm1.weight"], tensors[next(n for n, ours in router.items() if ours == "fc1.weight")]
     tokens = tensors[SKILLS].shape[1] if SKILLS in tensors and tensors[SKILLS].ndim == 3 else 0
     return {

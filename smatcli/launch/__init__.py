@@ -1,1 +1,1 @@
-"""Many runs: sweeps, suites, local processes and Slurm jobs."""
+"""Launch many runs: sweeps and suites, as local processes or Slurm jobs."""

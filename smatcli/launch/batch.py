@@ -1,4 +1,4 @@
-"""A batch: points that are launched together, and their outcomes."""
+"""A batch of points that are launched together, and their outcomes."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,10 @@ from smatcli.runs.reporter import Reporter
 
 @dataclass
 class Batch:
-    """Points in a common folder; by name, the error line of the failed ones and the Slurm job of the submitted ones."""
+    """Points that share a folder.
+
+    `failed` maps the names of failed points to their error lines, and `submitted` those of submitted points to their Slurm jobs.
+    """
 
     folder: Path
     points: list[Point]
@@ -29,7 +32,7 @@ class Batch:
         raise NotImplementedError
 
     def collect(self) -> None:
-        """Read the results so far and write the table, if it has a row."""
+        """Read the available results and, if there are any, write the table."""
         self.rows = self.read_results()
         if self.rows:
             write_table(self.table, self.rows)

@@ -1,4 +1,4 @@
-"""The launch of a batch: locally or on a Slurm cluster."""
+"""Launch a batch locally or on a Slurm cluster."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +12,7 @@ from smatcli.runs.reporter import Reporter
 
 
 def launch(batch: Batch, todo: Sequence[Point], placement: Placement, slots: Sequence[str | None], reporter: Reporter) -> None:
-    """Run the points `todo` of a batch and write its table. Failures are recorded in `batch.failed`; Slurm jobs are not waited for."""
+    """Run the points `todo` of a batch and write its table. Failures are recorded in `batch.failed`. Does not wait for Slurm jobs."""
     if placement.launcher == "slurm":
         submit_points(batch, todo, placement.slurm, reporter)
     elif todo and (placement.launcher == "local" or (len(slots) > 1 and len(todo) > 1)):

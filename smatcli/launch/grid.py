@@ -1,4 +1,4 @@
-"""The grid of a sweep: axes `key=v1,v2` and the points of their product."""
+"""The grid of a sweep: its axes `key=v1,v2`, and the points of their product."""
 
 import itertools
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ FIXED = ("run", "kind")
 
 @dataclass(frozen=True)
 class Axis:
-    """A recipe key and its values, each as one line of text."""
+    """A recipe key and its values. Each value is one line of text."""
 
     key: str
     values: tuple[str, ...]
@@ -42,7 +42,7 @@ def split_values(text: str) -> list[str]:
 
 
 def parse_axis(key: str, values: str) -> Axis:
-    """Return the axis of a dotted key (or a named axis) and comma-separated values; UserError for a value given twice."""
+    """Return the axis of a dotted key or axis name and comma-separated values. Raises UserError if a value is given twice."""
     key = AXES.get(key, key)
     texts = split_values(values)
     if "" in texts:
@@ -65,7 +65,7 @@ def parse_grid(text: str) -> Axis:
 
 
 def plan_points(recipe: str | Path, axes: Sequence[Axis], overrides: Sequence[str] = (), out: Path | None = None) -> list[Point]:
-    """Return the points of the product of the axes, recipes validated; their run directories are in `out` (see `sweep_folder`)."""
+    """Return the points of the product of the axes, with validated recipes. The run directories are in `out` (see `sweep_folder`)."""
     if not axes:
         raise UserError("a sweep needs an axis; give --grid key=v1,v2, or `smat sweep tau RECIPE --values 0.5,0.9`")
     keys = [axis.key for axis in axes]
@@ -109,7 +109,7 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
 
 
 def named_axis(word: str) -> str:
-    """Return the recipe key of a named axis; UserError with the nearest name."""
+    """Return the recipe key of a named axis. Raises UserError with the nearest name if there is no such axis."""
     if word in AXES:
         return AXES[word]
     raise UserError(f"{word!r} is neither a recipe nor a named axis ({', '.join(AXES)}){nearest(word, list(AXES))}")

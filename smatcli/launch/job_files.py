@@ -1,4 +1,4 @@
-"""The files of a launched job: specification, submission and state."""
+"""The files of a launched job: its specification, submission and state."""
 
 import json
 import os
@@ -37,7 +37,7 @@ class JobFiles:
         return self.folder / f"{self.name}.state.json"
 
     def write_spec(self, loaded: Loaded, evaluate: bool) -> None:
-        """Store the recipe, so that later changes of its file do not affect a job in the queue."""
+        """Store the recipe, so that later changes to the recipe file do not affect a queued job."""
         body = {
             "format": FORMAT,
             "recipe": loaded.recipe.model_dump(mode="json"),
@@ -48,7 +48,7 @@ class JobFiles:
         _write(self.spec, body)
 
     def read_spec(self) -> tuple[Loaded, bool]:
-        """Return the recipe, and whether it is evaluated after training."""
+        """Return the recipe, and whether the run is evaluated after training."""
         body = read_object(self.spec)
         if body is None or body.get("format") != FORMAT:
             raise SmatError(f"{self.spec} is missing or damaged; launch the job again")
@@ -69,7 +69,7 @@ class JobFiles:
         _write(self.sent, body)
 
     def note_state(self, state: str, error: str = "", pid: int | None = None) -> None:
-        """Record the state: `running`, `done`, `interrupted` or `failed` (with its error line), and the process (default: this one)."""
+        """Record the process (default: this process) and its state: `running`, `done`, `interrupted` or `failed` (with an error line)."""
         body = {"state": state, "error": error, "pid": pid or os.getpid(), "host": socket.gethostname(), "time": time.time()}
         _write(self.state, body)
 

@@ -1,4 +1,4 @@
-"""Points on this machine: one after the other in this process, or side by side in processes of their own."""
+"""Run points on this machine: one after the other in this process, or in parallel in separate processes."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ GRACE_SECONDS = 60.0
 
 
 def run_one_by_one(batch: Batch, todo: Sequence[Point], device: str | None, reporter: Reporter) -> None:
-    """Run the points `todo` in this process, one after the other. Interrupted after a signal."""
+    """Run the points `todo` in this process, one after the other. Raises Interrupted after a signal."""
     for i, point in enumerate(todo, 1):
         reporter.line(f"[{i}/{len(todo)}] {point.name}")
         files = job_files(batch.folder, point.name)
@@ -37,14 +37,14 @@ def run_one_by_one(batch: Batch, todo: Sequence[Point], device: str | None, repo
         except Interrupted as error:
             line = f"stopped at {point.name}; all progress is kept, run the same command again to continue"
             raise Interrupted(error.signum, line) from None
-        except Exception as error:  # one broken point must not stop the others
+        except Exception as error:  # a failed point must not stop the others
             batch.fail(point, describe(error), reporter)
         batch.collect()
 
 
 @dataclass
 class PointProcess:
-    """A point in progress: the commands that remain, and the process of the current one."""
+    """A point in progress: the process of the current command, and the remaining commands."""
 
     point: Point
     device: str | None
@@ -54,7 +54,7 @@ class PointProcess:
     process: subprocess.Popen[bytes] | None = None
 
     def advance(self) -> bool | None:
-        """Start the next command when the current one has ended. Returns None in progress, True when done, False when one failed."""
+        """Start the next command if the current command has ended. Returns None in progress, True at the end, False after a failure."""
         if self.process is not None:
             code = self.process.poll()
             if code is None:
@@ -64,7 +64,7 @@ class PointProcess:
         if not self.commands:
             return True
         with self.log.open("ab") as log:
-            # In a session of its own, so that Ctrl-C reaches the child once, through `stop`.
+            # A new session, so that Ctrl-C reaches the child only once, through `stop`.
             self.process = subprocess.Popen(
                 self.commands.pop(0), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
@@ -90,7 +90,7 @@ def commands_of(point: Point, device: str | None, side_by_side: int) -> list[lis
 
 
 def run_side_by_side(batch: Batch, todo: Sequence[Point], slots: Sequence[str | None], reporter: Reporter) -> None:
-    """Run the points `todo` in processes of their own, `len(slots)` at a time; the log of each is `<folder>/<point>.log`."""
+    """Run each of the points `todo` in a separate process, `len(slots)` at a time, with its log in `<folder>/<point>.log`."""
     waiting, free, running, done = list(todo), list(slots), list[PointProcess](), 0
     batch.folder.mkdir(parents=True, exist_ok=True)
     reporter.start(len(waiting), "sweep", unit="points")
@@ -133,7 +133,7 @@ def _start(folder: Path, point: Point, device: str | None, side_by_side: int) ->
 
 
 def stop(jobs: Sequence[PointProcess]) -> None:
-    """Terminate the processes (they write a checkpoint) and wait for them; kill those that remain after `GRACE_SECONDS`."""
+    """Terminate the processes, which then write a checkpoint, and kill those that are still running after `GRACE_SECONDS`."""
     working = [(job, job.process) for job in jobs if job.process is not None and job.process.poll() is None]
     for _, process in working:
         process.terminate()

@@ -1,4 +1,4 @@
-"""Where the runs of a sweep or a suite are executed: in this process, side by side on devices, or on a Slurm cluster."""
+"""Where the runs of a sweep or suite are executed: in this process, in parallel on devices, or on a Slurm cluster."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +10,9 @@ from smatcli.errors import UserError
 class Placement:
     """The launcher of a batch of runs and its resources.
 
-    `launcher` None: this process, unless several runs are executed at a time; "local": a process per run, by default one per visible GPU;
-    "slurm": a job per run with the options `slurm`, not waited for. `devices` are used side by side; `jobs`: runs at a time (default: one
-    per device).
+    The `launcher` None executes runs in this process, unless several runs are executed at a time. "local" starts a process per run, by
+    default one per visible GPU at a time. "slurm" submits a job per run with the options `slurm` and does not wait for it. `devices` are
+    used in parallel. `jobs` is the number of runs at a time, by default one per device.
     """
 
     launcher: str | None = None
@@ -21,7 +21,7 @@ class Placement:
     slurm: Mapping[str, str] = field(default_factory=dict)
 
     def slots(self, overrides: Sequence[str] = ()) -> list[str | None]:
-        """Return the device of each run that is executed at a time; None = the recipe's. UserError for contradictory options."""
+        """Return a device per run that is executed at a time (None: that of the recipe). Raises UserError for contradictory options."""
         device_given = any(text.partition("=")[0].strip() == "device" for text in overrides)
         if self.devices and device_given:
             raise UserError("device= and --devices are both given; give one of them")
@@ -37,7 +37,7 @@ class Placement:
 
 
 def visible_devices() -> list[str]:
-    """Return the name of every GPU that is visible to this process."""
+    """Return the names of all GPUs that are visible to this process."""
     import torch
 
     return [f"cuda:{i}" for i in range(torch.cuda.device_count())]

@@ -1,4 +1,4 @@
-"""Slurm jobs, submitted through submitit and requeued on the pre-emption signal."""
+"""Submit Slurm jobs with submitit, and requeue them on the pre-emption signal."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from smatcli.launch.job_files import JobFiles
 from smatcli.launch.worker import execute, report_error
 
 SIGNAL = "USR1"  # sent by Slurm `signal_delay_s` before the time limit, or on pre-emption
-RETRIES = 1000  # how often a job may reach its time limit and be continued: in effect, without limit
+RETRIES = 1000  # number of times that a job may be continued after its time limit; practically unlimited
 DEFAULT_MINUTES = 24 * 60
 # Short names of options -> their names in submitit.
 NAMES = {"gpus": "gpus_per_node", "cpus": "cpus_per_task", "tasks": "ntasks_per_node", "signal_delay": "signal_delay_s"}
@@ -24,7 +24,7 @@ INTEGERS = ("nodes", "ntasks_per_node", "cpus_per_task", "gpus_per_node", "gpus_
 
 
 def minutes(text: str) -> int:
-    """Return a time in one of Slurm's formats (30, 30:00, 2:00:00, 1-12, 1-12:30, 1-12:30:00) in minutes, rounded up; else UserError."""
+    """Convert a Slurm time (30, 30:00, 2:00:00, 1-12, 1-12:30, 1-12:30:00) to minutes, rounded up. Raises UserError if it is invalid."""
     days, dash, rest = text.partition("-") if "-" in text else ("0", "", text)
     parts = rest.split(":")
     if not days.isdecimal() or not all(p.isdecimal() for p in parts) or len(parts) > 3:
@@ -41,7 +41,7 @@ def minutes(text: str) -> int:
 
 
 def parameters(options: Mapping[str, str]) -> dict[str, Any]:
-    """Return submitit's parameters for Slurm options (named as for sbatch, with _ or -). UserError if a number is expected."""
+    """Convert Slurm options (named as in sbatch, with _ or -) to parameters of submitit. Raises UserError for an invalid number."""
     result: dict[str, Any] = {"time": DEFAULT_MINUTES, "additional_parameters": {"requeue": True}}
     plain = {"partition", "qos", "account", "constraint", "exclude", "nodelist", "gres", "mail_type", "mail_user", "dependency", "comment"}
     for given, value in options.items():
@@ -58,7 +58,8 @@ def parameters(options: Mapping[str, str]) -> dict[str, Any]:
             result[key] = value
         else:
             result["additional_parameters"][key.replace("_", "-")] = True if value == "" else value
-    # The signal has to agree even on a site where jobs do not inherit the environment; Python must not import from the current folder.
+    # Set the signal in the job too, because on some clusters jobs do not inherit the environment. Python must not import from the current
+    # folder.
     result["setup"] = [f"export SUBMITIT_PREEMPT_SIGNAL={SIGNAL}", "export PYTHONSAFEPATH=1", *result.get("setup", [])]
     if result.get("ntasks_per_node", 1) * result.get("nodes", 1) > 1:
         result["srun_args"] = ["--kill-on-bad-exit=1"]
@@ -67,7 +68,7 @@ def parameters(options: Mapping[str, str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ClusterJob:
-    """The callable that submitit runs on the node. It resumes the run, so the same object serves every attempt."""
+    """The callable that submitit runs on the node. It resumes the run, so the same object is used for every attempt."""
 
     folder: str
     name: str
@@ -82,14 +83,14 @@ class ClusterJob:
             raise SystemExit(report_error(error)) from None
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
-        """Called by submitit on the signal, when no engine handles it: submit the same job again."""
+        """Submit the same job again. Submitit calls this on the signal if no engine handles it."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def join_tasks() -> None:
-    """Make the tasks of a job the processes of one training, with the environment variables that torchrun would set."""
+    """Combine the Slurm tasks of a job into one distributed training, by setting the environment variables that torchrun sets."""
     if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "RANK" not in os.environ:
         from submitit.helpers import TorchDistributedEnvironment
 
@@ -97,7 +98,7 @@ def join_tasks() -> None:
 
 
 def requeue(error: BaseException) -> None:
-    """Requeue this job (from its first task) and exit, with an error line if Slurm refuses."""
+    """Requeue this job from its first task, and exit. If Slurm refuses, print an error line."""
     job = os.environ.get("SLURM_JOB_ID", "")
     if int(os.environ.get("SLURM_PROCID", "0")) == 0:
         print(f"smat: {error}; requeueing job {job}", file=sys.stderr, flush=True)
@@ -108,13 +109,16 @@ def requeue(error: BaseException) -> None:
 
 
 def submit(jobs: Sequence[tuple[JobFiles, Loaded]], options: Mapping[str, str], folder: Path, *, evaluated: bool) -> list[str]:
-    """Submit a job per recipe, with its logs in `folder`, and return the job ids. UserError without Slurm, or if it refuses an option."""
+    """Submit a job per recipe, with its logs in `folder`, and return the job ids.
+
+    Raises UserError if Slurm is not installed or rejects an option.
+    """
     try:
         os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL
         import submitit
         from submitit.slurm.slurm import SlurmJobEnvironment
 
-        SlurmJobEnvironment.USR_SIG = SIGNAL  # read from the environment when submitit was first imported, perhaps before
+        SlurmJobEnvironment.USR_SIG = SIGNAL  # submitit reads the variable on its first import, which may be earlier
     except ImportError:
         raise UserError("--launcher slurm needs submitit; install it with `pip install 'smatcli[cluster]'`") from None
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
@@ -140,7 +144,7 @@ def submit(jobs: Sequence[tuple[JobFiles, Loaded]], options: Mapping[str, str], 
 
 
 def refusal(text: str) -> str:
-    """Return sbatch's line of submitit's long error message."""
+    """Return the line of sbatch from the long error message of submitit."""
     lines = [line.strip() for line in text.splitlines() if "sbatch:" in line]
     first = lines[0] if lines else text.strip().splitlines()[-1]
     return first.split("sbatch:", 1)[-1].removeprefix(" error:").strip()

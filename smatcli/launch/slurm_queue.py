@@ -1,4 +1,4 @@
-"""The states of Slurm jobs."""
+"""Query the states of Slurm jobs."""
 
 import re
 import subprocess
@@ -8,7 +8,7 @@ TIMEOUT_S = 30
 
 
 def queue_states(jobs: Sequence[str]) -> dict[str, str] | None:
-    """Return the state (PENDING, RUNNING, CANCELLED ...) of each job in Slurm's records; None if Slurm cannot be queried from here."""
+    """Return the state (PENDING, RUNNING, CANCELLED ...) of each job that Slurm has a record of, or None if Slurm cannot be queried."""
     if not jobs:
         return {}
     queue = _output(["squeue", "-h", "-t", "all", "-o", "%i %T %r"])

@@ -18,16 +18,19 @@ from smatcli.safe.text import parse_json, read_object
 
 HIDDEN = ".sweep"
 PLAN = "plan.json"
-LINES = 3  # shown from the end of a failed job's log
+LINES = 3  # number of lines to show from the end of the log of a failed job
 BUSY = ("queued", "running")
-# Slurm's states of a job that has not ended.
+# States of a Slurm job that has not ended.
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT", "SUSPENDED", "STOPPED")
 WORKING = ("RUNNING", "COMPLETING", "CONFIGURING", "RESIZING", "SIGNALING", "STAGE_OUT")
 
 
 @dataclass(frozen=True)
 class PointStatus:
-    """Progress of a point; `state`: waiting (not launched), queued, running, done, interrupted or failed (`lines`: the end of its log)."""
+    """Progress of a point.
+
+    `state` is waiting (not launched), queued, running, done, interrupted or failed. `lines` are the end of the log of a failed point.
+    """
 
     name: str
     state: str
@@ -59,7 +62,7 @@ def write_plan(folder: Path, recipe: str | Path, axes: Sequence[Axis], overrides
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    """Return what `write_plan` stored; UserError if the folder is not a sweep's."""
+    """Return the plan stored by `write_plan`. Raises UserError if `folder` is not the folder of a sweep."""
     body = read_object(folder / HIDDEN / PLAN)
     if body is None or not isinstance(body.get("points"), list):
         raise UserError(f"{folder}: is not the folder of a sweep ({HIDDEN}/{PLAN} is missing); give the folder that smat sweep printed")
@@ -72,7 +75,7 @@ def planned_axes(body: dict[str, Any]) -> list[Axis]:
 
 
 def statuses(folder: Path, points: Sequence[str], steps: dict[str, Any] | None = None) -> list[PointStatus]:
-    """Return the progress of each point; Slurm is queried once for all jobs."""
+    """Return the progress of each point. Slurm is queried once for all jobs."""
     sent = {name: read_object(job_files(folder, name).sent) or {} for name in points}
     numbers = [str(body["job"]) for body in sent.values() if body.get("launcher") == "slurm"]
     queue: dict[str, str] | None = {}
@@ -104,7 +107,7 @@ def _status(folder: Path, name: str, sent: dict[str, Any], queue: dict[str, str]
 
 
 def _on_slurm(recorded: str, why: str, queue: str | None) -> tuple[str, str]:
-    """Combine the state that a job recorded last with Slurm's state (None: Slurm cannot be queried)."""
+    """Combine the last state that a job recorded with the state in Slurm (None: Slurm cannot be queried)."""
     if queue is None:
         return ("queued", "") if recorded == "waiting" else (recorded, why)
     if queue in WAITING:
@@ -126,7 +129,7 @@ def _on_slurm(recorded: str, why: str, queue: str | None) -> tuple[str, str]:
 
 
 def _alive(process: dict[str, Any]) -> bool:
-    """Return whether the process exists; one on another machine is assumed to."""
+    """Return whether the process exists. A process on another machine is assumed to exist."""
     if process.get("host") not in (None, socket.gethostname()):
         return True
     try:
@@ -139,7 +142,7 @@ def _alive(process: dict[str, Any]) -> bool:
 
 
 def last_step(run: Path) -> int | None:
-    """Return the step of the last complete line of a run's metrics; None without one."""
+    """Return the step of the last complete line in the metrics of a run, or None if there is none."""
     for line in reversed(last_lines(run / "metrics.jsonl", 2)):
         try:
             return int(parse_json(line)["step"])

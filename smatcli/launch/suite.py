@@ -1,4 +1,4 @@
-"""Suites of tunings: recipes x datasets x seeds, each in its own run directory. Finished runs are skipped."""
+"""Suites: tuning runs for all combinations of recipes, datasets and seeds. Finished runs are skipped."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from smatcli.safe.text import read_own_json
 
 @dataclass
 class Suite(Batch):
-    """The runs of a suite. `values` of a point: recipe, dataset, seed; a row of its table is a finished run."""
+    """The runs of a suite. The `values` of a point are recipe, dataset and seed. The table has a row per finished run."""
 
     suite: str = ""
     datasets: list[str] = field(default_factory=list)
@@ -46,12 +46,12 @@ class Suite(Batch):
         return rows
 
     def columns(self) -> list[str]:
-        """Return the columns of `lines`: datasets, then groups."""
+        """Return the columns of `lines`: the datasets, then the groups of datasets."""
         names = [name for _, _, values in self.lines() for name in values if name not in self.datasets]
         return [*self.datasets, *dict.fromkeys(names)]
 
     def lines(self) -> list[tuple[str, str, dict[str, float | None]]]:
-        """Return, per recipe, its name, the number of seeds, and the means over seeds by dataset and group (None: not finished)."""
+        """Return a line per recipe: its name, the number of seeds, and the mean over seeds per dataset and group (None: not finished)."""
         lines = []
         for label in dict.fromkeys(row["recipe"] for row in self.rows):
             own = [row for row in self.rows if row["recipe"] == label]
@@ -76,8 +76,8 @@ def run_suite(
 ) -> Suite:
     """Run every recipe on every dataset of the suite with every seed.
 
-    A run that fails is recorded in `Suite.failed`, and the others are still run. UserError, before anything is written, for an invalid
-    recipe; `Interrupted` after a signal.
+    A failed run is recorded in `Suite.failed` and does not stop the others. Raises UserError for an invalid recipe, before anything is
+    written, and `Interrupted` after a signal.
     """
     slots = placement.slots(overrides)
     result, missing = plan(recipes, overrides, suite, seeds, out)
@@ -97,7 +97,7 @@ def run_suite(
 
 
 def plan(recipes: Sequence[str], overrides: Sequence[str], suite: str, seeds: Sequence[int], out: Path | None) -> tuple[Suite, list[str]]:
-    """Return the suite with validated recipes, and a line per task without a store. UserError if it cannot be run."""
+    """Return the suite with validated recipes, and a line per task without a store. Raises UserError if the suite cannot be run."""
     keys = [text.partition("=")[0].strip() for text in overrides]
     bases = [load_recipe(recipe, overrides, kind="tune") for recipe in recipes]
     first = _tune_recipe(bases[0])
@@ -153,7 +153,7 @@ def _datasets(suite: str, recipe: TuneRecipe) -> tuple[list[str], list[str]]:
 
 
 def _check_recipe(point: Point) -> None:
-    """UserError if the run of this name belongs to another recipe."""
+    """Raise UserError if the run directory exists and belongs to a different recipe."""
     if point.run.exists():
         keys = [k for k in differing(RunDir.open(point.run).recipe, point.loaded.recipe) if not k.startswith(FREE)]
         if keys:

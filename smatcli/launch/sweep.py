@@ -1,4 +1,7 @@
-"""Sweeps: train, evaluate and tabulate every point of a grid. Finished points are skipped, interrupted ones continued."""
+"""Sweeps: train and evaluate every point of a grid, and tabulate the results.
+
+Finished points are skipped, and interrupted points are continued.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +21,7 @@ from smatcli.safe.links import refuse_outside_links
 
 @dataclass
 class Sweep(Batch):
-    """The points of a grid; a row of its table is a point, adaptation and protocol."""
+    """The points of a grid. The table has a row per point, adaptation and protocol."""
 
     @property
     def table(self) -> Path:
@@ -39,8 +42,8 @@ def sweep(
 ) -> Sweep:
     """Run every point of the product of `axes`, each in its own run directory below `out` (default `<run>-sweep-<axes>`).
 
-    With `retry`, only the points that failed or were interrupted. A point that fails is recorded in `Sweep.failed`, and the next is run.
-    UserError, before anything is written, if the recipe of a point is invalid; `Interrupted` after SIGINT or SIGTERM.
+    With `retry`, only points that failed or were interrupted are run. A failed point is recorded in `Sweep.failed` and does not stop the
+    others. Raises UserError for an invalid recipe, before anything is written, and `Interrupted` after SIGINT or SIGTERM.
     """
     placement = placement or Placement()
     slots = placement.slots(overrides)
@@ -59,19 +62,19 @@ def sweep(
 
 
 def read_sweep(folder: Path) -> tuple[str, list[Axis], list[str]]:
-    """Return recipe, axes and overrides of the sweep in `folder`; UserError if it is not a sweep's folder."""
+    """Return the recipe, axes and overrides of the sweep in `folder`. Raises UserError if it is not the folder of a sweep."""
     body = read_plan(folder)
     return str(body["recipe"]), planned_axes(body), [str(text) for text in body["overrides"]]
 
 
 def sweep_status(folder: Path) -> list[PointStatus]:
-    """Return the progress of each point of the sweep in `folder`; UserError if it is not a sweep's folder."""
+    """Return the progress of each point of the sweep in `folder`. Raises UserError if it is not the folder of a sweep."""
     body = read_plan(folder)
     return statuses(folder, [str(name) for name in body["points"]], dict(body.get("steps") or {}))
 
 
 def update_table(folder: Path) -> Path | None:
-    """Rewrite the table of a sweep whose points other processes run; returns its file, or None without results."""
+    """Update the table of a sweep from the results that other processes wrote. Returns its path, or None without results."""
     recipe, axes, overrides = read_sweep(folder)
     result = Sweep(folder, plan_points(recipe, axes, overrides, folder))
     result.collect()
@@ -79,7 +82,10 @@ def update_table(folder: Path) -> Path | None:
 
 
 def points_to_launch(result: Sweep, reporter: Reporter, *, retry: bool, queued: bool) -> list[Point]:
-    """Return all points; with `retry` the failed ones; for a queue those that are not in it, done or failed."""
+    """Return the points to launch.
+
+    By default all points; with `retry`, those that failed or were interrupted; with `queued`, those that are not queued, done or failed.
+    """
     if not retry and not queued:
         return result.points
     states = {status.name: status.state for status in statuses(result.folder, [p.name for p in result.points])}

@@ -1,4 +1,4 @@
-"""The table of a sweep, from the evaluations of its points."""
+"""Make the table of a sweep from the evaluations of its points."""
 
 import math
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from smatcli.runs.statistics import Estimate, average
 from smatcli.safe.files import atomic_write_text
 from smatcli.safe.text import parse_json, read_json, write_csv
 
-# Names that methods log, the most relevant at test time first.
+# Names under which methods log the sparsity; the most relevant for a meta-test comes first.
 SPARSITY = ("sparsity_inference", "sparsity", "sparsity_expected")
 
 
 def read_rows(point: Point) -> list[dict[str, str]]:
-    """Return a row per adaptation and protocol of the point's evaluations on the recipe's datasets.
+    """Return a row per adaptation and protocol with which the point was evaluated on the datasets of its recipe.
 
     Means over datasets and their half-widths are fractions in [0, 1].
     """
@@ -55,7 +55,7 @@ def measured_sparsity(run: Path) -> float | None:
 
 
 def write_table(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    """Write the rows as CSV atomically, with the columns of the first row."""
+    """Write the rows atomically as CSV, with the columns of the first row."""
     columns = list(rows[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(path, write_csv([columns, *([row.get(column, "") for column in columns] for row in rows)]))

@@ -1,4 +1,4 @@
-"""`smat train --launcher slurm`: trainings as Slurm jobs. Their files are in `.launch/` beside the runs."""
+"""`smat train --launcher slurm`: submit trainings as Slurm jobs. The job files are in `.launch/` beside the runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ HIDDEN = ".launch"
 
 @dataclass(frozen=True)
 class SubmittedTraining:
-    """A training in Slurm's queue: its run directory, job id and log."""
+    """A training in the Slurm queue: its run directory, job id and log."""
 
     run: Path
     job: str
@@ -27,7 +27,8 @@ class SubmittedTraining:
 def submit_trainings(trainings: Sequence[Loaded], options: Mapping[str, str], *, resume: bool) -> list[SubmittedTraining]:
     """Submit a job per training. A job that is requeued continues its run.
 
-    UserError, before anything is submitted, if a run exists (without `resume`), a job of it is in Slurm's queue, or there is no Slurm.
+    Raises UserError, before anything is submitted, if a run exists (without `resume`), if a job of a run is still in the queue, or if Slurm
+    is not installed.
     """
     jobs = [(_files_of(Path(loaded.recipe.run), resume=resume), loaded) for loaded in trainings]
     submitted = []

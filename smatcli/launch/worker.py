@@ -1,4 +1,4 @@
-"""The work of a launched job: train, evaluate or tune one run, with its state recorded in a file. Importing it does not import torch."""
+"""Execute a launched job: train, evaluate or tune one run, and record its state in a file. Importing it does not import torch."""
 
 import os
 import sys
@@ -15,14 +15,14 @@ from smatcli.runs.signals import Interrupted
 
 
 def execute(files: JobFiles) -> None:
-    """Run the job specified in `files`. Of several processes (torch.distributed) only the first writes the state."""
+    """Run the job specified in `files`. With torch.distributed, only the first process writes the state."""
     with recorded(files) if os.environ.get("RANK", "0") == "0" else nullcontext():
         loaded, evaluated = files.read_spec()
         run_recipe(loaded, PlainReporter(), resume=True, evaluated=evaluated)
 
 
 def run_recipe(loaded: Loaded, reporter: Reporter, *, resume: bool, evaluated: bool) -> None:
-    """Train or tune a run, or continue it (`resume`); then, if `evaluated`, meta-test it with the recipe's adaptations."""
+    """Train or tune a run, or continue it with `resume`. Then, if `evaluated`, meta-test it with the adaptations of the recipe."""
     recipe = loaded.recipe
     if recipe.kind == "tune":
         from smatcli.engine.tune.tuning import tune
@@ -41,7 +41,7 @@ def run_recipe(loaded: Loaded, reporter: Reporter, *, resume: bool, evaluated: b
 
 @contextmanager
 def recorded(files: JobFiles) -> Iterator[None]:
-    """Record in the state file that the work has begun, and its outcome."""
+    """Record in the state file that the work has started, and how it ended."""
     files.note_state("running")
     state, error_line = "done", ""
     try:
@@ -57,12 +57,12 @@ def recorded(files: JobFiles) -> Iterator[None]:
 
 
 def describe(error: BaseException) -> str:
-    """Return the line of an error."""
+    """Return an error as one line."""
     return str(error) if isinstance(error, SmatError) else f"{type(error).__name__}: {error}"
 
 
 def report_error(error: BaseException) -> int:
-    """Print the line of an error on stderr, as the command line does, and return its exit code."""
+    """Print an error on stderr as one line, as the command line does, and return its exit code."""
     line = " ".join(str(error).split()) if isinstance(error, SmatError) else describe(error)
     print(f"smat: {line}", file=sys.stderr, flush=True)
     return error.exit_code if isinstance(error, SmatError) else 1
