@@ -52,12 +52,12 @@ def episodes(
         raise UserError(f"{out}: already exists; choose another name, or give --replace")
     if lists:
         if len(datasets) > 1 or settings or episode or out:
-            raise UserError(f"{lists[0]}: a list is only read; remove other names, settings, --episode and --out")
+            raise UserError(f"{lists[0]}: an episode list can only be shown; remove other names, settings, --episode and --out")
         drawn = read(lists[0], root, show is not None)
     else:
         drawn = draw(datasets, episode or "meta-dataset", settings, split, count, seed, root)
     if out is not None and len(drawn.lists) < len(drawn.drawn):
-        raise UserError(f"{out}: a specification has no images to list; give stores")
+        raise UserError(f"{out}: a dataset_spec.json has no images, so it has no episode list; give stores")
     for note in drawn.notes:
         typer.echo(note, err=True)
     rows: list[list[Any]] = [

@@ -101,7 +101,7 @@ def parse_seeds(text: str, overrides: Sequence[str]) -> list[int]:
     if not all(part.isdecimal() for part in parts) or len(set(map(int, parts))) < len(parts):
         raise UserError(f"--seeds {text}: give different whole numbers separated by commas, such as 0,1,2")
     if any(override.partition("=")[0].strip() == "seed" for override in overrides):
-        raise UserError("--seeds and seed=... contradict each other; give one of them")
+        raise UserError("--seeds and seed=... cannot be combined; give one of them")
     return [int(part) for part in parts]
 
 

@@ -25,7 +25,7 @@ def push(
     from smatcli.errors import UserError
 
     if (hub_id is None) == (stage is None):
-        raise UserError("give either HUB_ID (OWNER/NAME) to upload, or --stage FOLDER to see the files")
+        raise UserError("give either HUB_ID (OWNER/NAME) to upload, or --stage FOLDER to write the files there")
     if stage is not None and public:
         raise UserError("--public: cannot be combined with --stage; remove it")
     from smatcli.deploy import hub

@@ -56,7 +56,7 @@ def tune(
     if not (suite or seeds) and len(recipes) == 1:
         several = {"--out": out, "--devices": placement.devices, "--jobs": placement.jobs, "--launcher": placement.launcher}
         if given := [name for name, value in several.items() if value]:
-            raise UserError(f"{given[0]} is for several runs; add --suite or --seeds")
+            raise UserError(f"{given[0]} has no effect on a single run; add --suite or --seeds")
         loaded = load_recipe(recipes[0], overrides, kind="tune")  # before torch is imported, so that a bad recipe is reported at once
         from smatcli.engine.tune.tuning import tune as run_tuning
         from smatcli.runs.reporter import auto_reporter

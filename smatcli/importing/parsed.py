@@ -105,11 +105,11 @@ def state_of(path: Path, method: FlatMethod, parsed: Parsed) -> dict[str, Tensor
     state = method.state_dict()
     for key, tensors in parsed.flat.items():
         if key not in state:
-            raise UserError(f"{path}: the recipe's method has no {key}; do not change its method settings")
+            raise UserError(f"{path}: the method of the recipe has no {key}; do not override the method settings")
         state[key] = _flattened(path, method.space, tensors, state[key])
     for key, named in parsed.single.items():
         if key not in state:
-            raise UserError(f"{path}: the recipe's method has no {key} for {named.name}; do not change its method settings")
+            raise UserError(f"{path}: the method of the recipe has no {key} for {named.name}; do not override the method settings")
         check_shape(path, named.name, named.tensor, tuple(state[key].shape), " by the recipe")
         state[key] = named.tensor.to(state[key].dtype)
     return state

@@ -26,7 +26,7 @@ class Placement:
         if self.devices and device_given:
             raise UserError("device= and --devices are both given; give one of them")
         if self.launcher == "slurm" and (self.devices or self.jobs):
-            raise UserError("--devices and --jobs are options of the local launcher; Slurm gives each job its device (--slurm-gpus)")
+            raise UserError("--devices and --jobs are options of the local launcher; Slurm assigns the devices of a job (--slurm-gpus)")
         if self.jobs is not None and self.jobs < 1:
             raise UserError(f"--jobs {self.jobs}: give 1 or more")
         devices = list(self.devices)

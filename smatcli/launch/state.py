@@ -96,7 +96,7 @@ def _status(folder: Path, name: str, sent: dict[str, Any], queue: dict[str, str]
         state, why = "failed", "its process ended without an error message (killed, or the machine went down)"
     elif state == "waiting" and sent:
         alive = _alive({"host": sent.get("host"), "pid": sent.get("job")})
-        state, why = ("running", "") if alive else ("failed", "its process ended before it started to work")
+        state, why = ("running", "") if alive else ("failed", "its process ended before the run started")
     lines: list[str] = []
     if state == "failed":
         lines = last_lines(log, LINES) if sent.get("log") else []

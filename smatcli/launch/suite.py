@@ -82,7 +82,7 @@ def run_suite(
     slots = placement.slots(overrides)
     result, missing = plan(recipes, overrides, suite, seeds, out)
     if (result.folder / "run.json").exists():
-        raise UserError(f"{result.folder} is a run; a suite needs a folder of its own, choose another --out")
+        raise UserError(f"{result.folder} is a run directory, and a suite needs a separate folder; choose another --out")
     refuse_outside_links(result.folder)
     for line in missing:
         reporter.line(line)

@@ -52,7 +52,7 @@ def sweep(
     if result.folder.exists() and not result.folder.is_dir():
         raise UserError(f"{result.folder} is a file; choose another --out")
     if (result.folder / "run.json").exists():
-        raise UserError(f"{result.folder} is a run; a sweep needs a folder of its own, choose another --out")
+        raise UserError(f"{result.folder} is a run directory, and a sweep needs a separate folder; choose another --out")
     reporter.line(f"sweep of {len(points)} points in {result.folder}")
     todo = points_to_launch(result, reporter, retry=retry, queued=placement.launcher == "slurm")
     refuse_outside_links(result.folder)

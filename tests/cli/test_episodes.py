@@ -106,7 +106,7 @@ def test_pmfs_validation_episodes_become_a_list(tmp_path: Path) -> None:
         (["near", "far", "--show", "p.png"], "name one"),
         (["near", "--out", "l.txt"], "ends in .npz"),
         (["near", "-n", "3", "--index", "3", "--show", "p.png"], "episode 3 does not exist"),
-        ([str(SPECS / "flat_spec.json"), "--out", "l.npz"], "a specification has no images"),
+        ([str(SPECS / "flat_spec.json"), "--out", "l.npz"], "dataset_spec.json has no images"),
         (["missing.npz"], "list of episodes does not exist"),
         (["missing.npz", "near"], "is only read"),
     ],

@@ -39,7 +39,7 @@ def test_one_run_a_seed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         (["--seeds", "0,a"], "--seeds 0,a: give different whole numbers"),
         (["--seeds", "1,01"], "give different whole numbers"),
         (["--seeds", "-1"], "give different whole numbers"),
-        (["--seeds", "0,1", "seed=3"], "contradict each other"),
+        (["--seeds", "0,1", "seed=3"], "cannot be combined"),
     ],
 )
 def test_wrong_seeds(arguments: list[str], message: str):

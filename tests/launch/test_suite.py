@@ -143,7 +143,7 @@ def test_a_failed_run_does_not_stop_the_others(root: Path):
         (["--suite", "a", "data.dataset=b"], "data.dataset and --suite are both given"),
         (["--seeds", "0,x"], "--seeds 0,x: give different whole numbers"),
         (["--suite", "a", "run=elsewhere"], "give the folder of a suite with --out"),
-        (["--jobs", "2"], "--jobs is for several runs"),
+        (["--jobs", "2"], "--jobs has no effect on a single run"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_made(root: Path, arguments: list[str], message: str):

@@ -242,7 +242,7 @@ def test_both_forms_parse():
 def test_a_run_is_no_folder_for_a_sweep(world, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/run.json").write_text("{}")
-    with pytest.raises(UserError, match="is a run; a sweep needs a folder of its own"):
+    with pytest.raises(UserError, match="is a run directory, and a sweep needs a separate folder"):
         sweep(world.recipe, [parse_axis("tau", "0.5")], SilentReporter(), out=tmp_path / "run")
 
 
