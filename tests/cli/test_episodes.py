@@ -108,7 +108,7 @@ def test_pmfs_validation_episodes_become_a_list(tmp_path: Path) -> None:
         (["near", "-n", "3", "--index", "3", "--show", "p.png"], "episode 3 does not exist"),
         ([str(SPECS / "flat_spec.json"), "--out", "l.npz"], "dataset_spec.json has no images"),
         (["missing.npz"], "list of episodes does not exist"),
-        (["missing.npz", "near"], "is only read"),
+        (["missing.npz", "near"], "can only be shown"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_2(root: Path, tmp_path: Path, monkeypatch, arguments: list[str], message: str) -> None:
