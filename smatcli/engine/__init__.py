@@ -1,1 +1,1 @@
-"""The verbs that compute, one folder per verb."""
+"""The commands that compute, one folder per command, and the training loop that they share."""

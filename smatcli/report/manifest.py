@@ -1,4 +1,4 @@
-"""The files that a report wrote. The next report in the same folder removes those that it does not replace, and no other files."""
+"""Record of the files that a report wrote. The next report in the same folder removes those it does not replace, and no other files."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ NAME = ".smat-report.json"
 def settle(out: Path, written: Mapping[str, Sequence[Path]]) -> list[str]:
     """Remove the files of an earlier report in `out` that are not in `written` (format -> files), then record `written`.
 
-    Files of formats that `written` does not list are kept, and so are files that were edited; return a line for each edited one.
+    Files of formats that are not in `written` are kept, and so are edited files. Returns a line for each edited file.
     """
     before = _read(out)
     now = {form: {path.relative_to(out).as_posix(): _digest(path) for path in files} for form, files in written.items()}
@@ -26,7 +26,7 @@ def settle(out: Path, written: Mapping[str, Sequence[Path]]) -> list[str]:
             if name in current or not path.is_file() or path.is_symlink():
                 continue
             if _digest(path) != digest:
-                lines.append(f"{path}: kept: from an earlier report, but edited since")
+                lines.append(f"{path}: kept, because it was edited after an earlier report wrote it")
                 continue
             path.unlink()
             if path.parent != out and not any(path.parent.iterdir()):

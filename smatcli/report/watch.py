@@ -1,4 +1,4 @@
-"""Write a report anew whenever its runs have changed."""
+"""Watching of runs: write the report again whenever they change."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ def state(roots: Sequence[Path]) -> dict[str, tuple[int, int]]:
                 for path in folder.glob(pattern):
                     try:
                         status = path.stat()
-                    except OSError:  # being replaced right now: the next check sees it
+                    except OSError:  # the file is just being replaced: the next check sees the new one
                         continue
                     stamps[str(path)] = (status.st_mtime_ns, status.st_size)
     return stamps
@@ -34,9 +34,9 @@ def watch(
     pause: Callable[[float], None] = time.sleep,
     times: int | None = None,
 ) -> None:
-    """Call `write` now and whenever the runs have changed, checking every `every` seconds until interrupted (or `times` times).
+    """Call `write` now and whenever the runs have changed; check every `every` seconds, until interrupted or `times` times.
 
-    As long as there are no results, wait for them. Any other `UserError` of the first call is raised, that of a later call is shown.
+    As long as there are no results, wait for them. Any other `UserError` is raised in the first call, and shown in later ones.
     """
     folders, succeeded, checks = [Path(root) for root in roots], False, 0
     last: dict[str, tuple[int, int]] | None = None

@@ -1,4 +1,4 @@
-"""Write a report: read results, build tables and figures, and write them into one folder."""
+"""Writing of a report: read results, build tables and figures, and write them into one folder."""
 
 import itertools
 import re
@@ -29,7 +29,7 @@ from smatcli.report.tables.tuning import tuned_labels, tuning_pairs, tuning_tabl
 from smatcli.safe.files import atomic_write_text
 
 FORMATS = ("files", "html")
-MOST_DRAWN = 24  # series of one figure
+MOST_DRAWN = 24  # most series in a figure
 Item = TypeVar("Item", Table, Figure)
 
 
@@ -40,9 +40,9 @@ class ReportOptions:
     `baselines`: columns (label, method or run) that the others are compared with, by default the pre-trained model.
     `names`: run -> label of its columns.
     `digits`: decimals of percentages.
-    `title`: heading of the report, also put before every caption.
+    `title`: heading of the report, which also precedes every caption.
     `published`: papers whose numbers are shown beside ours (see `results.published.choose`).
-    `delta`: also subtract these from ours where method and adaptation are the same.
+    `delta`: also subtract the published numbers from ours where method and adaptation are the same.
     `formats`: `files` (LaTeX, Markdown, CSV, PNG, PDF) and `html` (report.html, one self-contained page).
     """
 
@@ -57,7 +57,7 @@ class ReportOptions:
 
 @dataclass(frozen=True)
 class Report:
-    """A finished report: `index` is the page to start with, `files` all files (sorted), `lines` what was skipped or is noteworthy."""
+    """A finished report: `index` is the page to start with, `files` are all files (sorted), `lines` are notes, e.g. on skipped results."""
 
     index: Path
     files: list[Path]
@@ -65,7 +65,7 @@ class Report:
 
 
 def report(runs: Sequence[str | Path], out: str | Path, options: ReportOptions | None = None) -> Report:
-    """Write a report on all results below `runs` into the folder `out`, which is created; an earlier report there is replaced.
+    """Write a report on all results below `runs` into the folder `out`, which is created if necessary. An earlier report in it is replaced.
 
     Raises `UserError` if there are no results, or if a name in `options` matches nothing.
     """
@@ -122,7 +122,7 @@ def _titled(table: Table, title: str) -> Table:
 
 
 def _figures(frame: Frame, groups: Sequence[ResultGroup], baselines: Mapping[str, list[Column]]) -> list[Figure]:
-    """All figures in the order of the report."""
+    """Return all figures in the order of the report."""
     figures: list[Figure | None] = []
     for group in groups:
         if len(group.columns) > 1 and _drawable(f"gains of {group.tag}", len(group.columns), frame):
@@ -149,7 +149,7 @@ def _drawable(what: str, count: int, frame: Frame) -> bool:
 
 
 def _with_unique_stems(items: Sequence[Item]) -> list[Item]:
-    """Give each item a stem that is a valid and unique file name, also on file systems that ignore case."""
+    """Give each item a stem that is a valid and unique file name, even on file systems that ignore case."""
     taken: set[str] = set()
     named = []
     for item in items:
@@ -167,7 +167,7 @@ def slug(text: str) -> str:
 
 
 def _run_labels(frame: Frame, groups: Sequence[ResultGroup]) -> list[tuple[str, Run]]:
-    """Return each run with a unique label: that of its columns without fine-tuning if there is one, else its name."""
+    """Return each run with a unique label: that of its column without fine-tuning, or its name if it has no such column."""
     columns = {c.evaluation.run.name: c.label for g in groups for c in g.everything if c.evaluation.adapt == "proto"}
     labels = [columns.get(run.name) or run.name for run in frame.runs]
     return [(label if labels.count(label) == 1 else run.name, run) for label, run in zip(labels, frame.runs, strict=True)]

@@ -66,17 +66,17 @@ def write_analysis(folder: Path, analysis: Analysis) -> Path:
 
 
 def read_analysis(path: Path) -> Analysis:
-    """Read an analysis, without its tables; UserError for a file that is damaged, not an analysis, or of another version."""
+    """Read an analysis, without its tables. Raises UserError for a file that is damaged, not an analysis, or of another version."""
     from smatcli.safe import hdf5 as safe_hdf5
 
     try:
         with safe_hdf5.opened(path) as file:
             facts = safe_hdf5.attributes(file)
             if int(facts.pop("format")) != FORMAT:
-                raise UserError(f"{path}: is an analysis by another version of smat; analyse the run again")
+                raise UserError(f"{path}: was written by another version of smat; analyse the run again")
             kind, settings = str(facts.pop("kind")), parse_json(facts.pop("settings"))
             if not isinstance(settings, dict):
-                raise ValueError("its settings are not an object")
+                raise ValueError("its settings are not a JSON object")
             groups = {name: safe_hdf5.arrays(group) for name, group in safe_hdf5.groups(file)}
             attributes = {name: safe_hdf5.attributes(group) for name, group in safe_hdf5.groups(file)}
     except safe_hdf5.WRONG as error:

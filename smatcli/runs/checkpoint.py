@@ -1,10 +1,10 @@
-"""Checkpoints: directories of safetensors and JSON files, written atomically, with the previous one as a fall-back.
+"""Checkpoints: directories of safetensors and JSON files, written atomically, with the previous one kept as a fallback.
 
     NAME/          model.safetensors  optim.safetensors  state.json  manifest.json (format, version, size and SHA-256 of the others)
-    NAME.new/      a complete, newer one that a killed process did not have the time to rename
+    NAME.new/      a newer, complete one that a killed process had no time to rename
     NAME.old/      the previous one, kept with `keep_before`
 
-A new checkpoint is written under a hidden name, flushed, read back and compared; only then is it renamed.
+A new checkpoint is written under a hidden name, flushed to disk, read back and compared, and only then renamed.
 """
 
 import errno
@@ -32,7 +32,7 @@ PIECE = 2**24  # bytes compared at a time
 
 @dataclass
 class Checkpoint:
-    """A loaded checkpoint: `model` and `optim` tensors by name, `state` plain data, `path` the directory it was read from."""
+    """A loaded checkpoint: `model` and `optim` map names to tensors, `state` is plain data, `path` is the directory that was read."""
 
     model: dict[str, Tensor]
     state: dict[str, Any]
@@ -43,10 +43,10 @@ class Checkpoint:
 def save_checkpoint(
     path: Path, model: dict[str, Tensor], state: dict[str, Any], optim: dict[str, Tensor] | None = None, keep_before: bool = False
 ) -> None:
-    """Write a checkpoint directory; the previous one is replaced only after the new one was read back and compared.
+    """Write a checkpoint directory. The previous one is replaced only after the new one was read back and compared.
 
-    With `keep_before` the previous checkpoint stays as NAME.old. Raises SmatError if the new one cannot be written (full disk) or does not
-    read back; the previous one is then untouched.
+    With `keep_before` the previous checkpoint stays as NAME.old. Raises SmatError, and keeps the previous one as it was, if the
+    new one cannot be written (full disk) or reads back differently.
     """
     path = Path(path)
     draft = path.parent / f".{path.name}.tmp-{os.getpid()}"
@@ -81,14 +81,14 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Read a checkpoint. If it is damaged, report that and read the previous one, or else the first intact one of `others`.
 
-    With `strict` a damaged checkpoint is never replaced by an older one (an evaluation must measure what it names). Raises UserError if
-    there is no intact checkpoint.
+    With `strict` a damaged checkpoint is never replaced by an older one (an evaluation must measure the checkpoint that it names). Raises
+    UserError if there is no intact checkpoint.
     """
     path = Path(path)
     while True:
-        seen = _stamp(path)
+        seen = _file_stamps(path)
         problems: list[str] = []
-        for place in (*_places(path)[: 1 if strict else None], *others):
+        for place in (*_existing_places(path)[: 1 if strict else None], *others):
             try:
                 loaded = _load(place, device)
             except Damaged as error:
@@ -97,13 +97,13 @@ def load_checkpoint(
             if problems and reporter is not None:
                 reporter.line(f"{'; '.join(problems)}; using an older one ({loaded.path})")
             return loaded
-        if _stamp(path) == seen:  # otherwise another process has just written a new one: try again
+        if _file_stamps(path) == seen:  # another process has just written a new one: try again
             raise UserError("; ".join(problems) or f"checkpoint {path} does not exist")
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Whether there is a checkpoint (or a previous one) to load."""
-    return bool(_places(Path(path)))
+    """Return whether there is a checkpoint (or a previous one) to load."""
+    return bool(_existing_places(Path(path)))
 
 
 def kept_checkpoints(folder: Path) -> list[Path]:
@@ -120,14 +120,14 @@ def _new(path: Path) -> Path:
     return path.parent / f"{path.name}.new"
 
 
-def _places(path: Path) -> list[Path]:
+def _existing_places(path: Path) -> list[Path]:
     """Return the existing directories of a checkpoint, newest first."""
     return [place for place in (_new(path), path, _old(path)) if place.is_dir()]
 
 
-def _stamp(path: Path) -> list[tuple[str, int, int]]:
+def _file_stamps(path: Path) -> list[tuple[str, int, int]]:
     stamps = []
-    for place in _places(path):
+    for place in _existing_places(path):
         try:
             facts = place.stat()
         except OSError:
@@ -172,7 +172,7 @@ def _write(file: Path, tensors: dict[str, Tensor]) -> None:
         os.fchmod(handle.fileno(), 0o666 & ~_umask())  # safetensors ignores the umask, so a group could not read its runs
         os.fsync(handle.fileno())
     if not _reads_back(file, plain):
-        raise Damaged(f"{file.name} does not read back as it was written; the disk may be failing")
+        raise Damaged(f"{file.name} reads back differently from what was written; the disk may be failing")
 
 
 def _umask() -> int:

@@ -1,4 +1,4 @@
-"""The run directory: recipe, origins, facts, metrics and checkpoints of one run. It is never reused or deleted without --resume.
+"""The run directory: recipe, origins, facts, metrics and checkpoints of one run. It is never deleted, and reused only with --resume.
 
 recipe.yaml  origins.json  run.json  metrics.jsonl  checkpoints/{last,best}/
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from smatcli.runs.tracking import Tracker
 
 FORMAT = 1
-# Settings that may change when a run is resumed: they do not affect its steps, extend it, or are read only after training.
+# Settings that may change when a run is resumed: they do not affect its steps, they extend it, or they are read only after training.
 FREE = (
     "run", "device", "threads", "deterministic", "track", "train.steps", "train.checkpoint_every", "train.keep_every",
     "train.checkpoint_activations", "train.shard_optimizer", "pretrain.epochs", "eval.", "adapt.",
@@ -48,11 +48,11 @@ def differing(old: "BaseModel", new: "BaseModel") -> list[str]:
     return differing_keys(old.model_dump(mode="json"), new.model_dump(mode="json"))
 
 
-def _free(key: str) -> bool:
+def _may_change(key: str) -> bool:
     return any(key == f or (f.endswith(".") and key.startswith(f)) for f in FREE)
 
 
-def _taken(path: Path) -> UserError:
+def _exists_error(path: Path) -> UserError:
     return UserError(f"run {path} exists; use --resume to continue it or choose another run=")
 
 
@@ -116,7 +116,7 @@ class RunDir:
 
         path = Path(path)
         if path.exists() or path.is_symlink():
-            raise _taken(path)
+            raise _exists_error(path)
         info = {
             "format": FORMAT,
             "kind": recipe.kind,
@@ -143,7 +143,7 @@ class RunDir:
 
     @classmethod
     def open(cls, path: str | Path) -> "RunDir":
-        """Open an existing run directory; UserError names what is missing or damaged."""
+        """Open an existing run directory. Raises UserError, naming what is missing or damaged."""
         from smatcli.config import load_recipe
 
         path = Path(path)
@@ -161,9 +161,9 @@ class RunDir:
 
     @classmethod
     def reserve(cls, loaded: "Loaded", reporter: Reporter, resume: bool = False) -> "RunDir | None":
-        """Return the run to continue (it may be finished), or None if it must be created. Call this before anything expensive.
+        """Return the run to continue (it may be finished), or None if it has yet to be created. Call this before anything expensive.
 
-        UserError if it exists without `resume`, or belongs to another recipe (with the differing keys).
+        Raises UserError if the run exists and `resume` is False, or if it belongs to another recipe (naming the keys that differ).
         """
         path = Path(loaded.recipe.run)
         if names := getattr(loaded.recipe, "track", []):
@@ -175,11 +175,11 @@ class RunDir:
                 reporter.line(f"no run at {path} yet: starting it")
             return None
         if not resume:
-            raise _taken(path)
+            raise _exists_error(path)
         run = cls.open(path)
         refuse_outside_links(path)
         keys = differing(run.recipe, loaded.recipe)
-        refused = [k for k in keys if not _free(k)]
+        refused = [k for k in keys if not _may_change(k)]
         old, new = (flatten(r.model_dump(mode="json")) for r in (run.recipe, loaded.recipe))
         if refused:
             shown = [f"{key}: {old.get(key, 'absent')}, now {new.get(key, 'absent')}" for key in refused[:SHOWN]]
@@ -224,7 +224,7 @@ class RunDir:
 
     @property
     def metrics(self) -> Path:
-        """The file metrics.jsonl: JSON objects with `step`, `kind` and `time` (seconds of work since the start), one per line."""
+        """The file metrics.jsonl: one JSON object per line, with `step`, `kind` and `time` (seconds of work since the start)."""
         return self.path / "metrics.jsonl"
 
     def note(self, **facts: Any) -> None:
@@ -234,7 +234,7 @@ class RunDir:
 
     @contextmanager
     def active(self) -> Iterator["RunDir"]:
-        """Lock the run against other processes; run.json records how the work ended (finished, interrupted, failed)."""
+        """Lock the run against other processes, and record in run.json how the work ended (finished, interrupted, failed)."""
         refuse_outside_links(self.path)
         self._acquire()
         clear_drafts(self.path)
@@ -255,7 +255,7 @@ class RunDir:
                 self._metrics.close()
                 self._metrics = None
             for tracker in self._trackers or []:
-                with suppress(Exception):  # the run has ended; an error of a mirror does not matter
+                with suppress(Exception):  # the run has ended: the error of a tracker does not matter
                     tracker.close()
             self._trackers = None
             try:
@@ -275,7 +275,7 @@ class RunDir:
             if isinstance(error, BlockingIOError):
                 raise UserError(f"run {self.path} is in use by another process; wait for it or choose another run=") from None
             reason = (error.strerror or str(error)).lower()
-            raise UserError(f"{self.path / '.lock'}: cannot be opened ({reason}); remove a link or a folder that is in its place") from None
+            raise UserError(f"{self.path / '.lock'}: cannot be opened ({reason}); if it is a link or a folder, remove it") from None
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -283,7 +283,7 @@ class RunDir:
             self._lock = None
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append a record with `step` and `kind` to metrics.jsonl; `time` is added unless the run is deterministic."""
+        """Append a record with `step` and `kind` to metrics.jsonl, with the `time` unless the run is deterministic."""
         clock = {} if getattr(self.recipe, "deterministic", False) else {"time": round(time.monotonic() - self._clock, 3)}
         timed = {"step": record["step"], **clock, **record}
         try:
@@ -296,7 +296,7 @@ class RunDir:
             raise SmatError(f"{self.metrics} cannot be written: {error.strerror}; make room and continue with --resume") from None
 
     def _track(self, record: dict[str, Any]) -> None:
-        """Pass a record to the recipe's trackers; the first record opens them, when the step of a resumed run is known."""
+        """Pass a record to the recipe's trackers. The first record opens them: only then is the step of a resumed run known."""
         names = getattr(self.recipe, "track", [])
         if names and self._trackers is None:
             from smatcli.runs.tracking import open_trackers
@@ -307,7 +307,7 @@ class RunDir:
             tracker.log(_plain(record))
 
     def sync(self) -> None:
-        """Flush metrics.jsonl to disk, so that it is as durable as the next checkpoint."""
+        """Flush metrics.jsonl to disk, so that a checkpoint is never ahead of it."""
         if self._metrics is not None:
             os.fsync(self._metrics.fileno())
 
@@ -325,7 +325,7 @@ class RunDir:
         return records
 
     def truncate(self, step: int) -> None:
-        """Remove the records after `step` (-1: all) and continue their clock, at the start of a resumed run."""
+        """Remove the records after `step` (-1: all) when a run is resumed, and continue the clock from the last record kept."""
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None

@@ -13,7 +13,7 @@ from smatcli.version import __version__
 FORMAT = 2
 PARTS = ("model.safetensors", "optim.safetensors")
 STATE, MANIFEST = "state.json", "manifest.json"
-LARGEST_JSON = 1 << 26  # bytes; a state is some kilobytes
+LARGEST_JSON = 1 << 26  # bytes; a state has a few kilobytes
 
 
 class Damaged(SmatError):
@@ -29,11 +29,11 @@ def seal(folder: Path, state: dict[str, Any]) -> None:
 
 
 def check(folder: Path) -> None:
-    """Compare every file with the manifest. Damaged names the file that differs; UserError refuses another format."""
+    """Compare every file with the manifest. Raises Damaged, naming the file that differs, and UserError for another format."""
     for name, size, sha256 in _listed(folder):
         try:
             if ((folder / name).stat().st_size, digest(folder / name)) != (size, sha256):
-                raise Damaged(f"checkpoint {folder} is damaged: {name} is not what was written")
+                raise Damaged(f"checkpoint {folder} is damaged: {name} has changed since it was written")
         except OSError as error:
             raise Damaged(f"checkpoint {folder} is damaged: {name} cannot be read ({error.strerror})") from None
 
@@ -56,7 +56,7 @@ def _listed(folder: Path) -> list[tuple[str, Any, Any]]:
     try:
         files = {str(name): dict(facts) for name, facts in body["files"].items()}
         if files.keys() != {*PARTS, STATE}:
-            raise ValueError("it lists other files")
+            raise ValueError("it does not list exactly the files of a checkpoint")
         return [(name, facts["bytes"], facts["sha256"]) for name, facts in files.items()]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Damaged(f"checkpoint {folder} is damaged: its list of files cannot be read ({error})") from None
@@ -92,7 +92,7 @@ def _write(file: Path, body: dict[str, Any]) -> None:
         handle.flush()
         os.fsync(handle.fileno())
     if file.read_text(encoding="utf-8") != text:
-        raise Damaged(f"{file.name} does not read back as it was written; the disk may be failing")
+        raise Damaged(f"{file.name} reads back differently from what was written; the disk may be failing")
 
 
 def digest(file: Path) -> str:

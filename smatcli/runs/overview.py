@@ -1,4 +1,4 @@
-"""Overview of runs from their files: state, step, best validation, time. Needs neither torch nor the schema of recipes."""
+"""Overview of runs, read from their files: state, step, best validation, time. Needs neither torch nor the recipe schema."""
 
 import os
 import socket
@@ -25,7 +25,7 @@ MOST_RECIPE = 1_000_000
 
 @dataclass(frozen=True)
 class RunFacts:
-    """State of a run. Accuracies are fractions, `seconds` of work; None if unknown."""
+    """State of a run; None if unknown. Accuracies are fractions; `seconds` is the time spent on the run so far."""
 
     path: Path
     kind: str
@@ -44,7 +44,7 @@ class RunFacts:
 
 
 def find_runs(places: Sequence[Path]) -> list[Path]:
-    """Return the run directories at or below `places`, sorted; UserError for a place that does not exist."""
+    """Return the run directories at or below `places`, sorted. Raises UserError for a place that does not exist."""
     paths: set[Path] = set()
     for place in places:
         if not place.exists():
@@ -66,7 +66,7 @@ def _below(place: Path, deep: int) -> Iterator[Path]:
 
 
 def facts(path: Path) -> RunFacts:
-    """Read the state of a run from its files; UserError if there is no run."""
+    """Read the state of a run from its files. Raises UserError if `path` is not a run."""
     info = read_object(path / "run.json")
     if info is None:
         raise UserError(f"{path} is not a run directory (it has no readable run.json)")
@@ -99,7 +99,7 @@ def facts(path: Path) -> RunFacts:
 
 
 def state(path: Path, info: dict[str, Any]) -> str:
-    """Return the status in run.json; `dead` if it is "running" but the process has ended."""
+    """Return the status in run.json, or `dead` if it is "running" although the process has ended."""
     status = str(info.get("status", "?"))
     if status != "running":
         return status
@@ -159,14 +159,14 @@ def tail(path: Path, count: int) -> list[dict[str, Any]]:
 
 
 def follow(path: Path, seconds: float = 1.0) -> Iterator[dict[str, Any]]:
-    """Yield new records as they are written, until the run has ended; its last records are included."""
+    """Yield new records as they are written, until the run has ended and its last records were yielded."""
     file, place, rest = path / "metrics.jsonl", 0, ""
     place = file.stat().st_size if file.exists() else 0
     while True:
         ended = state(path, read_object(path / "run.json") or {}) != "running"
         if file.exists():
             size = file.stat().st_size
-            if size < place:  # a resumed run has removed the records that it repeats
+            if size < place:  # a resumed run has removed the records of the steps that it repeats
                 place, rest = 0, ""
             with file.open(encoding="utf-8", errors="replace") as handle:
                 handle.seek(place)
@@ -180,7 +180,7 @@ def follow(path: Path, seconds: float = 1.0) -> Iterator[dict[str, Any]]:
 
 
 def evaluations(path: Path) -> tuple[list["SummaryRow"], list[str]]:
-    """Return the rows of a run's evaluations, and a line for each one that is skipped or contradicted by its summary.csv."""
+    """Return the rows of a run's evaluations, and a line for each evaluation that is skipped or differs from its summary.csv."""
     from smatcli.runs.results import read_evaluations
 
     lines: list[str] = []
@@ -189,7 +189,7 @@ def evaluations(path: Path) -> tuple[list["SummaryRow"], list[str]]:
 
 
 def ago(when: float) -> str:
-    """Return a time of today as HH:MM:SS, an earlier one as a date."""
+    """Return a time as HH:MM:SS if it is today, else as a date."""
     if not when:
         return "-"
     moment, now = datetime.fromtimestamp(when), datetime.now()

@@ -1,4 +1,4 @@
-"""Learning rates chosen by a search. search.json in the folder of an evaluation keeps them, so that it continues with the same rates."""
+"""Learning rates chosen by a search. They are kept in search.json of an evaluation, so that it continues with the same rates."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,10 @@ GIVEN = "given"  # label of a rate that was not searched
 
 @dataclass(frozen=True)
 class Choice:
-    """The learning rate of one dataset; `label` names the data it was chosen on, `accuracies` (fractions) belong to the candidates `rates`.
+    """The learning rate chosen for one dataset, with the `accuracies` (fractions) of the candidates `rates`.
 
-    Labels: valid (episodes of the dataset's validation classes), support (held-out images of the support sets), valid:a+b (validation
-    classes of other datasets), paper (episodes of the evaluation itself, with their query labels).
+    `label` names the data it was chosen on: valid (episodes of the dataset's validation classes), support (held-out images of the support
+    sets), valid:a+b (validation classes of other datasets), paper (episodes of the evaluation itself, with their query labels).
     """
 
     label: str
@@ -29,7 +29,7 @@ class Choice:
 
     @classmethod
     def best(cls, label: str, rates: Sequence[float], accuracies: Sequence[float], tasks: int) -> "Choice":
-        """Choose the rate with the highest accuracy; the smallest of equally accurate rates."""
+        """Choose the rate with the highest accuracy, the smallest rate if several are equally accurate."""
         rate = max(zip(accuracies, (-r for r in rates), strict=True))[1]
         return cls(label, abs(rate), tuple(rates), tuple(accuracies), tasks)
 
@@ -39,7 +39,7 @@ class Choice:
 
 
 def read_choices(folder: Path) -> dict[str, Choice]:
-    """Return the choices by dataset, empty without a search; UserError for a damaged file."""
+    """Return the choices by dataset, empty without a search. Raises UserError for a damaged file."""
     file = folder / FILE
     if not file.exists():
         return {}

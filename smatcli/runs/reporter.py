@@ -17,7 +17,7 @@ class Reporter(Protocol):
         ...
 
     def start(self, total: int, what: str, done: int = 0, unit: str = "steps") -> None:
-        """Start a piece of work of `total` units; an earlier process finished `done` units."""
+        """Start a piece of work of `total` units; an earlier process has already finished `done` of them."""
         ...
 
     def update(self, done: int, **numbers: Number) -> None:
@@ -38,7 +38,7 @@ def clock(seconds: float) -> str:
 
 
 def show(numbers: dict[str, Number]) -> str:
-    """Return `loss 1.234 accuracy 0.567`: underscores of names as spaces, floats with four digits."""
+    """Return e.g. `loss 1.234 accuracy 0.567`: underscores become spaces, floats get four digits."""
     return " ".join(f"{k.replace('_', ' ')} {v:.4g}" if isinstance(v, float) else f"{k.replace('_', ' ')} {v}" for k, v in numbers.items())
 
 
@@ -138,5 +138,5 @@ class RichReporter:
 
 
 def auto_reporter() -> Reporter:
-    """Return a progress bar on a terminal, plain lines elsewhere."""
+    """Return a reporter: with a progress bar on a terminal, with plain lines elsewhere."""
     return RichReporter() if sys.stderr.isatty() else PlainReporter()

@@ -16,7 +16,7 @@ from smatcli.safe.files import atomic_path, atomic_write_text
 from smatcli.safe.seal import seal
 from smatcli.safe.text import csv_cell, parse_json, refuse_special, write_csv
 
-FORMAT = 1  # of results.h5
+FORMAT = 1  # version of the layout of results.h5
 RESULTS, SUMMARY = "results.h5", "summary.csv"
 LANGUAGE_RESULTS = "results.json"  # of `smat llm eval`
 MEASURED = ("peak_memory", "energy")
@@ -25,7 +25,7 @@ Records = dict[str, np.ndarray]
 
 Always: `index`, `accuracy` (fraction), `ways`, `support`, `query`, `seconds`, `peak_memory` (bytes), `plan` (uint64 hash of the classes
 and images of the episode). Where they apply: `energy` (J, from the GPU's counter), `passes`, `loss_start`, `loss`; for methods with
-experts `alpha` [n, M] (scores of the router), `scores` [n, M] (scores used) and `chosen` [n, M] (1 on, 0 off, -1 unchanged); for flip
+experts `alpha` [n, M] (the router's scores), `scores` [n, M] (the scores used) and `chosen` [n, M] (1 on, 0 off, -1 unchanged); for flip
 `evaluations` and `accepted`; for exhaustive `loss_binary` (lowest loss of the binary states), `flip_loss`, `flip_gap` (flip_loss - loss)
 and `flip_evaluations`; for adaptations with a learning rate `rate`, `steps` (0: not tuned) and optionally `trajectory` [n, 1 + steps]
 (query accuracy)."""
@@ -66,7 +66,7 @@ class EvalResults:
     """The content of a results.h5, without the columns that only some readers need.
 
     `rows` has one entry per dataset, in the recipe's order. `accuracies` maps a dataset to [E, 2], episode number and accuracy (fraction).
-    `settings` apply to all datasets; `drawn` maps a dataset to what else determines its episodes (split, content hash of the store, ...).
+    `settings` apply to all datasets; `drawn` maps a dataset to its other facts that determine the episodes (split, hash of the store, ...).
     """
 
     path: Path
@@ -79,9 +79,9 @@ class EvalResults:
 def write_results(
     path: Path, groups: Mapping[str, Records], attributes: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any], settings: object
 ) -> None:
-    """Write a results.h5 atomically; datasets keep the order of `groups`.
+    """Write a results.h5 atomically, with the datasets in the order of `groups`.
 
-    `attributes` of a dataset are `domain`, `protocol`, `list_hash`, `lr`, `search` and what else determines its episodes; `facts` are
+    The `attributes` of a dataset are `domain`, `protocol`, `list_hash`, `lr`, `search` and others that determine its episodes; `facts` are
     `run`, `method`, `adapt`, `tau` and `experts`. None stands for an unknown value.
     """
     top = {"format": FORMAT, **_without_none(facts), "datasets": json.dumps(list(groups)), "settings": json.dumps(settings)}
@@ -93,7 +93,7 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_results(path: Path) -> EvalResults:
-    """Read a results.h5; UserError, in one line, if it is missing, damaged, incomplete or of another version."""
+    """Read a results.h5. Raises UserError if it is missing, damaged, incomplete or of another version."""
     from smatcli.safe import hdf5 as safe_hdf5
 
     again = "move its folder away and evaluate again"
@@ -106,7 +106,7 @@ def read_results(path: Path) -> EvalResults:
                 raise UserError(f"{path}: has format {facts['format']}, this smat reads {FORMAT}; update smat")
             settings, order = parse_json(facts["settings"]), parse_json(facts["datasets"])
             if not isinstance(settings, dict) or not isinstance(order, list):
-                raise ValueError("its settings are not an object")
+                raise ValueError("its settings are not a JSON object")
             groups = dict(safe_hdf5.groups(file))
             names = sorted(groups, key=lambda name: order.index(name) if name in order else len(order))
             attributes = {name: safe_hdf5.attributes(groups[name]) for name in names}
@@ -185,7 +185,7 @@ def read_evaluations(run: Path, skip: Callable[[str], None], note: Callable[[str
 
 
 def result_files(run: Path) -> list[Path]:
-    """Return the results.h5 of each evaluation of a run; UserError for a summary.csv whose results.h5 is missing."""
+    """Return the results.h5 of each evaluation of a run. Raises UserError for a summary.csv whose results.h5 is missing."""
     for summary in sorted(run.glob(f"eval/*/{SUMMARY}")):
         if not summary.with_name(RESULTS).exists():
             raise UserError(f"{summary.parent}: has a {SUMMARY} but no {RESULTS}; run `smat eval {run}` again")
@@ -198,7 +198,7 @@ def skipped(path: Path, error: Exception | str) -> str:
 
 
 def contradiction(results: EvalResults) -> str | None:
-    """Return a line if the summary.csv beside `results` is unreadable or differs from them; None if it agrees or does not exist."""
+    """Return a line if the summary.csv beside `results` is unreadable or differs from them, None if it agrees or does not exist."""
     path = results.path.with_name(SUMMARY)
     if not path.exists():
         return None
@@ -229,13 +229,13 @@ def _equal(first: object, second: object) -> bool:
 
 
 def write_summary(path: Path, rows: Sequence[SummaryRow]) -> None:
-    """Write summary.csv; unknown numbers are empty."""
+    """Write summary.csv, with unknown numbers as empty cells."""
     cells = [["" if v is None or v != v else str(v) for v in asdict(row).values()] for row in rows]
     atomic_write_text(path, write_csv([COLUMNS, *cells]))
 
 
 def read_summary(path: Path) -> list[SummaryRow]:
-    """Read a summary.csv; UserError if it is not one."""
+    """Read a summary.csv. Raises UserError if the file is not a summary."""
     refuse_special(path)
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -252,12 +252,12 @@ def _value(column: str, text: str) -> Any:
 
 
 def as_records(rows: Sequence[Mapping[str, Any]]) -> Records:
-    """Return per-episode records, all with the same keys, as columns."""
+    """Convert per-episode records, all with the same keys, to columns."""
     return {key: np.asarray([row[key] for row in rows]) for key in rows[0]} if rows else {}
 
 
 def joined(parts: Sequence[Records]) -> Records:
-    """Join records in the order of `index`; of an episode that occurs twice the first counts."""
+    """Join records in the order of `index`. If an episode occurs twice, its first record is kept."""
     if not parts:
         return {}
     # Columns that only some machines measure are NaN for the other episodes.
@@ -274,7 +274,7 @@ def joined(parts: Sequence[Records]) -> Records:
 
 
 def write_records(path: Path, groups: Mapping[str, Records], attributes: Mapping[str, Mapping[str, Any]], top: Mapping[str, Any]) -> None:
-    """Write one HDF5 group per dataset atomically, with attributes of each group and of the file (`top`)."""
+    """Write an HDF5 file atomically: one group per dataset, with its attributes, and the attributes `top` of the file."""
     import h5py
 
     with atomic_path(path) as draft, h5py.File(draft, "w") as file:
@@ -289,7 +289,7 @@ def write_records(path: Path, groups: Mapping[str, Records], attributes: Mapping
 
 
 def read_records(path: Path) -> dict[str, Records]:
-    """Read all columns of a results.h5 or of a part, by dataset; UserError if it is damaged."""
+    """Read all columns of a results.h5 or of a part, by dataset. Raises UserError if it is damaged."""
     from smatcli.safe import hdf5 as safe_hdf5
 
     try:

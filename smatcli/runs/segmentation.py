@@ -1,4 +1,4 @@
-"""The results of a segmentation run on disk: RUN/segment/fold<k>.json, the source of truth, holds confusion matrices."""
+"""The results of a segmentation run on disk: confusion matrices in RUN/segment/fold<k>.json, the source of truth."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +8,14 @@ import numpy as np
 
 from smatcli.safe.text import read_json
 
-FORMAT = 1  # of fold<k>.json
+FORMAT = 1  # version of the layout of fold<k>.json
 FOLDER = "segment"
 MEASURES = ("miou", "dice", "accuracy")
 
 
 @dataclass(frozen=True)
 class Measures:
-    """Fractions in [0, 1]; `ious` [C] is NaN for classes that occur neither in the truth nor in the prediction."""
+    """Measures of a segmentation, as fractions; `ious` [C] is NaN for classes that occur neither in the truth nor in the prediction."""
 
     miou: float
     accuracy: float
@@ -47,7 +47,7 @@ def fold_file(run: Path, fold: int) -> Path:
 def read_fold_file(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the facts in a fold<k>.json and its confusion matrices int64 [C, C] by scale (`single`, `multi`).
 
-    OSError or ValueError if it is missing, damaged or of a later version.
+    Raises OSError or ValueError if the file is missing, damaged or of a later version.
     """
     body = read_json(path)
     if not isinstance(body, dict) or not isinstance(body.get("confusion"), dict):

@@ -7,12 +7,12 @@ from typing import Any
 
 from smatcli.errors import SmatError
 
-# Slurm sends SIGUSR1 ahead of the time limit or a pre-emption (--signal=USR1@120).
+# Slurm sends SIGUSR1 before the time limit or a pre-emption (--signal=USR1@120).
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(SmatError):
-    """A signal stopped the run, which saved its state; `exit_code` is 128 + the signal's number."""
+    """Raised after a signal, once the run has saved its state; `exit_code` is 128 + the signal's number."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
@@ -21,7 +21,7 @@ class Interrupted(SmatError):
 
 
 class StopNow(KeyboardInterrupt):
-    """A second signal: exit at once, without a new checkpoint; `exit_code` is 128 + its number."""
+    """Raised by a second signal, to exit at once without a new checkpoint; `exit_code` is 128 + the signal's number."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped at once by a second {signal.Signals(signum).name}; continue with --resume from the last checkpoint")
@@ -41,7 +41,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._caught) for s in CAUGHT}
+            self._before = {s: signal.signal(s, self._on_signal) for s in CAUGHT}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -49,7 +49,7 @@ class StopRequest:
             signal.signal(signum, handler)
         self._before = {}
 
-    def _caught(self, signum: int, frame: FrameType | None) -> None:
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None:
             raise StopNow(signum)
         self.signum = signum
@@ -58,7 +58,7 @@ class StopRequest:
         return self.signum is not None
 
     def agreed(self, signum: int) -> bool:
-        """Accept a signal that one of the run's processes received (0: none); return whether to stop."""
+        """Take over a signal that any of the run's processes received (0: none), and return whether to stop."""
         self.signum = signum or self.signum
         return self.signum is not None
 

@@ -1,4 +1,4 @@
-"""Intervals of few-shot accuracies. They cover the draw of episodes, for one trained model and the given datasets."""
+"""Intervals of few-shot accuracies. They cover the sampling of episodes, for one trained model and the given datasets."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ UNKNOWN = Estimate(math.nan, math.nan)
 
 
 def interval(values: np.ndarray) -> Estimate:
-    """Compute mean and half-width 1.96 s / sqrt(n) of `values` [E], s with n - 1; NaN entries (missing episodes) are skipped."""
+    """Compute the mean of `values` [E] and its half-width 1.96 s / sqrt(n), s with n - 1; NaN entries (missing episodes) are skipped."""
     values = np.asarray(values, dtype=np.float64)
     values = values[np.isfinite(values)]
     if values.size == 0:
@@ -55,7 +55,7 @@ def unpaired_difference(first: Estimate, second: Estimate) -> Estimate:
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
-    """Average over datasets without weights; their episodes are independent, so the half-width is sqrt(sum h^2) / D."""
+    """Compute the unweighted mean over D datasets. Their episodes are independent, so the half-width is sqrt(sum h^2) / D."""
     if not estimates or not all(e.known for e in estimates):
         return UNKNOWN
     mean = math.fsum(e.mean for e in estimates) / len(estimates)
@@ -63,9 +63,10 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def across_seeds(means: Sequence[float]) -> Estimate:
-    """Compute the mean of S trainings and its half-width t(0.975, S - 1) s / sqrt(S); the width of a single training is unknown.
+    """Compute the mean of S trainings and its half-width t(0.975, S - 1) s / sqrt(S), which is unknown for a single training.
 
-    Student's t, because three seeds give a poor estimate of their spread: 1.96 would be less than half the width that covers 95 %.
+    Student's t is used because three seeds give a poor estimate of the spread: with 1.96, the interval would be less than half as
+    wide as one that covers 95 %.
     """
     values = np.asarray(means, np.float64)
     if len(values) < 2:
@@ -77,10 +78,10 @@ def across_seeds(means: Sequence[float]) -> Estimate:
 
 
 def ranks(means: Sequence[float], tied: Callable[[int, int], bool]) -> list[float]:
-    """Rank means (1 is best) by the rule of the Meta-Dataset leaderboard: all that are tied with the best remaining one share a rank.
+    """Rank means (1 is best) as the Meta-Dataset leaderboard does: the best remaining mean and those tied with it share a rank.
 
-    They share the mean of their ranks. `tied(best, other)`: whether two differ by less than their 95 % interval. Source: Triantafillou et
-    al., ICLR 2020, and the leaderboard of its repository, whose ranks the tests reproduce.
+    Each gets the mean of their ranks. `tied(best, other)` returns whether two differ by less than their 95 % interval. Source:
+    Triantafillou et al., ICLR 2020, and the leaderboard of its repository, whose ranks the tests reproduce.
     """
     left = sorted(range(len(means)), key=lambda i: (-means[i], i))
     result, place = [0.0] * len(means), 1
@@ -111,7 +112,7 @@ class Reliability:
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> Reliability:
-    """Compute the bins ((b - 1) / bins, b / bins] of `confidence` [n] in [0, 1] with `correct` [n] (0 or 1); empty bins are dropped."""
+    """Sort predictions into the bins ((b - 1) / bins, b / bins] of `confidence` [n]; `correct` [n] is 0 or 1. Empty bins are dropped."""
     places = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     count = np.bincount(places, minlength=bins)
     sums = [np.bincount(places, weights=np.asarray(values, float), minlength=bins) for values in (confidence, correct)]
@@ -121,7 +122,7 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -
 
 @dataclass(frozen=True)
 class ConfusionCount:
-    """Two classes of a dataset: in episodes with both, `count` of their `asked` query images were classified as the other class."""
+    """Two classes of a dataset. In episodes with both, `count` of their `asked` query images were classified as the other class."""
 
     first: int
     second: int
@@ -142,7 +143,7 @@ class ConfusionCount:
 def confused_pairs(episode: np.ndarray, label: np.ndarray, predicted: np.ndarray, most: int) -> list[ConfusionCount]:
     """Return the pairs confused most often, by `ConfusionCount.sure`; pairs that were never confused are omitted.
 
-    `episode`, `label` and `predicted` (classes of the dataset) are [n], with an entry per query image. Every class of an episode has query
+    `episode`, `label` and `predicted` (classes of the dataset) are [n], with one entry per query image. Every class of an episode has query
     images.
     """
     count: dict[tuple[int, int], int] = {}

@@ -14,14 +14,14 @@ WANDB_FILE = "wandb.id"
 
 
 class Tracker(Protocol):
-    """Receives the records that are written to metrics.jsonl."""
+    """Receiver of the records that are written to metrics.jsonl."""
 
     def log(self, record: dict[str, Any]) -> None:
         """Log a record with `step` and `kind`."""
         ...
 
     def close(self) -> None:
-        """Close the tracker: this process logs nothing more."""
+        """Close the tracker; this process logs nothing more."""
         ...
 
 
@@ -41,7 +41,7 @@ def numbers(record: dict[str, Any]) -> dict[str, float]:
 
 
 class TensorBoard:
-    """Event files in RUN/tensorboard; events of steps that a resumed run repeats are purged."""
+    """Tracker that writes event files to RUN/tensorboard. Events of steps that a resumed run repeats are purged."""
 
     def __init__(self, run: Path, recipe: dict[str, Any], step: int) -> None:
         writer = _need("torch.utils.tensorboard", "tensorboard").SummaryWriter
@@ -60,7 +60,10 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A W&B run per run directory, continued on resume (RUN/wandb.id). W&B reads WANDB_MODE, WANDB_PROJECT and other variables itself."""
+    """Tracker with one W&B run per run directory (RUN/wandb.id), continued on resume.
+
+    W&B itself reads WANDB_MODE, WANDB_PROJECT and so on.
+    """
 
     def __init__(self, run: Path, recipe: dict[str, Any], step: int) -> None:
         wandb = _need("wandb", "wandb")
@@ -69,8 +72,8 @@ class WeightsAndBiases:
         settings: dict[str, Any] = {"project": os.environ.get("WANDB_PROJECT", "smat"), "name": run.name, "dir": str(run)}
         try:
             self.run = wandb.init(**settings, id=name, resume="allow", config=recipe)
-        except Exception as error:  # W&B raises many types of its own
-            hint = "log in with `wandb login`, set WANDB_MODE=offline, or go on with --resume track=[]"
+        except Exception as error:  # W&B raises many types of errors
+            hint = "log in with `wandb login`, set WANDB_MODE=offline, or continue with --resume track=[]"
             raise UserError(f"track: wandb cannot start: {' '.join(str(error).split())[:200]}; {hint}") from None
         file.write_text(name + "\n", encoding="utf-8")
         # A step has several records, of different kinds, so it is logged as a metric.
@@ -96,7 +99,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def open_trackers(names: Sequence[str], run: Path, recipe: dict[str, Any], step: int) -> list[Tracker]:
-    """Open the trackers of a run at `step` (0: a new run)."""
+    """Open the trackers of a run that starts or continues at `step` (0: a new run)."""
     check_trackers(names)
     return [TRACKERS[name](run, recipe, step) for name in names]
 

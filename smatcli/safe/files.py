@@ -39,7 +39,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def publish(draft: Path, path: Path) -> None:
-    """Rename the finished file or folder `draft` to `path` (same folder), with data and folder entry flushed to the disk."""
+    """Rename the finished file or folder `draft` to `path` (same folder), and flush data and folder entry to the disk."""
     _flush(draft)
     os.replace(draft, path)
     _flush(path.parent)
@@ -53,7 +53,7 @@ def clear_drafts(folder: Path) -> None:
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8; `path` has either its old content or all of the new one, even after a crash."""
+    """Write `text` as UTF-8. Even after a crash, `path` has either its old content or all of the new content."""
     with atomic_path(path) as draft:
         draft.write_text(text, encoding="utf-8", newline="\n")
 
@@ -88,7 +88,7 @@ def is_locked(path: Path) -> bool:
 
 
 def pointer_kind(head: bytes) -> str | None:
-    """Return "git-lfs" or "git-annex" if a file that begins with `head` is only a pointer to its content, else None."""
+    """Return "git-lfs" or "git-annex" if a file that begins with `head` is a pointer file without content, else None."""
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
         return "git-lfs"
     if head.startswith((b"/annex/objects/", b".git/annex/objects/")) or (len(head) < 1000 and b"/.git/annex/objects/" in head):
@@ -108,7 +108,7 @@ def disk_errors(path: Path, kind: type[SmatError] = SmatError) -> Iterator[None]
         culprit = Path(os.fsdecode(error.filename)) if error.filename else None
         ours = culprit is not None and (culprit.parent == path.parent or culprit in path.parents)
         if ours and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise kind(f"{path}: cannot be written here ({os.strerror(error.errno).lower()}); choose another folder") from error
+            raise kind(f"{path}: cannot be written ({os.strerror(error.errno).lower()}); choose another folder") from error
         if ours and error.errno in (errno.ENOTDIR, errno.EEXIST) and not path.parent.is_dir():
             raise kind(f"{path}: {culprit} is a file, not a folder") from error
         raise

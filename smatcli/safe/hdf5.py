@@ -19,7 +19,7 @@ __all__ = ["LIMIT", "SIGNATURE", "WRONG", "UnsafeHDF5", "array", "arrays", "attr
 
 @contextmanager
 def opened(path: Path) -> Iterator["h5py.File"]:
-    """Open a file for reading, without locks. Raises one of `WRONG` for a file that is missing, damaged or not HDF5."""
+    """Open a file for reading, without locks. Raises one of the errors in `WRONG` if the file is missing, damaged or not HDF5."""
     import h5py
 
     if not path.is_file():

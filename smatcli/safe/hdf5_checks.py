@@ -1,4 +1,4 @@
-"""Structural checks of untrusted HDF5 files: types, filters, links and sizes, before anything is read."""
+"""Structural checks of untrusted HDF5 files before anything is read: types, filters, links and sizes."""
 
 import zlib
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
-LIMIT = 2**28  # bytes per array; the largest that smat reads as a whole are the scores of an evaluation, some MB
+LIMIT = 2**28  # bytes per array; the largest arrays that smat reads as a whole are the scores of an evaluation, a few MB
 
 
 MAX_CHUNK = 2**24
@@ -46,7 +46,7 @@ def reason(error: BaseException) -> str:
 
 
 def groups(parent: "h5py.Group") -> Iterator[tuple[str, "h5py.Group"]]:
-    """Yield name and group of every member; links and members that are not groups are refused."""
+    """Yield name and group of every member. Raises UnsafeHDF5 for links and for members that are not groups."""
     import h5py
 
     for name in parent:
@@ -57,7 +57,7 @@ def groups(parent: "h5py.Group") -> Iterator[tuple[str, "h5py.Group"]]:
 
 
 def member(parent: "h5py.Group", name: str) -> Any:
-    """Return a direct member of a group; UnsafeHDF5 for links to other places or files, KeyError if it does not exist."""
+    """Return a direct member of a group. Raises UnsafeHDF5 for links to other places or files, KeyError if it does not exist."""
     import h5py
 
     link = parent.get(name, getlink=True)
@@ -72,7 +72,10 @@ def arrays(group: "h5py.Group") -> dict[str, np.ndarray]:
 
 
 def array(group: "h5py.Group", name: str, limit: int = LIMIT) -> np.ndarray:
-    """Return a whole array of numbers or text (objects of type str); UnsafeHDF5 for anything else, or if it exceeds `limit` or the file."""
+    """Return a whole array of numbers or text (objects of type str).
+
+    Raises UnsafeHDF5 for anything else, or if it exceeds `limit` or the file.
+    """
     data = member(group, name)
     check(data, limit)
     if data.dtype.kind in "OS":
@@ -101,13 +104,13 @@ def check(data: Any, limit: int = LIMIT) -> None:
     if data.chunks is None:
         stored = data.id.get_storage_size()
         if data.nbytes > max(stored, 2**16):
-            raise UnsafeHDF5(f"{data.name!r} claims {data.nbytes:,} bytes, the file has {stored:,} of it")
+            raise UnsafeHDF5(f"{data.name!r} claims {data.nbytes:,} bytes, the file contains {stored:,} of them")
     else:
         _check_chunks(data)
 
 
 def attributes(holder: Any) -> dict[str, Any]:
-    """Return the attributes of a file or group as plain values; UnsafeHDF5 for attributes that are neither numbers nor text."""
+    """Return the attributes of a file or group as plain values. Raises UnsafeHDF5 for attributes that are neither numbers nor text."""
     import h5py
 
     values = {}
@@ -126,7 +129,7 @@ def attributes(holder: Any) -> dict[str, Any]:
 
 
 def _check_texts(data: Any) -> None:
-    """Check the total length of all strings before one is read: thousands of references may name the same long string."""
+    """Check the total length of all strings before any is read: thousands of references may point to the same long string."""
     if data.dtype.kind == "S" or not data.size:
         return
     start = data.id.get_offset()
@@ -151,7 +154,7 @@ def _check_chunks(data: Any) -> None:
     most = int(np.prod([-(-n // c) for n, c in zip(data.shape, data.chunks, strict=True)], dtype=object))
     stored = data.id.get_num_chunks() if data.size else 0
     if stored < most and data.nbytes > 2**16:
-        raise UnsafeHDF5(f"{data.name!r} claims {most:,} chunks, the file has {stored:,} of them")
+        raise UnsafeHDF5(f"{data.name!r} claims {most:,} chunks, the file contains {stored:,} of them")
     for index in range(stored if _GZIP in filters else 0):
         info = data.id.get_chunk_info(index)
         if info.size > size + size // 100 + 1024:
@@ -161,5 +164,5 @@ def _check_chunks(data: Any) -> None:
             unpacked = zlib.decompressobj().decompress(packed, size + 5)
         except zlib.error as error:
             raise UnsafeHDF5(f"{data.name!r} is damaged ({error})") from None
-        if len(unpacked) > size + 4:  # fletcher32's sum
+        if len(unpacked) > size + 4:  # the checksum of fletcher32
             raise UnsafeHDF5(f"{data.name!r} expands to more than its {size:,} bytes per chunk (decompression bomb)")

@@ -1,7 +1,7 @@
 """Trial reader of HDF5 files in a child process: on a damaged structure the HDF5 library can loop forever or crash.
 
-`survives(path)` sends a path to the child, which is started on the first call and serves the whole process. Files with an intact seal
-(`smatcli.safe.seal`), such as the stores and results that smat writes, are opened without the child.
+`survives(path)` sends a path to the child, which is started on the first call and kept for the rest of the process. Files with an intact
+seal (`smatcli.safe.seal`), such as the stores and results that smat writes, are opened without the child.
 """
 
 import atexit
@@ -13,14 +13,14 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-SECONDS = 20.0  # per file; a results file takes milliseconds
+SECONDS = 20.0  # seconds per file; a results file takes milliseconds
 SMALL = 2**28  # bytes of the arrays that are read
 MEMORY = 4 * 2**30  # address space of the child, bytes
 _ROOT = str(Path(__file__).resolve().parent.parent)
 _CODE = f"import sys; sys.path.insert(0, {_ROOT!r}); from smatcli.safe.probe import serve; serve()"
 
 _lock = Lock()
-_child: tuple[int, "subprocess.Popen[bytes]"] | None = None  # with the id of the process that started it: a fork must not share the pipes
+_child: tuple[int, "subprocess.Popen[bytes]"] | None = None  # with the id of its parent: a fork must not share the pipes
 _results: dict[tuple[str, int, int], bool] = {}
 
 
@@ -66,7 +66,7 @@ def _answer(descriptor: int, seconds: float) -> bool:
 
 
 def _start() -> "subprocess.Popen[bytes] | None":
-    """Start the child and wait until it is ready; None if no process can be started, which is not the fault of a file."""
+    """Start the child, wait until it is ready and return it, or None if no process can be started."""
     try:  # in a new session: Ctrl-C goes to the parent, which ends the child
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", _CODE],
@@ -102,7 +102,7 @@ def serve() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.write(1, b".")
     for line in sys.stdin:
-        with suppress(*WRONG):  # the parent gets the same error and reports it
+        with suppress(*WRONG):  # the parent runs into the same error and reports it
             _read(Path(bytes.fromhex(line.strip()).decode("utf-8", "surrogateescape")))
         os.write(1, b".")
 
@@ -115,7 +115,7 @@ def _read(path: Path) -> None:
 
 
 def _walk(group: Any, depth: int) -> None:
-    """Read everything that a reader of smat may need: attributes, members, arrays of bounded size."""
+    """Read everything that smat may need: attributes, members, arrays of bounded size."""
     import h5py
 
     from smatcli.safe.hdf5_checks import WRONG, array, attributes, member

@@ -1,8 +1,8 @@
 """A seal after the end of an HDF5 file, where HDF5 ignores it: a checksum of the file's structure.
 
-The HDF5 library can loop forever on a damaged structure, so the seal is checked before the library opens the file. The seal detects
-damage, not malice: anyone can compute it, and a forged file that hangs the reader costs an interrupt. A secret or a list of the stores
-that this machine has prepared would also distrust stores that were copied from a colleague, for no other gain.
+The HDF5 library can loop forever on a damaged structure, so the seal is checked before the library opens the file. The seal detects damage,
+not malice: anyone can compute it, and a forged file can at worst hang the reader until it is interrupted. A secret key, or a list of the
+stores prepared on this machine, would gain nothing else and would also reject stores that were copied from a colleague.
 Layout: magic, first and last byte of the excluded range (images have a separate hash), SHA-256 of all other bytes.
 """
 
@@ -30,7 +30,7 @@ def is_sealed(path: Path) -> bool:
 
 
 def seal_is_broken(path: Path) -> bool:
-    """Return whether the file has a seal that does not match its structure; False without a seal (files of other programs)."""
+    """Return whether the file has a seal that does not match its structure. False for a file without a seal (from another program)."""
     with path.open("rb") as file:
         fields = _read(file)
         if fields is None:

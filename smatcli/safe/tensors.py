@@ -1,4 +1,4 @@
-"""Checks of weights from untrusted files: headers, archives and tensors that exceed the file are refused before they are allocated."""
+"""Checks of weights from untrusted files: refuse headers, archives and tensors that exceed the file before memory is allocated for them."""
 
 import zipfile
 from collections.abc import Iterable
@@ -10,9 +10,9 @@ from smatcli.safe.text import parse_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_HEADER = 2**24  # bytes; the header of a ViT with experts has some 50 KB
+MAX_HEADER = 2**24  # bytes; the header of a ViT with experts has about 50 KB
 MAX_TENSORS = 100_000
-RATIO, FREE_BYTES = 4, 2**26  # an archive may unpack to this many times its size plus these bytes; weights hardly shrink
+RATIO, FREE_BYTES = 4, 2**26  # an archive may unpack to this many times its size plus these bytes, because weights hardly compress
 _ZIP = b"PK\x03\x04"
 
 
@@ -21,7 +21,10 @@ class UnsafeWeights(ValueError):
 
 
 def safetensors_header(path: Path) -> dict[str, dict[str, object]]:
-    """Map tensor name to dtype, shape and offsets of a safetensors file; UnsafeWeights if the header is too large or exceeds the file."""
+    """Return dtype, shape and offsets of the tensors of a safetensors file, by name.
+
+    Raises UnsafeWeights if the header is too large or exceeds the file.
+    """
     with path.open("rb") as file:
         start = file.read(8)
         size = file.seek(0, 2)
@@ -48,7 +51,7 @@ def safetensors_header(path: Path) -> dict[str, dict[str, object]]:
 
 
 def check_archive(path: Path) -> None:
-    """Raise UnsafeWeights if a PyTorch file (a ZIP) unpacks to far more than its size; files from before PyTorch 1.6 are not archives."""
+    """Raise UnsafeWeights if a PyTorch file (a ZIP) unpacks to far more than its size. Files from before PyTorch 1.6 are not archives."""
     with path.open("rb") as file:
         if file.read(4) != _ZIP:
             return
@@ -73,7 +76,7 @@ def check_tensors(path: Path, tensors: Iterable[tuple[str, "Tensor"]]) -> None:
             raise UnsafeWeights(f"{name[:60]!r} is not a plain tensor (layout {tensor.layout}, {tensor.device}, {tensor.dtype})")
         size = tensor.numel() * tensor.element_size()
         if size > tensor.untyped_storage().nbytes():
-            raise UnsafeWeights(f"{name[:60]!r} claims {size:,} bytes and holds {tensor.untyped_storage().nbytes():,}")
+            raise UnsafeWeights(f"{name[:60]!r} claims {size:,} bytes and has {tensor.untyped_storage().nbytes():,}")
         total += size
     if total > RATIO * path.stat().st_size + FREE_BYTES:
         raise UnsafeWeights(f"its tensors claim {total:,} bytes")

@@ -11,8 +11,8 @@ from typing import Any
 
 from smatcli.errors import UserError
 
-MAX_JSON = 64 * 2**20  # bytes; the largest that smat writes (search, settings, state) have about 100 KB
-MAX_NODES = 100_000  # of a YAML document with its aliases expanded; a recipe has about 300
+MAX_JSON = 64 * 2**20  # bytes; the largest files that smat writes (search, settings, state) have about 100 KB
+MAX_NODES = 100_000  # values of a YAML document with its aliases expanded; a recipe has about 300
 MAX_DEPTH = 50
 TAGS = frozenset({"str", "int", "float", "bool", "null", "seq", "map", "merge"})
 _CORE = "tag:yaml.org,2002:"
@@ -20,7 +20,7 @@ _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u206
 
 
 def parse_json(text: str | bytes, hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """Parse a JSON text; ValueError if it is invalid or nested too deeply."""
+    """Parse a JSON text. Raises ValueError if it is invalid or nested too deeply."""
     try:
         return json.loads(text, object_pairs_hook=hook)
     except RecursionError:
@@ -28,7 +28,7 @@ def parse_json(text: str | bytes, hook: Callable[[list[tuple[str, Any]]], Any] |
 
 
 def read_bytes(path: Path, limit: int = MAX_JSON) -> bytes:
-    """Return the content of a regular file; ValueError for more than `limit` bytes and for pipes and devices, OSError as usual."""
+    """Return the content of a regular file. Raises ValueError for more than `limit` bytes and for pipes and devices, OSError as usual."""
     if not path.is_file() and path.exists() and not path.is_dir():
         raise ValueError("is not a regular file")
     with path.open("rb") as file:
@@ -39,14 +39,14 @@ def read_bytes(path: Path, limit: int = MAX_JSON) -> bytes:
 
 
 def read_json(path: Path, limit: int = MAX_JSON) -> Any:
-    """Parse a JSON file in UTF-8; ValueError if it is damaged, too deep or longer than `limit` bytes, OSError as usual."""
+    """Parse a JSON file in UTF-8. Raises ValueError if it is damaged, too deep or longer than `limit` bytes, OSError as usual."""
     return parse_json(read_bytes(path, limit).decode("utf-8"))
 
 
 def yaml_value(loader: Any, tags: frozenset[str] = frozenset()) -> Any:
-    """Return the value of the only document of a PyYAML loader; `yaml.YAMLError` if it is huge or deep with its aliases expanded.
+    """Return the value of the only document of a PyYAML loader. Raises `yaml.YAMLError` if it is huge or deep with its aliases expanded.
 
-    Only `tags` and those of YAML's core (text, numbers, lists, ...) are allowed: no bytes, sets or objects.
+    Only `tags` and YAML's core tags (text, numbers, lists, ...) are allowed, not bytes, sets or objects.
     """
     import yaml
 
@@ -66,7 +66,7 @@ def yaml_value(loader: Any, tags: frozenset[str] = frozenset()) -> Any:
 
 
 def _measure(root: Any, tags: frozenset[str]) -> None:
-    """Raise YAMLError unless the document has bounded size and depth, counting each alias as its content, and only tags of `tags`."""
+    """Raise YAMLError if the document is too large or too deep (each alias counts as its content), or has a tag that is not in `tags`."""
     import yaml
 
     sizes: dict[int, int] = {}
@@ -105,7 +105,7 @@ def refuse_special(path: Path) -> None:
 
 
 def read_own_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file of a run; UserError if it is damaged."""
+    """Return the JSON object in a file of a run. Raises UserError if it is damaged."""
     try:
         value = read_json(path)
     except (OSError, ValueError) as error:
@@ -116,7 +116,7 @@ def read_own_json(path: Path) -> dict[str, Any]:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object in a file, or None if the file is missing, damaged or holds something else."""
+    """Return the JSON object in a file, or None if the file is missing, damaged or contains something else."""
     try:
         body = read_json(path)
     except (OSError, ValueError):
@@ -125,7 +125,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def csv_cell(text: str) -> str:
-    """Escape `text` for spreadsheets: what they would parse as a formula (a name that begins with `=`) gets an apostrophe in front."""
+    """Escape `text` for spreadsheets: put an apostrophe before a text that they would parse as a formula (a leading `=`)."""
     if text[:1] in ("=", "@", "\t", "\r"):
         return f"'{text}"
     if text[:1] not in ("+", "-") or len(text) == 1:
@@ -143,12 +143,12 @@ def shown(text: str) -> str:
 
 
 def csv_number(value: float | None, digits: int) -> str:
-    """Format a number with fixed digits; empty if unknown."""
+    """Format a number with `digits` decimals; empty if it is unknown."""
     return "" if value is None or not math.isfinite(value) else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def write_csv(lines: Sequence[Sequence[str]]) -> str:
-    """Format rows of text as CSV with Unix line ends; no cell is a formula."""
+    """Format rows of text as CSV with Unix line ends, with `csv_cell` applied to every cell."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows([[csv_cell(text) for text in line] for line in lines])
     return buffer.getvalue()

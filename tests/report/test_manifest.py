@@ -56,7 +56,9 @@ def test_an_edited_file_is_kept_and_named(tmp_path: Path):
     settle(tmp_path, {"files": write(tmp_path, "a.tex", "b.tex")})
     edited = tmp_path / "a.tex"
     edited.write_text("% improved by hand")
-    assert settle(tmp_path, {"files": write(tmp_path, "b.tex")}) == [f"{edited}: kept: from an earlier report, but edited since"]
+    assert settle(tmp_path, {"files": write(tmp_path, "b.tex")}) == [
+        f"{edited}: kept, because it was edited after an earlier report wrote it"
+    ]
     assert edited.read_text() == "% improved by hand"
     assert settle(tmp_path, {"files": write(tmp_path, "b.tex")}) == []  # from now on it is the user's file
     assert edited.exists()

@@ -119,7 +119,9 @@ def test_what_does_not_read_back_is_no_checkpoint(last, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "save_file", lossy)
-        with pytest.raises(SmatError, match=r"model.safetensors does not read back as it was written.*\(the previous checkpoint is kept\)"):
+        with pytest.raises(
+            SmatError, match=r"model.safetensors reads back differently from what was written.*\(the previous checkpoint is kept\)"
+        ):
             save(last, 2)
     assert load_checkpoint(last).state == {"step": 1}
 

@@ -130,7 +130,7 @@ def test_half_a_gigabyte_of_nothing(tmp_path):
         claims(file, "late", (2**24,))
         claims(file, "chunked", (2**24,), chunks=(2**10,))
     with safe_hdf5.opened(path) as file:
-        for name, said in (("late", "the file has 0 of it"), ("chunked", "the file has 0 of them")):
+        for name, said in (("late", "the file contains 0 of them"), ("chunked", "the file contains 0 of them")):
             with pytest.raises(safe_hdf5.UnsafeHDF5, match=said):
                 safe_hdf5.array(file, name)
 
@@ -275,7 +275,7 @@ def test_tensors_that_claim_more_than_they_hold(tmp_path):
     from smatcli.importing.files import read_tensors
 
     for name, tensor, said in (
-        ("expanded", torch.zeros(1).expand(10**6, 10**6), "claims 4,000,000,000,000 bytes and holds 4"),
+        ("expanded", torch.zeros(1).expand(10**6, 10**6), "claims 4,000,000,000,000 bytes and has 4"),
         ("sparse", torch.zeros(3, 3).to_sparse(), "is not a plain tensor"),
         ("complex", torch.zeros(3, dtype=torch.complex64), "is not a plain tensor"),
         ("quantized", torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8), "is not a plain tensor"),

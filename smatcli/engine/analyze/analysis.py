@@ -1,4 +1,4 @@
-"""Analyses of a trained run. Each is a file `RUN/analysis/<name>.h5` with its tables as CSV beside it; `smat report` draws them."""
+"""Analyses of a trained run. Each is written to `RUN/analysis/<name>.h5`, with its tables as CSV beside it; `smat report` draws them."""
 
 import importlib
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Kind:
     needs_experts: bool = False
 
     def refusal(self, recipe: TrainRecipe) -> str:
-        """Return why the analysis does not apply to a run of this recipe; empty if it does."""
+        """Return the reason why the analysis does not apply to a run of this recipe; empty if it applies."""
         name = recipe.method.name
         if self.methods and name not in self.methods:
             return f"needs a run of {' or '.join(self.methods)}, this is {name}"
@@ -37,7 +37,7 @@ class Kind:
         return ""
 
     def jobs(self, subject: Subject) -> list[AnalysisJob]:
-        """Return the analyses of this kind to compute; raise UserError for invalid options."""
+        """Return the analyses of this kind to compute. Raises UserError for invalid options."""
         jobs: list[AnalysisJob] = importlib.import_module(f"smatcli.engine.analyze.{self.module}").jobs(subject)
         return jobs
 
@@ -52,7 +52,7 @@ KINDS = {
 
 
 def analyze(run: Path | str, options: AnalysisOptions | None = None, reporter: Reporter | None = None) -> list[Path]:
-    """Analyse a run and return the HDF5 files, including those that existed with the same settings.
+    """Analyse a run and return the HDF5 files, including those that already existed with the same settings.
 
     Raises `UserError` for invalid options before anything is computed, `Interrupted` after SIGINT or SIGTERM.
     """
@@ -82,7 +82,7 @@ def analyze(run: Path | str, options: AnalysisOptions | None = None, reporter: R
 
 
 def _choose(run: Path | str, recipe: TrainRecipe, options: AnalysisOptions, reporter: Reporter) -> list[Kind]:
-    """Return the kinds in `options.only`, or all that apply to the run."""
+    """Return the kinds in `options.only`, by default all that apply to the run."""
     for name in options.only:
         if name not in KINDS:
             raise UserError(f"--only {name}: no such analysis{nearest(name, list(KINDS))} (known: {', '.join(KINDS)})")

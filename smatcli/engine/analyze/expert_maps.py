@@ -28,9 +28,9 @@ def settings(subject: "TunedSubject") -> dict[str, Any]:
 
 
 def compute(subject: "TunedSubject") -> Analysis:
-    """Return the analysis and write one picture per dataset.
+    """Compute the analysis, and draw one picture per dataset.
 
-    Groups by dataset: `attention` and `change` [images, 2 + experts, g, g] (with all experts, none, each alone), `pixels`, `rows`.
+    The group of a dataset has `attention` and `change` [images, 2 + experts, g, g] (with all experts, none, each alone), `pixels`, `rows`.
     """
     tuner = subject.tuner
     assert isinstance(tuner, Mlae)
@@ -52,10 +52,10 @@ def compute(subject: "TunedSubject") -> Analysis:
 
 @torch.no_grad()
 def maps(tuner: Mlae, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return the attention of the class token in the last block (mean of the heads), and the norm of the experts' change of its patches.
+    """Return the attention of the class token in the last block (mean over heads), and the norm of the change of its patches by experts.
 
-    Both are [B, 2 + n, g, g]: with all experts, with none, and with only the i-th expert of every layer. UserError for a ViT without a
-    class token or without a grid of patches.
+    Both are [B, 2 + n, g, g]: with all experts, with none, and with only the i-th expert of every layer. Raises UserError for a ViT without
+    a class token or without a grid of patches.
     """
     vit: Any = tuner.backbone
     grid = getattr(getattr(vit, "patch_embed", None), "grid_size", None)
@@ -80,7 +80,7 @@ def maps(tuner: Mlae, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _last_block(vit: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the attention [B, N] of the class token in the last block, mean of the heads, and the block's output [B, N, D]."""
+    """Return the attention [B, N] of the class token in the last block (mean over heads), and the block's output [B, N, D]."""
     outputs: dict[str, Tensor] = {}
     block: Any = vit.blocks[-1]  # type: ignore[index]
     hooks = [
@@ -100,7 +100,7 @@ def _last_block(vit: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def picture(pixels: np.ndarray, attention: np.ndarray, change: np.ndarray) -> Image.Image:
-    """Draw two rows per image: attention and change of the patches (with all experts, none, each alone), scaled by the row's maximum."""
+    """Draw two rows per image: attention and change of the patches (with all experts, none, each alone), scaled to the row's maximum."""
     import matplotlib
 
     colour = matplotlib.colormaps["viridis"]

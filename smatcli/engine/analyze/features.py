@@ -19,7 +19,7 @@ STAGES = ("pre-trained", "meta-tuned")
 
 
 def jobs(subject: Subject) -> list[AnalysisJob]:
-    """Return one analysis per adaptation; unless datasets are named, use the first in-domain and the first out-of-domain one."""
+    """Return one analysis per adaptation, by default of the first in-domain and the first out-of-domain dataset."""
     chosen, jobs, index = subject.datasets, [], subject.options.index
     if subject.options.datasets is None:
         chosen = list({d.domain: d for d in reversed(subject.datasets)}.values())[::-1]
@@ -35,8 +35,9 @@ def jobs(subject: Subject) -> list[AnalysisJob]:
 def fill(subject: Subject, adapt: str, chosen: Sequence[Dataset], analysis: Analysis) -> None:
     """Fill the analysis, one group per dataset.
 
-    `coordinates` [K, S + Q, 2] of the unit-length features in K stages (pre-trained, meta-tuned, and adapted if that changes the
-    parameters), `explained` [K, 2] shares of the variance, query `accuracy` [K], `label` and `is_query` [S + Q].
+    `coordinates` [K, S + Q, 2] of the unit-length features in K stages (pre-trained, meta-tuned, and adapted if the adaptation changes
+    parameters), `explained` [K, 2] shares of the variance, query `accuracy` [K], `label` and
+    `is_query` [S + Q].
     """
     index = subject.options.index
     lines = [["dataset", "stage", "image", "class", "part", "first axis", "second axis"]]
@@ -91,7 +92,7 @@ def stage_features(subject: Subject, episode: Episode, adaptation: Adaptation) -
 def principal(features: Tensor) -> tuple[Tensor, Tensor]:
     """Return coordinates [n, 2] of features [n, D] on the first two principal axes, and the axes' shares [2] of the variance.
 
-    Both are float64 on the CPU. The sign of each axis makes its largest entry in absolute value positive.
+    Both are float64 on the CPU. The entry of each axis that is largest in absolute value is positive.
     """
     centred = features.double().cpu()
     centred = centred - centred.mean(0)

@@ -1,4 +1,4 @@
-"""Analysis `flip`: the flip search state by state, with its support loss and the query accuracy, which the search never uses."""
+"""Analysis `flip`: support loss and query accuracy after each state of the flip search (the search never uses the latter)."""
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ def fill(subject: Subject, count: int, analysis: Analysis) -> None:
 
 @torch.no_grad()
 def trace(subject: Subject, episode: Episode) -> np.ndarray:
-    """Return [3, T] float64 of one search: loss of each state, lowest loss so far, query accuracy of the state with the lowest loss."""
+    """Return [3, T] float64 for one search: loss of each state, lowest loss so far, query accuracy of the state with the lowest loss."""
     task = subject.task(episode)
     assert task.alpha is not None
     assert task.merge is not None

@@ -27,9 +27,9 @@ def jobs(subject: Subject) -> list[AnalysisJob]:
 def fill(subject: Subject, analysis: Analysis, count: int) -> None:
     """Fill the analysis with cosines between the gradients of training episodes, [K, E, E] for K parts of the model, in fp32.
 
-    The gradient g of a task is that of its query cross-entropy at theta_i (prototypes of its support; no noise, teacher or penalty).
+    g is the gradient of a task's query cross-entropy at theta_i (prototypes from its support set; no noise, teacher or penalty).
     `theta`: g, with respect to all parameters. `delta`: (sum_m alpha_im z_m) g, with respect to theta_delta. `expert m`: z_m g, the part
-    that passes expert m (the cosine does not depend on alpha_im > 0; NaN for a task that does not use the expert).
+    that passes through expert m (alpha_im > 0 cancels in the cosine; NaN for a task that does not use the expert).
     """
     recipe, method = subject.recipe, subject.method
     gradients, scores, names, indices, losses = [], [], [], [], []
@@ -81,7 +81,7 @@ def task_gradient(task: Task, episode: Episode) -> tuple[float, Tensor]:
 
 
 def products(method: object, gradients: Tensor, alpha: Tensor) -> dict[str, np.ndarray]:
-    """Return part of the model -> inner products [E, E] (float64) of gradients [E, P]; `alpha` is [E, M]."""
+    """Return the inner products [E, E] (float64) of gradients [E, P] by part of the model; `alpha` is [E, M]."""
     grams: dict[str, np.ndarray] = {}
     masks = _masks(method) if isinstance(method, SmatMethod) else None
     for start in range(0, gradients.shape[1], CHUNK):

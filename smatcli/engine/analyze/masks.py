@@ -18,7 +18,7 @@ def jobs(subject: Subject) -> list[AnalysisJob]:
 
 
 def fill(subject: Subject, analysis: Analysis) -> None:
-    """Fill the analysis: non-zeros of each expert's inference mask by segment of the flat vector, and the overlap of the masks [M, M].
+    """Fill the analysis: the non-zeros of each expert's inference mask by segment of the flat vector, and the masks' overlap [M, M].
 
     The overlap is |z_i and z_j| / |z_i or z_j|; that of two empty masks is 0.
     """
@@ -50,13 +50,13 @@ def fill(subject: Subject, analysis: Analysis) -> None:
 
 
 def nonzero_masks(method: SmatMethod) -> Tensor:
-    """Return where each inference mask is not zero, [M, P] bool."""
+    """Return bool [M, P]: where the inference mask of each expert is not zero."""
     rows = method.masks.inference(method.mask_state, method.config.experts, method.theta_pre)
     return torch.stack([(z > 0) if method.dense is None else (z > 0) | method.dense for z in rows])
 
 
 def intersections(on: Tensor) -> Tensor:
-    """Return the number of parameters that two masks [M, P] bool share, [M, M] float64; in chunks, to avoid a float copy of the masks."""
+    """Return [M, M] float64: the numbers of parameters that two masks of `on` bool [M, P] share. Chunks avoid a float copy of all masks."""
     total = torch.zeros(len(on), len(on), dtype=torch.float64)
     for part in on.split(CHUNK, dim=1):
         total += (part.float() @ part.float().T).double().cpu()

@@ -13,12 +13,12 @@ from smatcli.safe.tree import differing_keys
 
 @dataclass(frozen=True)
 class AnalysisOptions:
-    """Which analyses to compute, and on what.
+    """Which analyses to compute, and on which data.
 
-    `only`: names of analyses, by default all that the run's method (or tuner) allows.
+    `only`: names of analyses, by default all that apply to the run's method (or tuner).
     `adapts`, `datasets`, `overrides`: as in `evaluate`; for a run of `smat tune`, `datasets` are other stores in data.root.
-    `episodes`: episodes per dataset, by default each analysis' own number; `index`: the episode that `features` shows.
-    `which`: checkpoint, `best` or `last`; `replace`: replace analyses with other settings; `device`: by default the recipe's.
+    `episodes`: episodes per dataset, with a default per analysis; `index`: the episode that `features` shows.
+    `which`: checkpoint, `best` or `last`; `replace`: replace existing analyses that have other settings; `device`: by default the recipe's.
     """
 
     only: Sequence[str] = ()
@@ -32,7 +32,10 @@ class AnalysisOptions:
     device: str | None = None
 
     def must_compute(self, path: Path, settings: Mapping[str, Any], reporter: Reporter) -> bool:
-        """Return whether the analysis at `path` is missing or to be replaced; UserError if it has other settings, without `replace`."""
+        """Return whether to compute the analysis at `path`: it is missing, or has other settings and is replaced.
+
+        Raises UserError if it has other settings and `replace` is False.
+        """
         existing = known_settings(path)
         if existing == settings:
             reporter.line(f"{path}: exists already")

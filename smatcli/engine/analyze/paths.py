@@ -1,4 +1,4 @@
-"""Analysis `paths` of pMoE: the weight of each expert's prompts in those of each expert, layer by layer (pMoE, Fig. 2)."""
+"""Analysis `paths` of pMoE: weights between the prompts of all pairs of experts, layer by layer (pMoE, Fig. 2)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ def settings(subject: "TunedSubject") -> dict[str, Any]:
 
 
 def compute(subject: "TunedSubject") -> Analysis:
-    """Return the analysis of a pMoE run; UserError for a run of another tuner."""
+    """Compute the analysis of a pMoE run. Raises UserError for a run of another tuner."""
     tuner = subject.tuner
     if not isinstance(tuner, Pmoe):
         raise UserError(f"{subject.run}: paths needs a run of pmoe, this is {subject.recipe.tuner.name}")
@@ -35,13 +35,13 @@ def compute(subject: "TunedSubject") -> Analysis:
 
 
 def expert_names(configs: Sequence[BackboneConfig]) -> list[str]:
-    """Return a short name for each expert: the file or run of its weights, or its timm name; numbered if two are equal."""
+    """Return a short name for each expert: the file or run of its weights, else its timm name; equal names are numbered."""
     names = [c.name if c.weights in ("timm", "none") else Path(c.weights).stem for c in configs]
     return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 
 def path_weights(tuner: Pmoe, batches: Iterable[Tensor]) -> dict[str, np.ndarray]:
-    """Return mean and standard deviation over images of the dispatch weights [layers, K, K], averaged over prompts; and the image count.
+    """Return mean and standard deviation over images of the dispatch weights [layers, K, K] (means over prompts), and the image count.
 
     Entry [k, j] is the weight of expert j's prompts in those of expert k; rows sum to 1.
     """
@@ -54,9 +54,9 @@ def path_weights(tuner: Pmoe, batches: Iterable[Tensor]) -> dict[str, np.ndarray
 def path_analysis(
     tuner: Pmoe, datasets: Mapping[str, Iterable[Tensor]], experts: Sequence[BackboneConfig], settings: dict[str, Any]
 ) -> Analysis:
-    """Return the analysis of batches of normalised images [B, 3, H, W] per dataset, on the tuner's device.
+    """Compute the analysis from batches of normalised images [B, 3, H, W] of each dataset, on the tuner's device.
 
-    `experts` are the backbones of the recipe, the first one included; `settings` identify the analysis.
+    `experts` are all backbones of the recipe; `settings` identify the analysis.
     """
     names = expert_names(experts)
     analysis = Analysis("paths", "paths", settings)
@@ -71,7 +71,7 @@ def path_analysis(
 
 
 def _lines(dataset: str, names: Sequence[str], arrays: Mapping[str, np.ndarray]) -> list[list[str]]:
-    """Return a line for each layer and pair of experts; `path` is 1 for the expert with the largest weight."""
+    """Return a CSV row for each layer and pair of experts; the column `path` is 1 for the expert with the largest weight."""
     lines = []
     for layer, (weights, deviation) in enumerate(zip(arrays["weights"], arrays["deviation"], strict=True)):
         for k, row in enumerate(weights):

@@ -12,7 +12,7 @@ from smatcli.engine.analyze.subject import AnalysisJob, Subject
 from smatcli.runs.analysis import Analysis, Arrays, texts
 from smatcli.runs.statistics import confused_pairs, reliability
 
-EPISODES, PAIRS, SIDE = 50, 6, 48  # per dataset: episodes, most confused pairs; side of a thumbnail in pixels
+EPISODES, PAIRS, SIDE = 50, 6, 48  # episodes and most confused pairs per dataset; side of a thumbnail in pixels
 HEADS = ["dataset", "domain", "queries", "accuracy", "confidence", "calibration error", "log loss"]
 
 
@@ -28,7 +28,7 @@ def jobs(subject: Subject) -> list[AnalysisJob]:
 
 
 def fill(subject: Subject, adapt: str, count: int, analysis: Analysis) -> None:
-    """Fill the analysis, one group per dataset, with arrays over all query images and the most confused pairs with thumbnails.
+    """Fill the analysis, one group per dataset, with arrays over all query images, and the most confused pairs with thumbnails.
 
     `episode`; `row` in the store; `label` and `predicted`: true and predicted class in the store; `confidence`: largest softmax output;
     `loss`: cross-entropy in nats.
@@ -71,7 +71,7 @@ def _predictions(subject: Subject, adapt: str, dataset: str, count: int) -> Arra
 
 
 def _pairs(store: Store, arrays: Arrays) -> tuple[Arrays, list[list[str]]]:
-    """Return the most confused pairs as arrays, with a misclassified image of each class as thumbnail, and as lines of text."""
+    """Return the most confused pairs twice: as arrays with thumbnails (a misclassified image of each class), and as lines of text."""
     pairs = confused_pairs(arrays["episode"], arrays["label"], arrays["predicted"], PAIRS)
     pictures = [[_thumbnail(store, arrays, a, b) for a, b in ((p.first, p.second), (p.second, p.first))] for p in pairs]
     names = [[store.class_names[p.first], store.class_names[p.second]] for p in pairs]
@@ -86,7 +86,10 @@ def _pairs(store: Store, arrays: Arrays) -> tuple[Arrays, list[list[str]]]:
 
 
 def _thumbnail(store: Store, arrays: Arrays, label: int, other: int) -> np.ndarray:
-    """Return a query image of class `label` that was classified as `other`, else any image of `label`, uint8 [SIDE, SIDE, 3]."""
+    """Return a query image of class `label` that was classified as `other`, or if there is none any image of `label`.
+
+    The image is uint8 [SIDE, SIDE, 3].
+    """
     taken = arrays["row"][(arrays["label"] == label) & (arrays["predicted"] == other)]
     row = int(taken[0]) if len(taken) else int(store.class_offsets[label])
     pixels = np.asarray(store.images[np.array([row])])[0]

@@ -1,4 +1,4 @@
-"""Analysis `similarity` of mlae and lora: similarity of a layer's experts, or of LoRA's rank-one parts (MLAE, Figs. 4 and 5)."""
+"""Analysis `similarity` of mlae and lora: similarity of the experts of a layer, or of LoRA's rank-one parts (MLAE, Figs. 4 and 5)."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ def settings(subject: "TunedSubject") -> dict[str, Any]:
 
 
 def compute(subject: "TunedSubject") -> Analysis:
-    """Return the analysis of a run whose tuner has experts."""
+    """Compute the analysis of a run whose tuner has experts."""
     analysis = Analysis("similarity", "similarity", settings(subject))
     analysis.groups["all"] = similarity(subject.tuner.experts())  # type: ignore[operator]
     arrays = analysis.groups["all"]
@@ -45,8 +45,8 @@ def cosines(experts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 def similarity(layers: Mapping[str, Sequence[tuple[Tensor, Tensor]]]) -> dict[str, np.ndarray]:
     """Return the mean pairwise cosine and |cosine| of each layer [L] (NaN for one expert), and over all pairs of the model [2].
 
-    `absolute_b`, `absolute_a` [L] and `factors` [2] are the mean |cosine| of the factors b_i and a_i alone: the product's is small if
-    either is, and the a_i are initialised as random directions.
+    `absolute_b`, `absolute_a` [L] and `factors` [2] are the mean |cosine| of the factors b_i and a_i alone. These matter because the cosine
+    of the products is small if one factor's is, and the a_i are initialised as random directions.
     """
     per_layer = [cosines(experts) for experts in layers.values()]
     sides = [[_factor_cosines([expert[side] for expert in experts]) for experts in layers.values()] for side in (0, 1)]
@@ -64,7 +64,7 @@ def similarity(layers: Mapping[str, Sequence[tuple[Tensor, Tensor]]]) -> dict[st
 
 
 def _factor_cosines(factors: Sequence[Tensor]) -> Tensor:
-    """Return |cosine| [n (n - 1) / 2] of one factor of the experts, all pairs."""
+    """Return |cosine| [n (n - 1) / 2] of one factor (a or b) for all pairs of experts."""
     flat = torch.nn.functional.normalize(torch.stack([f.double().reshape(-1) for f in factors]), dim=1)
     first, second = torch.triu_indices(len(flat), len(flat), 1)
     return (flat @ flat.T).abs()[first, second]

@@ -1,4 +1,4 @@
-"""The subject of an analysis: a run's method, its datasets, the episodes of its meta-test and the adaptations as evaluated."""
+"""The subject of an analysis: a run's method, its datasets, the episodes of its meta-test, and the evaluated adaptations."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ from smatcli.seams import Adaptation, Episode, Task
 
 @dataclass(frozen=True)
 class AnalysisJob:
-    """An analysis with its name and settings, the function that fills it, and its number of steps (for the progress bar)."""
+    """An analysis to compute: its name and settings, the function that fills it, and its number of steps (for the progress bar)."""
 
     analysis: Analysis
     fill: Callable[[], None]
@@ -36,7 +36,7 @@ class AnalysisJob:
 
 @dataclass
 class Subject:
-    """A meta-trained run under analysis; `weights` is the fingerprint of its checkpoint, `done` the finished steps of the current job."""
+    """The meta-trained run that is analysed; `weights` is the fingerprint of its checkpoint, `done` counts finished steps of a job."""
 
     run: Path
     recipe: TrainRecipe
@@ -73,7 +73,7 @@ class Subject:
         return variant(adapt, self.recipe.adapt)
 
     def settings(self, **more: Any) -> dict[str, Any]:
-        """Return the settings that identify an analysis of its kind."""
+        """Return the settings that identify an analysis among those of the same kind."""
         return {"weights": self.weights, "which": self.options.which, **more}
 
     def episode_settings(self, episodes: int | None, adapt: str | None = None) -> dict[str, Any]:
@@ -91,7 +91,10 @@ class Subject:
         return self.settings(**settings)
 
     def adaptation(self, adapt: str, dataset: str) -> Adaptation:
-        """Build an adaptation with the learning rate that its evaluation chose for the dataset; UserError if there is no such rate."""
+        """Build an adaptation, with the learning rate that the evaluation chose for the dataset.
+
+        Raises UserError if there is no such rate.
+        """
         adaptation = build_adaptation(adapt, self.recipe.adapt)
         if not has_search(adapt, self.recipe.adapt):
             return adaptation
@@ -99,7 +102,7 @@ class Subject:
         choice = read_choices(self.run / "eval" / f"{self.variant(adapt)}-{self.eval_episodes.folder}{suffix}").get(dataset)
         if choice is None:
             raise UserError(
-                f"{adapt}: no learning rate is known for {dataset}; run `smat eval {self.run} --adapt {adapt}` first, "
+                f"{adapt}: no learning rate has been chosen for {dataset}; run `smat eval {self.run} --adapt {adapt}` first, "
                 f"or give adapt.{adapt}.lr=0.001"
             )
         return cast(Rated, adaptation).at(choice.rate)
@@ -110,12 +113,12 @@ class Subject:
             self.adaptation(adapt, dataset.name)
 
     def episodes(self, dataset: str, count: int, first: int = 0) -> Iterator[Episode]:
-        """Yield `count` episodes of the meta-test of a dataset from number `first` on, fewer if a fixed list ends before."""
+        """Yield `count` meta-test episodes of a dataset, starting at number `first`; fewer if a fixed list ends before."""
         last = first + count if self.recipe.eval.episode.kind != "list" else min(first + count, self.eval_episodes.counts[dataset])
         return self._load(self.eval_episodes.samplers[dataset], range(first, last))
 
     def training_episodes(self, dataset: str, count: int) -> Iterator[Episode]:
-        """Yield episodes of the training classes of a dataset as meta-training draws them, without augmentation."""
+        """Yield `count` episodes of a dataset's training classes, drawn as in meta-training but not augmented."""
         stores = open_stores(Path(self.recipe.data.root), [dataset])
         return self._load(EpisodeSampler(stores, "train", self.recipe.episode, self.recipe.seed), range(count))
 

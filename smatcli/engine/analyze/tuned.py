@@ -1,4 +1,4 @@
-"""Analyses of a run of `smat tune`. A new one is a module with `settings(subject)` and `compute(subject)`, and one line in `TUNED`."""
+"""Analyses of a run of `smat tune`. To add one, write a module with `settings(subject)` and `compute(subject)`, and list it in `TUNED`."""
 
 import importlib
 from pathlib import Path
@@ -22,10 +22,10 @@ TUNED: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def analyze_tuned(run: Path, options: AnalysisOptions, reporter: Reporter) -> list[Path]:
-    """Analyse a tuned run and return the HDF5 files; `options.datasets` are other stores in data.root to use instead of its own.
+    """Analyse a tuned run and return the HDF5 files; `options.datasets` are stores in data.root to analyse instead of the run's own.
 
-    Raises UserError for an option that does not apply, for an unknown analysis, for one that does not apply to the tuner, and for one
-    that exists with other settings, without `replace`.
+    Raises UserError for an option that has no effect here, for an analysis that is unknown or does not apply to the tuner, and (without
+    `replace`) for one that exists with other settings.
     """
     _check(run, options)
     with StopRequest() as stop:
@@ -46,12 +46,12 @@ def analyze_tuned(run: Path, options: AnalysisOptions, reporter: Reporter) -> li
                 write_analysis(run / FOLDER, module.compute(subject))
             paths.append(path)
     if not paths:
-        raise UserError(f"{run}: there is no analysis for a run of {recipe.tuner.name}")
+        raise UserError(f"{run}: no analysis applies to a run of {recipe.tuner.name}")
     return paths
 
 
 def _check(run: Path, options: AnalysisOptions) -> None:
-    """Raise UserError for options of meta-trained runs, and for unknown analyses."""
+    """Raise UserError for options that apply only to meta-trained runs, and for unknown analyses."""
     given = {
         "--adapt": options.adapts,
         "--episodes": options.episodes,

@@ -1,4 +1,4 @@
-"""The subject of an analysis of a tuned run: its tuner, its data and batches of test images."""
+"""The subject of an analysis of a tuned run: the tuner, its data and batches of test images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ BATCH = 64
 
 @dataclass
 class TunedSubject:
-    """A tuned run under analysis; `tasks` maps the names of the datasets to analyse, by default its own, to their data."""
+    """The tuned run that is analysed; `tasks` maps the datasets to analyse (by default the run's own) to their data."""
 
     run: Path
     recipe: TuneRecipe
@@ -35,7 +35,7 @@ class TunedSubject:
         return {**facts, "datasets": {n: t.store.content_hash for n, t in self.tasks.items()}, **more}
 
     def batches(self, dataset: str) -> Iterator[Tensor]:
-        """Yield normalised images [B, 3, H, W] of the test part of a dataset; raise Interrupted on a signal."""
+        """Yield normalised test images [B, 3, H, W] of a dataset. Raises Interrupted on a signal."""
         task = self.tasks[dataset]
         view = View(task, task.rows["test"], self.device, keep=False)
         self.reporter.start(len(view), f"images of {dataset}", unit="images")

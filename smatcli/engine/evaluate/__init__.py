@@ -1,4 +1,4 @@
-"""`smat eval`."""
+"""`smat eval`: meta-test of a run."""
 
 from smatcli.engine.evaluate.evaluation import evaluate
 from smatcli.moved import attribute_error

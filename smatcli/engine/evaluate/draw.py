@@ -1,4 +1,4 @@
-"""Episodes to inspect and to save: drawn from stores by a protocol, described from specifications, or read from a list."""
+"""Episodes to inspect or save: drawn from stores by a protocol, derived from a specification, or read from a list."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from smatcli.errors import UserError
 
 @dataclass(frozen=True)
 class Drawn:
-    """Sizes of a dataset's episodes: `ways` [E], `support` and `query` images [E]; `hash` of the list (empty for a specification)."""
+    """Sizes of a dataset's episodes: `ways`, `support` and `query` images [E], and the `hash` of the list (empty for a specification)."""
 
     dataset: str
     protocol: str
@@ -32,7 +32,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Episodes:
-    """Lists by dataset and their stores, if available; `drawn` has the sizes of each; `notes` are for the user."""
+    """Episode lists by dataset, with their stores if available; `drawn` has their sizes, `notes` are lines for the user."""
 
     lists: Mapping[str, EpisodeList]
     stores: Mapping[str, Store]
@@ -40,9 +40,9 @@ class Episodes:
     notes: Sequence[str]
 
     def show(self, index: int, out: str | Path, replace: bool = False) -> Path:
-        """Draw episode `index` of the only dataset into a picture file."""
+        """Draw a picture of episode `index` into the file `out`; there must be a single dataset."""
         if len(self.lists) != 1:
-            names = ", ".join(self.lists) or "none with images"
+            names = ", ".join(self.lists) or "none has images"
             raise UserError(f"a picture shows an episode of one dataset; name one (there: {names})")
         ((name, own),) = self.lists.items()
         plan = ListSampler(self.stores[name], own).plan(index)
@@ -59,10 +59,10 @@ def draw(
     seed: int = 0,
     root: Path | None = None,
 ) -> Episodes:
-    """Draw episodes 0 to `episodes` - 1 of each dataset in `names` (stores, or dataset_spec.json files, whose episodes have no images).
+    """Draw episodes 0 to `episodes` - 1 of each dataset in `names`: stores, or dataset_spec.json files (episodes without images).
 
-    `protocol` is a name or the file of a list. `smat eval` draws the same episodes with equal protocol, split and seed. UserError for
-    invalid arguments.
+    `protocol` is a name or the file of a list. With equal protocol, split and seed, `smat eval` draws the same episodes. Raises UserError
+    for invalid arguments.
     """
     config = episode_config(protocol, overrides)
     specs = [name for name in names if _is_spec(name)]
@@ -70,13 +70,13 @@ def draw(
     stores = {path.stem: Store.open(path) for path in paths}
     if config.kind == "list":
         if specs or not stores:
-            raise UserError(f"{config.file}: is a list of episodes; name the stores that it was drawn from")
+            raise UserError(f"{config.file}: is a list of episodes; name the stores that they were drawn from")
         lists = open_lists(str(config.file), stores)
-        return _of_lists({name: own for name, own in lists.items() if name in stores}, stores, [])
+        return _from_lists({name: own for name, own in lists.items() if name in stores}, stores, [])
     outlines = {spec.name: SpecStore(spec) for spec in map(read_spec, specs)}
     described = EpisodeSampler(outlines, split, config, seed) if outlines else None
     sampler = EpisodeSampler(stores, split, config, seed) if stores else None
-    drawn = _of_lists(draw_list(sampler, episodes), stores, sampler.notes) if sampler else Episodes({}, {}, [], [])
+    drawn = _from_lists(draw_list(sampler, episodes), stores, sampler.notes) if sampler else Episodes({}, {}, [], [])
     if described is None:
         return drawn
     more = [_described(name, outlines[name], described, episodes) for name in described.names]
@@ -84,9 +84,9 @@ def draw(
 
 
 def read(file: str | Path, root: Path | None = None, stores: bool = False) -> Episodes:
-    """Read the episodes of a list; with `stores`, also open the stores below `root` that they were drawn from."""
+    """Read a list of episodes; with `stores`, also open the stores below `root` that they were drawn from."""
     lists = read_list(file)
-    return _of_lists(lists, {name: Store.open(find_store(name, root)) for name in lists} if stores else {}, [])
+    return _from_lists(lists, {name: Store.open(find_store(name, root)) for name in lists} if stores else {}, [])
 
 
 def _is_spec(name: str) -> bool:
@@ -94,7 +94,7 @@ def _is_spec(name: str) -> bool:
     return path.name.endswith(".json") or (path.is_dir() and (path / SPEC_FILE).is_file())
 
 
-def _of_lists(lists: Mapping[str, EpisodeList], stores: Mapping[str, Store], notes: Sequence[str]) -> Episodes:
+def _from_lists(lists: Mapping[str, EpisodeList], stores: Mapping[str, Store], notes: Sequence[str]) -> Episodes:
     def drawn(name: str, own: EpisodeList) -> Drawn:
         episode = np.repeat(np.arange(len(own)), own.ways)
         support, query = (np.bincount(episode, each, len(own)).astype(np.int64) for each in (own.shots, own.queries))

@@ -1,6 +1,7 @@
-"""Evaluation of an episode: its task is computed once, every adaptation uses it, and each adaptation adds a record.
+"""Evaluation of an episode: its task is computed once for all adaptations, and each adaptation adds a record.
 
-Fine-tunings that are faster side by side wait for more episodes of their shape; those without a record when a meta-test stops are repeated.
+Fine-tuning that is faster for several episodes at once waits for more episodes of the same shape. If the meta-test stops before,
+it is repeated.
 """
 
 import time
@@ -30,7 +31,7 @@ Rows = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class EvalSetup:
-    """Everything that the parts of one evaluation share: recipe, episodes, stores by dataset, method, and how it computes."""
+    """The objects that all parts of an evaluation share; `stores` are by dataset."""
 
     recipe: TrainRecipe
     episodes: EvalEpisodes
@@ -43,7 +44,7 @@ class EvalSetup:
 
 @dataclass
 class PendingEpisode:
-    """An open episode: its task and the cost of it, its records, and the fine-tunings that wait for `size` episodes of their shape."""
+    """An open episode: its task and the cost of the task, its records, and the fine-tuning that waits for `size` episodes of one shape."""
 
     episode: Episode
     task: Task
@@ -54,13 +55,13 @@ class PendingEpisode:
     size: int = 1
 
     def joins(self, other: "PendingEpisode") -> bool:
-        """Return whether the fine-tunings of both can run side by side."""
+        """Return whether both episodes can be fine-tuned together."""
         pairs = (self.task, self.episode.support), (other.task, other.episode.support)
         return self.waiting == other.waiting and self.size == other.size and alike(*pairs)
 
 
 class EpisodeWork:
-    """Computes the records of episodes; `spread`: seconds added to every episode of the current dataset, for their shared tables."""
+    """Computes the records of episodes. `spread`: seconds added to every episode of the current dataset for the tables that they share."""
 
     def __init__(self, setup: EvalSetup) -> None:
         self.method, self.settings, self.device = setup.method, setup.recipe.adapt, setup.device
@@ -68,7 +69,7 @@ class EpisodeWork:
         self.meter, self.spread = Meter(setup.device), 0.0
 
     def open(self, episode: Episode, adaptations: Mapping[str, Adaptation]) -> PendingEpisode:
-        """Compute the episode's task, and the record of every adaptation that does not wait for other episodes."""
+        """Compute the episode's task, and the records of all adaptations that do not wait for other episodes."""
         self.meter.start()
         begun = time.perf_counter()
         noise = counted_key("adaptation", episode.seed, episode.dataset, episode.index) % 2**63
@@ -77,7 +78,7 @@ class EpisodeWork:
         self._synchronise()
         pending = PendingEpisode(episode, task, self.spread + time.perf_counter() - begun, self.meter.read())
         for name, adaptation in adaptations.items():
-            size = 1 if self._watched(name) else self.grouping.size(adaptation, task, episode.support)
+            size = 1 if self._records_trajectory(name) else self.grouping.size(adaptation, task, episode.support)
             if size > 1:
                 assert isinstance(adaptation, FineTune)
                 pending.size = min(size, pending.size) if pending.waiting else size
@@ -87,7 +88,7 @@ class EpisodeWork:
         return pending
 
     def close(self, group: Sequence[PendingEpisode]) -> list[Rows]:
-        """Return the records of episodes that can be fine-tuned together, by adaptation."""
+        """Fine-tune a group of episodes together, and return their records by adaptation."""
         for name, adaptation in group[0].waiting.items():
             self.meter.start()
             begun = time.perf_counter()
@@ -106,13 +107,13 @@ class EpisodeWork:
                 pending.rows[name] = self._recorded(pending, name, classifier, time.perf_counter() - each, spent)
         return [pending.rows for pending in group]
 
-    def _watched(self, name: str) -> bool:
+    def _records_trajectory(self, name: str) -> bool:
         return bool(getattr(getattr(self.settings, name, None), "trajectory", False))
 
     def _adapted(self, pending: PendingEpisode, name: str, adaptation: Adaptation) -> dict[str, Any]:
         self.meter.start()
         begun, path = time.perf_counter(), Trajectory(pending.episode)
-        watched = {"watch": path} if self._watched(name) else {}
+        watched = {"watch": path} if self._records_trajectory(name) else {}
         try:
             classifier = adaptation.adapt(pending.task, pending.episode.support, **watched)
         except SmatError as error:
@@ -125,7 +126,7 @@ class EpisodeWork:
     def _recorded(
         self, pending: PendingEpisode, name: str, classifier: Classifier, begun: float, spent: dict[str, float] | None = None
     ) -> dict[str, Any]:
-        """Return the record of a classifier whose adaptation started at `begun`; `spent` are its costs if already measured."""
+        """Return the record of a classifier whose adaptation started at `begun`; `spent` are its costs, if they are already measured."""
         episode = pending.episode
         try:
             logits = classifier.predict(episode.query_images)
@@ -133,7 +134,7 @@ class EpisodeWork:
             raise type(error)(f"{episode}: {error}") from None
         if not bool(torch.isfinite(logits).all()):
             raise SmatError(
-                f"{episode}: the logits of {name} are not finite; the weights or the precision are broken (episodes before it are kept)"
+                f"{episode}: the logits of {name} are not finite; check the weights and the precision (earlier episodes are kept)"
             )
         seconds = pending.seconds + time.perf_counter() - begun
         costs = combined(pending.costs, self.meter.read() if spent is None else spent)

@@ -1,4 +1,4 @@
-"""The episodes of an evaluation: drawn by a protocol or read from a fixed list, with their name and hashes."""
+"""The episodes of an evaluation: drawn by a protocol or read from a fixed list, with their names and hashes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ FREE = ("eval", "adapt", "data.id", "data.ood", "data.ood_split", "data.root", "
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset of the meta-test: `domain` ID or OOD, and the split of its classes."""
+    """A dataset of the meta-test: its `domain`, ID or OOD, and the split of classes that is used."""
 
     name: str
     domain: str
@@ -30,7 +30,7 @@ class Dataset:
 
 
 def plan(run: Path | str, adapts: Sequence[str] | None = None, episodes: int | None = None, overrides: Sequence[str] = ()) -> TrainRecipe:
-    """Return the run's recipe with the settings of the evaluation; UserError for everything that can be checked without weights."""
+    """Return the run's recipe with the settings of the evaluation. Raises UserError for all errors that can be found without weights."""
     path = RunDir.open(run).path
     for text in overrides:
         key = text.partition("=")[0].strip()
@@ -47,7 +47,7 @@ def plan(run: Path | str, adapts: Sequence[str] | None = None, episodes: int | N
             f"{run}: is a {recipe.kind} run; meta-test a run of `smat train` (method 'pretrained' evaluates a backbone without training)"
         )
     if not recipe.eval.adapt:
-        raise UserError("no adaptation is named; add --adapt proto")
+        raise UserError("no adaptation is given; add --adapt proto")
     for name in recipe.eval.adapt:
         check_adaptation(name)
         experts: int | None = getattr(recipe.method, "experts", None)
@@ -60,21 +60,24 @@ def plan(run: Path | str, adapts: Sequence[str] | None = None, episodes: int | N
 
 
 def _check_rates(recipe: TrainRecipe, overrides: Sequence[str]) -> None:
-    """Raise UserError for a missing learning rate, and for options of fine-tuning without an adaptation that fine-tunes."""
+    """Raise UserError for a missing learning rate, and for options of fine-tuning if no adaptation fine-tunes."""
     adapts, settings = recipe.eval.adapt, recipe.adapt
     asked = {key.strip(): value.strip() for key, _, value in (text.partition("=") for text in overrides)}
     for name in adapts:
         if settings.search.kind == "none" and getattr(getattr(settings, name, None), "lr", 0) is None:
             raise UserError(f"{name} needs a learning rate: give adapt.{name}.lr=0.001, or let it be chosen by --search valid")
     if asked.get("adapt.search.kind") == "paper" and not any(has_search(name, settings) for name in adapts):
-        raise UserError(f"search paper: {', '.join(adapts)} has no learning rate to be searched (adapt.NAME.lr is null where it is)")
+        raise UserError(f"search paper: {', '.join(adapts)} has no learning rate to search (set adapt.NAME.lr to null to search it)")
     watched = [name for name in adapts if getattr(getattr(settings, name, None), "trajectory", False)]
     if not watched and any(key.endswith(".trajectory") and value == "true" for key, value in asked.items()):
         raise UserError(f"trajectory: {', '.join(adapts)} takes no gradient steps; add --adapt full, lora, joint or dipa")
 
 
 def choose_datasets(recipe: TrainRecipe, names: Sequence[str] | None = None) -> list[Dataset]:
-    """Return the recipe's datasets, in domain first, or those of them in `names`; UserError with the nearest name."""
+    """Return the recipe's datasets, or only those in `names`, in-domain ones first.
+
+    Raises UserError, with the nearest valid name, for other names.
+    """
     data = recipe.data
     both = sorted(set(data.id) & set(data.ood))
     if both:
@@ -92,15 +95,15 @@ def choose_datasets(recipe: TrainRecipe, names: Sequence[str] | None = None) -> 
     return [d for d in datasets if not names or d.name in names]
 
 
-# Settings added later: omitted if they are the default, so that folders from before can be continued.
+# Settings added later. They are omitted at their defaults, so that older folders can be continued.
 _LATER = ("balanced", "min_images", "ontology", "ignore_hierarchy", "file")
 
 
 class EvalEpisodes:
     """The episodes of a meta-test: `samplers`, `counts` and `splits` by dataset, `name` the protocol's tag without split.
 
-    `folder` is the end of the folder's name; all episodes in it have the same `settings` and `seed`; `notes` are for the user. Raises
-    UserError for a dataset from which the episodes cannot be drawn, and for a list of other datasets.
+    `folder` is the suffix of the folder's name; all episodes in it have the same `settings` and `seed`; `notes` are lines for the user.
+    Raises UserError for a dataset from which the episodes cannot be drawn, and for a list of other datasets.
     """
 
     def __init__(self, config: EvalConfig, datasets: Sequence[Dataset], stores: Mapping[str, Store]) -> None:
@@ -142,11 +145,11 @@ class EvalEpisodes:
         self.seed, self.settings = 0, {"kind": "list", "hash": found}
 
     def protocol(self, dataset: str) -> str:
-        """Return the protocol in the dataset's results."""
+        """Return the name of the protocol for the dataset's results."""
         return f"{self.name}-{self.splits[dataset]}"
 
     def plan_of(self, dataset: str) -> Callable[[int], EpisodePlan]:
-        """Return a function from episode number to plan; the plans of one dataset are cached."""
+        """Return a function that maps an episode number to its plan; the plans of one dataset are cached."""
         if self._planned[0] != dataset:
             self._planned = (dataset, {})
         plans, sampler = self._planned[1], self.samplers[dataset]
@@ -164,14 +167,17 @@ class EvalEpisodes:
 
 
 def settings_of(config: EpisodeConfig) -> dict[str, Any]:
-    """Return the settings as stored in the folder of an evaluation."""
+    """Return the settings of the evaluation as they are stored in its folder."""
     default = EpisodeConfig()
     same = {key for key in _LATER if getattr(config, key) == getattr(default, key)}
     return config.model_dump(mode="json", exclude=same)
 
 
 def open_lists(file: str | Path, stores: Mapping[str, Store]) -> dict[str, EpisodeList]:
-    """Return the lists of a file by dataset: our format, or PMF's fixed validation episodes (.h5) that `stores` were prepared from."""
+    """Return the episode lists in a file by dataset.
+
+    The file is in our format, or contains PMF's fixed validation episodes (.h5), from which `stores` must have been prepared.
+    """
     if Path(file).suffix != ".h5":
         return read_list(file)
     from smatcli.data.sources.pmf_episodes import PmfEpisodesSource

@@ -1,4 +1,4 @@
-"""Meta-test of a run: every adaptation on the same counted episodes of the test classes; an interrupted one continues."""
+"""Meta-test of a run: every adaptation is evaluated on the same numbered episodes of the test classes. It can be continued."""
 
 import hashlib
 import time
@@ -40,7 +40,7 @@ PART_EPISODES, PART_SECONDS = 100, 30.0
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """`which`: the checkpoint, best or last; `device`: by default the recipe's."""
+    """Options of a meta-test. `which`: the checkpoint, best or last; `device`: by default the recipe's."""
 
     which: str = "best"
     device: str | None = None
@@ -59,8 +59,8 @@ def evaluate(
 
     `adapts`, `datasets` (of data.id and data.ood) and `episodes` default to the recipe's. `overrides` are `key=value` settings of eval.*,
     adapt.*, data.id, data.ood, data.ood_split, data.root and threads. Episodes on disk are not evaluated again. Episode k of
-    (eval.seed, dataset) is the same for every run and adaptation. Raises `UserError` before anything is written, `SmatError` on logits that
-    are not finite (naming the episode) and `Interrupted` after SIGINT or SIGTERM; finished episodes are kept.
+    (eval.seed, dataset) is the same for every run and adaptation. Raises `UserError` before anything is written, `SmatError` if logits are
+    not finite (naming the episode) and `Interrupted` after SIGINT or SIGTERM. Finished episodes are kept.
     """
     options = options or EvalOptions()
     recipe = plan(run, adapts, episodes, overrides)
@@ -103,7 +103,7 @@ class Evaluation:
         opened = RunDir.open(run)
         refuse_outside_links(run)
         if not opened.finished:
-            reporter.line(f"{run} is not finished ({opened.info.get('status')}): its {which} checkpoint so far is evaluated")
+            reporter.line(f"{run} is not finished ({opened.info.get('status')}): evaluating its {which} checkpoint so far")
         stores = open_stores(Path(recipe.data.root), [d.name for d in datasets], reporter.line)
         self.episodes = EvalEpisodes(recipe.eval, datasets, stores)
         method, _ = load_method(run, which, reporter, options.device)
@@ -129,8 +129,8 @@ class Evaluation:
     def _chosen(self, adapt: str, dataset: str) -> Choice | None:
         return self.folders[adapt].choices.get(dataset)
 
-    def _rated(self, adapt: str, dataset: str, stop: StopRequest) -> Adaptation:
-        """Return an adaptation with the learning rate of a dataset, which is searched unless it was chosen before."""
+    def _with_rate(self, adapt: str, dataset: str, stop: StopRequest) -> Adaptation:
+        """Return an adaptation with the learning rate of a dataset, after a search if no rate was chosen before."""
         adaptation = self.adaptations[adapt]
         if adapt not in self.searched:
             return adaptation
@@ -175,14 +175,14 @@ class Evaluation:
                 if not self.world.is_main:
                     folder.read()
             todo = [(d, index, missing) for d in self.datasets for index, missing in self._missing(d.name)]
-            self.world.wait()  # all processes have read the existing parts
+            self.world.wait()  # all processes have now read the existing parts
             if todo:
                 self._evaluate(todo)
                 self.world.wait()
             else:
                 each = " or ".join(str(n) for n in sorted(set(self.episodes.counts.values())))
                 self.reporter.line(f"{self.run}: all {each} episodes of {len(self.datasets)} datasets are evaluated already")
-            with self.world.fail_together():  # no process reads results before they are written
+            with self.world.fail_together():  # no process may read results before they are written
                 for name, folder in self.folders.items() if self.world.is_main else ():
                     if self.world.size > 1:
                         folder.read()
@@ -201,7 +201,7 @@ class Evaluation:
         }
 
     def _missing(self, dataset: str) -> list[tuple[int, list[str]]]:
-        """Return the indices of incomplete episodes of a dataset, with the adaptations that lack them."""
+        """Return the missing episodes of a dataset: their indices, with the adaptations to evaluate."""
         done = {name: folder.done(dataset) for name, folder in self.folders.items()}
         wanted = [(i, [n for n in done if i not in done[n]]) for i in range(self.episodes.counts[dataset])]
         return [(i, names) for i, names in wanted if names]
@@ -226,11 +226,11 @@ class Evaluation:
             self.reporter.finish()
 
     def _dataset(self, name: str, work: dict[int, list[str]], needed: set[str], done: int, total: int, stop: StopRequest) -> int:
-        """Evaluate the episodes `work` (index -> adaptations) of a dataset, and store them in parts.
+        """Evaluate the episodes `work` (index -> adaptations) of a dataset, and store the records in parts.
 
-        `needed`: the adaptations that any process evaluates; all processes take part in the searches of their rates.
+        `needed`: the adaptations that at least one process evaluates. All processes take part in the search of their rates.
         """
-        adaptations = {a: self._rated(a, name, stop) for a in self.adaptations if a in needed}
+        adaptations = {a: self._with_rate(a, name, stop) for a in self.adaptations if a in needed}
         episodes = self._episodes(name, {i: [adaptations[a] for a in names] for i, names in work.items()}, stop)
         rows: dict[str, list[dict[str, Any]]] = {a: [] for a in self.adaptations}
         means: dict[str, list[float]] = {a: [] for a in self.adaptations}
@@ -258,7 +258,7 @@ class Evaluation:
     def _groups(
         self, adaptations: Mapping[str, Adaptation], work: Mapping[int, list[str]], episodes: Iterator[Episode]
     ) -> Iterator[tuple[list[PendingEpisode], Episode]]:
-        """Yield groups of episodes to fine-tune together (usually one; empty while more are needed), and the last episode read."""
+        """Yield groups of episodes to fine-tune together (usually one; none while more are needed), and the last episode read."""
         waiting: list[PendingEpisode] = []
         for episode in episodes:
             opened = self.work.open(episode, {a: adaptations[a] for a in work[episode.index]})
@@ -273,7 +273,7 @@ class Evaluation:
             yield waiting, waiting[-1].episode
 
     def _episodes(self, name: str, work: Mapping[int, list[Adaptation]], stop: StopRequest) -> Iterator[Episode]:
-        """Yield the episodes of a dataset; after the first one without images, if the tables of `features` cover them all."""
+        """Yield the episodes of a dataset. If the tables of `features` cover them, all but the first come without images."""
         features, sampler, size = self.features, self.episodes.samplers[name], self.recipe.backbone.image_size
         features.begin(self.stores[name])
         self.work.spread = 0.0

@@ -1,13 +1,13 @@
-"""Per-image cache of features in a meta-test: each image is embedded once under parameters that all tasks share.
+"""Per-image cache of features in a meta-test: parameters that all tasks share embed each image only once.
 
 While a `Features` is attached, the method's `embed` uses it for the images of the current episode:
-- With parameters of the method itself (theta_pre, which routers read; theta of PMF), features come from a table of the dataset. It is
+- Under parameters of the method (theta_pre for routers, theta of PMF), features come from a table of the dataset. It is
   computed after the first episode, in batches of a fixed size, so that its rows do not depend on the episodes or their order.
-- With the task's own theta, support and query features are kept until the next episode, and computed in one forward pass if both are
+- Under the task's own theta, support and query features are kept until the next episode, and computed in one forward pass if both are
   certain to be needed.
 
-Compared with embedding every episode alone, only the composition of batches changes, hence rounding: no difference in fp32 and bf16 on the
-CPUs tested, the last bits on devices that choose kernels by the number of images. Other images are embedded as usual.
+Compared with embedding every episode alone, only the composition of the batches changes. It can affect rounding: there was no difference
+in fp32 and bf16 on the CPUs tested; on devices that choose kernels by batch size, the last bits differ. Other images are embedded as usual.
 """
 
 import time
@@ -29,14 +29,14 @@ from smatcli.seams import Episode, Method, Support, Task
 
 BATCH = 64
 LIMIT = 2**30  # bytes of features per dataset
-WORTH = 0.8  # distinct images / images needed, above which a table does not pay off
-JOINED = 512  # images of support and query up to which one forward pass embeds both
+WORTH = 0.8  # distinct images / images needed; above this ratio, a table does not pay off
+JOINED = 512  # support and query images; up to this many are embedded in one forward pass
 Key = tuple[int, int]
 
 
 @dataclass
 class FeatureTable:
-    """Features [K, D] of some rows of a store: those of row r are at `place[r]` (-1: missing)."""
+    """Features [K, D] of some rows of a store; `place[r]` is the position of row r among them (-1: missing)."""
 
     place: np.ndarray
     features: Tensor
@@ -52,7 +52,7 @@ class FeatureTable:
 
 
 class Images:
-    """The images of a store, normalised and on a device as in episodes."""
+    """The images of a store, normalised and on a device, as in episodes."""
 
     def __init__(self, store: Store, device: torch.device, size: int | None) -> None:
         self.store, self.device, self.size = store, device, size
@@ -73,13 +73,13 @@ class Images:
 
 
 class Features:
-    """The features of an evaluation of `method`; with `enabled` False, every episode is embedded alone."""
+    """The features of an evaluation of `method`. If `enabled` is False, every episode is embedded alone."""
 
     def __init__(self, method: Method, device: torch.device, image_size: int | None, enabled: bool = True, limit: int = LIMIT) -> None:
         self.method, self.device, self.image_size, self.enabled, self.limit = method, device, image_size, enabled, limit
         self.plain: Callable[[Tensor, Tensor], Tensor] | None = getattr(method, "embed", None)
         state: dict[str, Tensor] = getattr(method, "state_dict", dict)()
-        # Keep references, so that no other tensor can reuse their addresses.
+        # Keep references, so that no other tensors can reuse their addresses.
         self._own = {t.data_ptr(): t for t in state.values() if t.is_floating_point() and t.ndim == 1 and t.is_contiguous()}
         self._tables: dict[Key, FeatureTable] = {}
         self._asked: dict[Key, set[str]] = {}
@@ -144,21 +144,21 @@ class Features:
             if features is not None:
                 return features
         if theta is self._theta:
-            return self._of_task(role, theta)
-        return self.plain(self._real(role), theta)
+            return self._task_features(role, theta)
+        return self.plain(self._load_images(role), theta)
 
-    def _of_task(self, role: str, theta: Tensor) -> Tensor:
+    def _task_features(self, role: str, theta: Tensor) -> Tensor:
         assert self.plain is not None
         if role not in self._known and self._joined and not self._known:
-            both = [self._real("support"), self._real("query")]
+            both = [self._load_images("support"), self._load_images("query")]
             parts = self.plain(torch.cat(both), theta).split([len(one) for one in both])
             self._known = dict(zip(("support", "query"), parts, strict=True))
         if role not in self._known:
-            self._known[role] = self.plain(self._real(role), theta)
+            self._known[role] = self.plain(self._load_images(role), theta)
         return self._known[role]
 
-    def _real(self, role: str) -> Tensor:
-        """Return the images of the current episode, read now if it has none."""
+    def _load_images(self, role: str) -> Tensor:
+        """Return the images of the current episode; read them if the episode came without images."""
         images = self._roles[role]
         if images.device.type != "meta":
             return images
@@ -170,9 +170,9 @@ class Features:
         return None if own is None or own.shape != theta.shape else (own.data_ptr(), own._version)
 
     def tabulate(self, plans: Mapping[int, EpisodePlan], first: Episode, stop: object = False) -> None:
-        """Compute tables of the features that the first episode needed, for the episodes `plans`, if that saves forward passes.
+        """Compute tables for the episodes `plans`, of the kinds of features that the first episode needed, if this saves forward passes.
 
-        Ends early when `stop` becomes true; missing features are then embedded on demand. Raises SmatError for unreadable images.
+        Ends early when `stop` becomes true; features that are then missing are computed on demand. Raises SmatError for unreadable images.
         """
         begun = time.perf_counter()
         asked, self._asked = self._asked, {}
@@ -199,7 +199,7 @@ class Features:
         try:
             for chunk, raw in zip(chunks, reading, strict=True):
                 ready = images.ready(raw)
-                if len(ready) < BATCH:  # a fixed shape, so that a feature does not depend on the number of images
+                if len(ready) < BATCH:  # pad to a fixed shape, so that a feature does not depend on the number of images
                     ready = torch.cat([ready, ready.new_zeros(BATCH - len(ready), *ready.shape[1:])])
                 parts.append(self.plain(ready, theta.detach())[: len(chunk)])
                 done = len(parts) * BATCH
@@ -212,7 +212,7 @@ class Features:
         return FeatureTable(place, features)
 
     def complete(self, plans: Mapping[int, EpisodePlan]) -> bool:
-        """Return whether a table has the support and query images of all `plans`, under the theta of the current task."""
+        """Return whether the table of the current task's theta has the support and query images of all `plans`."""
         key = None if self._theta is None else self._key(self._theta)
         table = None if key is None else self._tables.get(key)
         if table is None or not plans:
@@ -221,7 +221,7 @@ class Features:
 
 
 def without_images(plan: EpisodePlan, seed: int, size: tuple[int, ...], device: torch.device) -> Episode:
-    """Return an episode with the rows of its images instead of pixels (tensors on the meta device)."""
+    """Return an episode that has the rows of its images but no pixels (tensors on the meta device)."""
     meta: dict[str, Any] = {"device": "meta", "dtype": torch.float32}
     labels = torch.from_numpy(plan.support_labels).to(device)
     return Episode(
@@ -236,5 +236,5 @@ def without_images(plan: EpisodePlan, seed: int, size: tuple[int, ...], device: 
 
 
 def plans_of(plan: Callable[[int], EpisodePlan], indices: Sequence[int]) -> dict[int, EpisodePlan]:
-    """Return plans by episode number."""
+    """Return the plans of the episodes `indices`, by episode number."""
     return {index: plan(index) for index in indices}

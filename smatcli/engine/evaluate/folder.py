@@ -33,7 +33,7 @@ FORMAT = 1
 
 
 class EvalFolder:
-    """Episodes of one adaptation under one protocol. All have equal `settings`; `datasets` maps names to facts."""
+    """Episodes of one adaptation under one protocol, with equal `settings`; `datasets` maps names to facts."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any], datasets: Mapping[str, Mapping[str, Any]]):
         self.path = path
@@ -51,7 +51,7 @@ class EvalFolder:
         return self.path / SUMMARY
 
     def check(self) -> None:
-        """Raise UserError if the folder's episodes have other settings, naming the differences; write nothing."""
+        """Raise UserError, naming the differences, if the folder's episodes have other settings. Nothing is written."""
         earlier = self._earlier()
         if earlier is None:
             return
@@ -79,7 +79,7 @@ class EvalFolder:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Create or continue the folder, locked against other processes."""
+        """Create or reopen the folder, and lock it against other processes within the context."""
         self.path.mkdir(parents=True, exist_ok=True)
         with _locked(self.path):
             for folder in (self.path, self.path / "parts"):
@@ -91,7 +91,7 @@ class EvalFolder:
             yield
 
     def read(self) -> None:
-        """Read the episodes on disk: the results, and the parts that this or another process of the run has stored."""
+        """Read the episodes on disk, from the results and from the parts that processes of the run have stored."""
         self.kept = {}
         for file in [*([self.results] if self.results.exists() else []), *self._parts()]:
             for name, records in read_records(file).items():
@@ -106,7 +106,7 @@ class EvalFolder:
             write_choices(self.path, self.choices)
 
     def rate(self, dataset: str) -> dict[str, Any]:
-        """Return `lr` of the dataset and what it was chosen on (`search`); empty if the adaptation has none."""
+        """Return the dataset's `lr` and the data that it was chosen on (`search`); empty if the adaptation has no rate."""
         if dataset in self.choices:
             return {"lr": self.choices[dataset].rate, "search": self.choices[dataset].label}
         lr = self.settings.get("adapt", {}).get("lr")
@@ -117,7 +117,7 @@ class EvalFolder:
         return {int(i) for records in self.kept.get(dataset, []) for i in records["index"]}
 
     def add(self, dataset: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Store some episodes as a part."""
+        """Store the records of some episodes as a part."""
         if rows:
             records = as_records(rows)
             first, last = int(records["index"].min()), int(records["index"].max())
@@ -127,7 +127,7 @@ class EvalFolder:
             self.kept.setdefault(dataset, []).append(records)
 
     def merge(self, facts: Mapping[str, Any]) -> None:
-        """Join everything into results.h5, export summary.csv, then remove the parts.
+        """Join results and parts into results.h5, export summary.csv, then remove the parts.
 
         `facts` are the run's name, method, adaptation, tau and number of experts.
         """
@@ -162,7 +162,7 @@ class EvalFolder:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Lock a folder; SmatError if another process has the lock. On file systems without locks, continue without one."""
+    """Lock a folder. Raises SmatError if another process has the lock. On file systems without locks, continue without a lock."""
     with ExitStack() as stack:
         handle = os.open(folder, os.O_RDONLY)
         stack.callback(os.close, handle)

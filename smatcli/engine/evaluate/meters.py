@@ -1,4 +1,4 @@
-"""Costs of an episode besides time: peak memory of the process or the GPU, and the energy of the GPU if its driver reports it."""
+"""Costs of an episode other than time: peak memory of the process or GPU, and energy of the GPU if its driver reports it."""
 
 import ctypes
 import resource
@@ -17,11 +17,11 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Meter:
-    """Measures from `start` to the next `read`.
+    """Measures costs from `start` to the next `read`.
 
-    `peak_memory` (bytes): on a GPU the peak of its allocator; on a CPU the peak resident memory of the process, with weights, libraries and
-    memory cached by the allocator (since the start of the process on systems that cannot reset the high-water mark).
-    `energy` (J): of the whole GPU, by NVML's counter, which is updated every few tens of milliseconds; absent without a counter.
+    `peak_memory` (bytes): on a GPU the peak of its allocator; on a CPU the peak resident memory of the process, including weights,
+    libraries and memory cached by the allocator (since the start of the process on systems that cannot reset the high-water mark). `energy`
+    (J): energy of the whole GPU, from NVML's counter, which is updated every few tens of milliseconds; absent without a counter.
     """
 
     def __init__(self, device: torch.device, counter: Callable[[], float | None] | None = None) -> None:
@@ -45,7 +45,7 @@ class Meter:
 
 
 def combined(shared: dict[str, float], own: dict[str, float]) -> dict[str, float]:
-    """Combine the costs of a shared part and of an own part: the maximum of memory, the sum of energy."""
+    """Combine the costs of a shared part and of an episode's own part: the maximum of memory, the sum of energy."""
     joined = {"peak_memory": max(shared["peak_memory"], own["peak_memory"])}
     return joined | ({"energy": shared["energy"] + own["energy"]} if "energy" in shared and "energy" in own else {})
 
@@ -55,7 +55,7 @@ def _unknown() -> float | None:
 
 
 def _reset_high_water() -> None:
-    with suppress(OSError):  # not Linux, or not permitted: the mark is not reset
+    with suppress(OSError):  # other than Linux, or not permitted: the mark is not reset
         CLEAR.write_text("5")
 
 
@@ -92,7 +92,7 @@ def nvml_counter(device: torch.device, library: str = "libnvidia-ml.so.1") -> Ca
 
 
 class Trajectory:
-    """Query accuracies (fractions) of an episode, one per classifier it is called with; the adaptation never sees them."""
+    """Recorder of query accuracies (fractions) of an episode, one per classifier it is called with. The adaptation never sees them."""
 
     def __init__(self, episode: Episode) -> None:
         self.episode, self.shares, self.seconds = episode, list[float](), 0.0
@@ -104,5 +104,5 @@ class Trajectory:
         self.seconds += time.perf_counter() - begun
 
     def padded(self, steps: int) -> np.ndarray:
-        """Return float32 [1 + steps], from before the first step to after the last; after an early end the last value repeats."""
+        """Return float32 [1 + steps]: before the first step, and after each step. After an early end the last value repeats."""
         return np.array(self.shares + self.shares[-1:] * (1 + steps - len(self.shares)), np.float32)

@@ -1,7 +1,7 @@
-"""Search of the learning rate of an adaptation, once per dataset: on validation classes, on parts of support sets, or as in the papers.
+"""Search of an adaptation's learning rate, once per dataset: on validation classes, on halves of support sets, or as in the papers.
 
-All candidates, rate 0 (no adaptation) included, are tried on the same tasks, so the choice is never worse there than no adaptation. Only
-`--search paper` uses query labels of the evaluated episodes.
+All candidates, including rate 0 (no adaptation), are tried on the same tasks. On these tasks, the chosen rate is therefore never worse
+than no adaptation. Only `--search paper` uses query labels of the evaluated episodes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ from smatcli.runs.reporter import Reporter
 from smatcli.runs.signals import Interrupted, StopRequest
 from smatcli.seams import Adaptation, Classifier, Episode, Support, Task
 
-DISJOINT = ("train", "test")  # splits that share no class with the validation split
+DISJOINT = ("train", "test")  # splits without any class of the validation split
 
 
 class Rated(Adaptation, Protocol):
@@ -49,9 +49,9 @@ class TaskSource:
 
 
 def support_halves(episode: Episode) -> Iterator[Episode]:
-    """Two episodes from a support set alone: its images are dealt to two halves class by class, and each half is asked of the other.
+    """Make two episodes of a support set: split its images into halves class by class; each half is the query set of the other.
 
-    A class with a single image is in both supports and in no query. Labels of the query set are not read.
+    A class with a single image is in both support sets and in no query set. The episode's own query set is not used.
     """
     support = episode.support
     key = counted_key("leave-out", episode.seed, episode.dataset, episode.index)
@@ -71,9 +71,9 @@ def support_halves(episode: Episode) -> Iterator[Episode]:
 def candidates(
     adaptation: Rated, task: Task, support: Support, rates: Sequence[float], grouping: Grouping
 ) -> Iterator[tuple[Sequence[float], Callable[[], Sequence[Classifier]]]]:
-    """Yield the candidates of a task in groups: their rates, and a function that adapts the task at these (side by side if faster).
+    """Yield the candidates of a task in groups: their rates, and a function that adapts the task at these rates (together if faster).
 
-    Fine-tuning embeds the support set with the task's own parameters once for all rates.
+    For fine-tuning, the support set is embedded with the task's own parameters once for all rates.
     """
     if not isinstance(adaptation, FineTune):
         for rate in rates:
@@ -84,7 +84,7 @@ def candidates(
     size = grouping.size(tuning, task, support) if len(rates) > 1 else 1
     still = [rate for rate in rates if not rate]
     moving = [rate for rate in rates if rate]
-    # Rate 0 costs nothing and is tried alone.
+    # Rate 0 takes no steps and is tried alone.
     for part in [still, *(moving[i : i + size] for i in range(0, len(moving), size))]:
         count = len(part)
         if part:
@@ -97,7 +97,7 @@ def candidates(
 
 
 class RateSearch:
-    """Search of the learning rates of one evaluation; `chosen(adapt, dataset)` is the earlier choice, or None."""
+    """Search of the learning rates of one evaluation; `chosen(adapt, dataset)` returns an earlier choice, or None."""
 
     def __init__(self, setup: EvalSetup, reporter: Reporter, chosen: Callable[[str, str], Choice | None], world: World = ALONE) -> None:
         self.recipe, self.episodes, self.stores = setup.recipe, setup.episodes, setup.stores
@@ -108,36 +108,36 @@ class RateSearch:
         self.sources = {name: self._source(name) for name in self.stores}
 
     def check(self, adapt: str, dataset: str) -> None:
-        """Raise UserError if there are no tasks to choose a rate on."""
-        if self.chosen(adapt, dataset) is None and self.sources[dataset] is None and not self._others():
+        """Raise UserError if there are no tasks on which to choose a rate."""
+        if self.chosen(adapt, dataset) is None and self.sources[dataset] is None and not self._other_datasets():
             raise UserError(
-                f"{adapt} on {dataset}: nothing to choose a learning rate on (no validation classes besides those evaluated, and "
-                f"support sets of single images); give adapt.{adapt}.lr, or evaluate a dataset with validation classes along with it"
+                f"{adapt} on {dataset}: no data to choose a learning rate on (no validation classes other than those evaluated, and "
+                f"one support image per class); give adapt.{adapt}.lr, or also evaluate a dataset with validation classes"
             )
 
     def choose(self, adapt: str, adaptation: Rated, dataset: str, stop: StopRequest) -> Choice:
-        """Choose the rate of a dataset; raises `Interrupted` on a stop request (an unfinished search is discarded)."""
+        """Choose the rate of a dataset. Raises `Interrupted` on a stop request, which discards the unfinished search."""
         source = self.sources[dataset]
-        choice = self._search(adapt, adaptation, dataset, source, stop) if source else self._borrowed(adapt, adaptation, stop)
+        choice = self._search(adapt, adaptation, dataset, source, stop) if source else self._choose_on_others(adapt, adaptation, stop)
         self.reporter.line(f"{adapt} on {dataset}: {choice}")
         return choice
 
-    def _borrowed(self, adapt: str, adaptation: Rated, stop: StopRequest) -> Choice:
+    def _choose_on_others(self, adapt: str, adaptation: Rated, stop: StopRequest) -> Choice:
         """Choose the best rate over the validation classes of the other datasets, with equal weights."""
         choices = {}
-        for name in self._others():
+        for name in self._other_datasets():
             source = self.sources[name]
             assert source is not None
             choices[name] = self.chosen(adapt, name) or self._search(adapt, adaptation, name, source, stop)
         mean = np.mean([choice.accuracies for choice in choices.values()], 0)
         return Choice.best(f"valid:{'+'.join(choices)}", self.rates, mean.tolist(), sum(c.tasks for c in choices.values()))
 
-    def _others(self) -> list[str]:
+    def _other_datasets(self) -> list[str]:
         return [name for name, source in self.sources.items() if source is not None and source.label == "valid"]
 
     def _source(self, dataset: str) -> TaskSource | None:
         config, sampler = self.recipe.adapt.search, self.episodes.samplers[dataset]
-        # Independent of the number of evaluated episodes: adding episodes later must not change the rate.
+        # The count does not depend on the number of evaluated episodes: adding episodes later must not change the rate.
         count = min(config.episodes, len(sampler.episodes)) if isinstance(sampler, ListSampler) else config.episodes
         if config.kind == "paper":
             return TaskSource("paper", sampler, count)
@@ -171,7 +171,7 @@ class RateSearch:
     def _accuracies(self, adapt: str, adaptation: Rated, dataset: str, episode: Episode, stop: StopRequest) -> list[float]:
         """Return the query accuracy (fraction) of every candidate on one task."""
         noise = counted_key("search", episode.seed, episode.dataset, episode.index) % 2**63
-        # All rates start at the same theta: compute its features once, those of the query included, because rate 0 needs them.
+        # All rates start at the same theta: compute its features once, including the query's, which rate 0 needs.
         self.features.bind(replace(episode, rows=None), joined=True)
         task = self.features.of(replace(self.method.task(episode.support), seed=noise))
         accuracies: list[float] = []

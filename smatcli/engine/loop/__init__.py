@@ -1,1 +1,1 @@
-"""The training loop and what belongs to it. Start with loop.py and learner.py."""
+"""The training loop and its parts. Start with loop.py and learner.py."""

@@ -1,4 +1,4 @@
-"""Deterministic algorithms: equal bits twice on one device."""
+"""Deterministic algorithms: two runs on one device give the same bits."""
 
 import os
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ import torch
 
 from smatcli.errors import SmatError
 
-WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS is deterministic only with a workspace of fixed size; read when CUDA starts
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS is deterministic only with a workspace of fixed size; the variable is read when CUDA starts
 
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Use deterministic algorithms inside the block, if `wanted`. SmatError names an operation that has no deterministic form."""
+    """Use deterministic algorithms within the context, if `wanted`. Raises SmatError, naming the operation, if it has no such algorithm."""
     if not wanted:
         yield
         return

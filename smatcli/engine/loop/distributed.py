@@ -1,6 +1,6 @@
-"""Data-parallel runs of several processes (torchrun, or the tasks of a Slurm job): ranks, shares of the work, and collectives.
+"""Data-parallel runs with several processes (torchrun, or the tasks of a Slurm job): ranks, shares of the work, and collectives.
 
-Every process holds the whole model and takes a share of each batch. Gradients are summed once per update, so that all processes make the
+Every process has the whole model and takes a share of each batch. Gradients are summed once per update, so that all processes make the
 same update. Only the main process (rank 0) writes files and prints. Losses, accuracies and signals are exchanged in float64.
 """
 
@@ -24,13 +24,13 @@ from smatcli.runs.reporter import Reporter, SilentReporter
 if TYPE_CHECKING:
     from smatcli.config import Loaded
 
-# Detects a process that hangs (one that dies closes its connections, which is noticed at once); longer than any checkpoint takes.
+# To detect a process that hangs (a crash closes connections and is noticed at once). No checkpoint takes this long.
 TIMEOUT = timedelta(minutes=30)
-BUCKET = 2**18  # elements; smaller gradients are summed in one bucket
+BUCKET = 2**18  # elements; smaller gradients are summed together in one bucket
 
 
 class FailedElsewhere(SmatError):
-    """Raised where another process of the run failed: that process prints the error, this one exits quietly with the same code."""
+    """Raised if another process of the run failed: that process prints the error, this one exits silently with the same code."""
 
     quiet = True
 
@@ -41,14 +41,14 @@ class FailedElsewhere(SmatError):
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, seen from the one of `rank` 0 .. `size` - 1. For a single process every method is a cheap no-op."""
+    """The processes of a run, as seen by the process `rank` of `size`. For a single process every method is a cheap no-op."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and prints."""
+        """Whether this process is the one that writes files and prints."""
         return self.rank == 0
 
     def share(self, count: int) -> range:
@@ -56,7 +56,10 @@ class World:
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def owns(self, index: int) -> bool:
-        """Whether this process handles item `index`. Items are dealt round-robin, so that each process gets as many of every dataset."""
+        """Return whether this process handles item `index`.
+
+        Items are dealt round-robin, so that each process gets its share of every dataset.
+        """
         return index % self.size == self.rank
 
     def reporter(self, reporter: Reporter) -> Reporter:
@@ -74,7 +77,10 @@ class World:
         return [row.tolist() for row in everyone]
 
     def gather_rows(self, count: int, mine: Iterable[int], values: Sequence[Sequence[float]]) -> list[list[float]]:
-        """Return all rows 0 .. count - 1 in order, exactly; this process contributes `values` as the rows `mine`, the others the rest."""
+        """Return all rows 0 ..
+
+        count - 1 in order, without rounding. This process contributes `values` as rows `mine`, the others the rest.
+        """
         if self.size == 1:
             return [list(row) for row in values]
         width = int(max(row[0] for row in self.gather([max((len(row) for row in values), default=0)])))
@@ -86,7 +92,7 @@ class World:
         return table.tolist()
 
     def all_max(self, number: int) -> int:
-        """Return the largest of the processes' numbers, e.g. so that all of them stop at the same step after a signal to one."""
+        """Return the largest of the processes' numbers, e.g. to stop all processes at the same step after a signal to one of them."""
         return int(max(row[0] for row in self.gather([number]))) if self.size > 1 else number
 
     def wait(self) -> None:
@@ -96,7 +102,7 @@ class World:
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Sum `.grad` over the processes: large gradients in place, small ones in one bucket, all asynchronously.
 
-        A parameter without a gradient in every process keeps `grad` None.
+        A parameter that has no gradient in any process keeps `grad` None.
         """
         if self.size == 1:
             return
@@ -134,17 +140,17 @@ class World:
                     handle.wait()
 
     def check_equal(self, tensors: Iterable[Tensor], what: str) -> None:
-        """Raise SmatError unless all processes hold the same values (one may have read another version of a file)."""
+        """Raise SmatError unless all processes have the same values (one may have read another version of a file)."""
         if self.size == 1:
             return
         sums = [[float(t.detach().double().sum()), float(t.detach().double().abs().sum())] for t in tensors if t.is_floating_point()]
         rows = self.gather([x for pair in sums for x in pair])
         if any(row != rows[0] and str(row) != str(rows[0]) for row in rows):
-            raise SmatError(f"the {self.size} processes hold different {what}; do they all see the same files?")
+            raise SmatError(f"the {self.size} processes have different {what}; do they all see the same files?")
 
     @contextmanager
     def fail_together(self) -> Iterator[None]:
-        """Run a block that may fail in some processes; if so, the lowest failed rank re-raises and the others raise `FailedElsewhere`."""
+        """Context that may fail in some processes: then the lowest failed rank re-raises its error, the others raise `FailedElsewhere`."""
         if self.size == 1:
             yield
             return
@@ -163,7 +169,7 @@ class World:
 
     @contextmanager
     def connection_errors(self) -> Iterator[None]:
-        """Turn a broken connection into an error of one line."""
+        """Convert the error of a broken connection to a SmatError of one line."""
         try:
             yield
         except RuntimeError as error:
@@ -178,10 +184,10 @@ _current: World | None = None
 
 
 def world(device: str = "auto") -> World:
-    """Return the processes of this run, read from the environment that torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, ...).
+    """Return the processes of this run, from the variables that torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, ...).
 
-    The first call joins them: gloo between CPUs, NCCL between GPUs (process LOCAL_RANK of a node takes GPU LOCAL_RANK). Raises UserError
-    for a `device` that several processes cannot share, or fewer GPUs than processes.
+    The first call connects the processes: gloo between CPUs, NCCL between GPUs (process LOCAL_RANK of a node takes GPU LOCAL_RANK). Raises
+    UserError for a `device` that several processes cannot share, or if there are fewer GPUs than processes.
     """
     global _current
     if _current is None or (_current.size > 1 and not distributed.is_initialized()):
@@ -190,7 +196,7 @@ def world(device: str = "auto") -> World:
 
 
 def restarted() -> bool:
-    """Whether torchrun has restarted this process after a failure; it then resumes the run."""
+    """Return whether torchrun has restarted this process after a failure, in which case the run is resumed."""
     return _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
@@ -213,9 +219,9 @@ def _join(device: str) -> World:
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
     elif device not in ("auto", "cpu"):
-        raise UserError(f"device={device}: several processes work on cpu or cuda; start one process")
+        raise UserError(f"device={device}: several processes need device cpu or cuda; start one process")
     try:
-        # torchrun keeps its store across restarts: a prefix per restart hides the addresses of dead processes.
+        # torchrun keeps its store across restarts; a prefix per restart hides the addresses of dead processes.
         store, _, _ = next(distributed.rendezvous("env://", rank, size, timeout=TIMEOUT))
         store = distributed.PrefixStore(f"smat-{_number('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
@@ -241,7 +247,7 @@ def _number(name: str, default: int | None) -> int:
 
 
 class WatchedRun(RunDir):
-    """Read-only view of the run for processes other than the main one: same recipe and checkpoints; writing does nothing."""
+    """Read-only view of the run for processes other than the main one: same recipe and checkpoints, no-ops instead of writes."""
 
     def note(self, **facts: Any) -> None:
         self.info.update(facts)
@@ -258,23 +264,23 @@ class WatchedRun(RunDir):
 
 
 def reserve(loaded: "Loaded", reporter: Reporter, resume: bool, here: World) -> RunDir | None:
-    """Call `RunDir.reserve` in the main process and return its run (a `WatchedRun` in the others), or None if `create` is to make it."""
+    """Call `RunDir.reserve` in the main process. Return the run (a `WatchedRun` in the others), or None if it has yet to be created."""
     run = None
     with here.fail_together():
         if here.is_main:
             run = RunDir.reserve(loaded, reporter, resume or restarted())
     status = here.gather([0.0 if run is None else 1.0 + run.finished])[0][0]  # 0 no run, 1 unfinished, 2 finished
-    return run if here.is_main or not status else _watched(loaded, "finished" if status == 2.0 else "running")
+    return run if here.is_main or not status else _open_watched(loaded, "finished" if status == 2.0 else "running")
 
 
 def create(loaded: "Loaded", here: World) -> RunDir:
-    """Call `RunDir.create` in the main process; the others get a `WatchedRun`."""
+    """Call `RunDir.create` in the main process, and return the run (a `WatchedRun` in the others)."""
     run = None
     with here.fail_together():
         if here.is_main:
             run = RunDir.create(loaded.recipe.run, loaded.recipe, loaded.origins)
-    return run or _watched(loaded, "running")
+    return run or _open_watched(loaded, "running")
 
 
-def _watched(loaded: "Loaded", status: str) -> WatchedRun:
+def _open_watched(loaded: "Loaded", status: str) -> WatchedRun:
     return WatchedRun(Path(loaded.recipe.run), loaded.recipe, {"status": status})

@@ -1,6 +1,6 @@
-"""Detection of bad updates: a loss or gradient that is not finite or, optionally, a loss far above the previous ones (a spike).
+"""Detection of bad updates: a loss or gradient that is not finite or, optionally, a loss far above previous losses (a spike).
 
-The loop undoes and counts such an update; after too many in a row it stops the run.
+The loop undoes and counts bad updates. After too many in a row it stops the run.
 """
 
 import math
@@ -21,7 +21,7 @@ TO_SIGMA = 1.4826  # median absolute deviation -> standard deviation of a normal
 
 @dataclass(frozen=True)
 class Problem:
-    """Why an update is skipped and, in meta-training, the episodes it would have learned from."""
+    """The reason why an update is skipped and, in meta-training, the episodes of the update."""
 
     what: str
     episodes: Sequence[Episode] = ()
@@ -37,16 +37,16 @@ class Problem:
 
 @dataclass
 class Guard:
-    """Counts skipped updates and detects spikes; `state()` goes into the checkpoint, so that a resumed run decides as an unbroken one."""
+    """Counts skipped updates and detects spikes. `state()` is part of a checkpoint, so that a resumed run makes the same decisions."""
 
     config: SpikeConfig
     skipped: int = 0
     in_a_row: int = 0
-    losses: list[float] = field(default_factory=list)  # of the last updates that were applied
+    losses: list[float] = field(default_factory=list)  # losses of the last updates that were applied
     _buffers: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False)
 
     def keep_buffers(self, module: nn.Module) -> None:
-        """Copy the buffers that a forward pass may change (power iterations, batch statistics), for `restore_buffers`."""
+        """Save the buffers that a forward pass may change (power iterations, batch statistics) for `restore_buffers`."""
         self._buffers = [(buffer, buffer.clone()) for buffer in module.buffers() if buffer.numel() <= SMALL]
 
     def restore_buffers(self) -> None:
@@ -55,7 +55,7 @@ class Guard:
             buffer.copy_(before)
 
     def spike(self, loss: float) -> str | None:
-        """Describe a loss that is a spike; None for other losses, and while there are too few to compare with."""
+        """Describe a spike; None for other losses, and while there are too few losses to compare with."""
         factor = self.config.factor
         if factor is None or len(self.losses) < min(FEWEST, self.config.window):
             return None
@@ -65,13 +65,13 @@ class Guard:
         return f"the loss is {loss:.4g}, a spike above {limit:.4g}" if loss > limit else None
 
     def accept(self, loss: float) -> None:
-        """Note an update that was applied."""
+        """Record the loss of an update that was applied."""
         self.in_a_row = 0
         if self.config.factor is not None:
             self.losses = [*self.losses, loss][-self.config.window :]
 
     def skip(self) -> bool:
-        """Count a skipped update; return whether there are now too many in a row."""
+        """Count a skipped update, and return whether there are now too many in a row."""
         self.skipped += 1
         self.in_a_row += 1
         return self.in_a_row >= self.config.in_a_row

@@ -1,4 +1,4 @@
-"""What a kind of training defines for the loop (loop.py): its data, its loss and its score."""
+"""Interface of a kind of training to the loop (loop.py): its data, its loss and its score."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
@@ -20,20 +20,20 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True)
 class Schedule:
-    """When the loop does what, in steps; the last step always ends with a validation and a checkpoint."""
+    """The steps at which the loop validates, logs and saves. The last step always ends with a validation and a checkpoint."""
 
     steps: int
     valid_every: int
     checkpoint_every: int
-    spike: SpikeConfig  # when to skip an update
+    spike: SpikeConfig  # which updates to skip
     keep_every: int | None = None  # checkpoints step-N that are never removed
-    log_every: int = 1  # a training record holds means over this many steps
+    log_every: int = 1  # a training record contains means over this many steps
     valid_first: bool = False  # also validate before the first step
 
 
 @dataclass(frozen=True)
 class Score:
-    """A validation: `value` decides which weights are best, `record` goes to metrics.jsonl, `line` (if any) to the user."""
+    """Result of a validation: `value` decides which weights are best, `record` is logged to metrics.jsonl, `line` (if any) is printed."""
 
     value: float
     record: dict[str, Any]
@@ -42,13 +42,13 @@ class Score:
 
 @dataclass
 class TrainingProgress:
-    """How far a training has come. Plain data: part of every checkpoint."""
+    """Progress of a training, as plain data that is part of every checkpoint."""
 
     step: int = 0
-    score: float | None = None  # of the last validation
+    score: float | None = None  # score of the last validation
     best: float = -1.0
     best_step: int = -1
-    sums: dict[str, float] = field(default_factory=dict)  # since the last training record
+    sums: dict[str, float] = field(default_factory=dict)  # sums since the last training record
     summed: int = 0  # steps in `sums`
 
     def add(self, numbers: Mapping[str, float]) -> None:
@@ -75,25 +75,25 @@ class TrainingProgress:
 
 
 class Learner(ABC, Generic[Batch]):
-    """A model, its data, its loss and its score. Subclasses set the attributes; only methods without a default must be written.
+    """A model with its data, loss and score. Subclasses set the attributes, and implement at least the methods without a default.
 
-    All randomness must follow from the step (see `noise`), so that a resumed training equals an unbroken one bit for bit. With several
-    processes, every method but `export` runs in all of them, and `backward` and `validate` must return the same in all.
+    All randomness must be derived from the step (see `noise`): then a resumed training gives the same bits as an uninterrupted one. With
+    several processes, every method but `export` runs in all of them, and `backward` and `validate` must return the same in all.
     """
 
     name: str  # shown in progress and error lines, e.g. "pre-training"
-    unit: str = "steps"  # of the progress display
+    unit: str = "steps"  # unit of the progress display
     per_step: int = 1  # units per step
     model: nn.Module
     optimizers: Optimizers
     schedule: Schedule
     data: dict[str, str]  # name -> content hash: a resumed training must see the same data
     data_kind: str = "the stores"
-    best_name: str = "best"  # of the checkpoint with the best score
+    best_name: str = "best"  # name of the checkpoint with the best score
 
     @abstractmethod
     def noise(self, step: int) -> int:
-        """Return the seed of everything random in `step` (from 0); the loop seeds torch's global generator with it."""
+        """Return the seed of all random numbers in `step` (from 0). The loop seeds torch's global generator with it."""
 
     @abstractmethod
     def batches(self, step: int) -> Generator[Batch, None, None]:
@@ -101,21 +101,21 @@ class Learner(ABC, Generic[Batch]):
 
     @abstractmethod
     def backward(self, batch: Batch, step: int) -> dict[str, float] | Problem:
-        """Compute this process's share of the gradients; return the numbers to record (with the `loss`), or why to skip the step."""
+        """Compute this process's share of the gradients. Return the numbers to record (with the `loss`), or the reason to skip the step."""
 
     @abstractmethod
     def validate(self, step: int) -> Score | None:
         """Measure the model (in eval mode) after `step` steps; None without validation data."""
 
     def episodes(self, batch: Batch, step: int) -> Sequence[Episode]:
-        """Return the episodes that a problem with `batch` should name."""
+        """Return the episodes to name in a problem with `batch`."""
         return ()
 
     def after_step(self, step: int) -> None:
-        """Called after every step, skipped ones included; `step` steps are done."""
+        """Called after every step, including skipped ones; `step` steps are done."""
 
     def feasible(self) -> bool:
-        """Whether the present weights may be kept as the best ones."""
+        """Return whether the current weights may be saved as the best."""
         return True
 
     def position(self, step: int) -> dict[str, Any]:
@@ -127,11 +127,11 @@ class Learner(ABC, Generic[Batch]):
         return means
 
     def advice(self, problem: Problem | None) -> str:
-        """Return what the user should do after too many skipped updates (the last one because of `problem`) or NaN parameters."""
+        """Return advice to the user after NaN parameters, or after too many skipped updates (the last one because of `problem`)."""
         return "lower the learning rates in a new run"
 
     def shown(self, numbers: dict[str, float], progress: TrainingProgress) -> dict[str, float | int]:
-        """Return the numbers of a step that the progress display shows."""
+        """Return the numbers to show in the progress display."""
         return {"loss": numbers["loss"]}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -139,24 +139,24 @@ class Learner(ABC, Generic[Batch]):
         return self.model.state_dict()
 
     def load(self, tensors: dict[str, Tensor], where: Path) -> None:
-        """Load saved tensors; UserError names the file `where` if they do not fit."""
+        """Load saved tensors. Raises UserError, naming their file `where`, if they do not fit."""
         restore(self.model, tensors, where)
 
     def state(self) -> dict[str, Any]:
-        """Return further plain data to save."""
+        """Return other plain data to save."""
         return {}
 
     def start(self) -> None:
         """Called if there is no checkpoint to resume from."""
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Load the result of `state`; UserError if the training cannot be resumed from it."""
+        """Load the result of `state`. Raises UserError if the training cannot be resumed from it."""
 
     def export(self, progress: TrainingProgress) -> None:
-        """Write what others read (besides what is saved anyway); called by the main process whenever `last` is saved."""
+        """Write files other than checkpoints; called in the main process whenever `last` is saved."""
 
     def check_data(self, state: dict[str, Any], run: Path) -> None:
-        """Raise UserError if the data changed since a checkpoint with this `state` was written."""
+        """Raise UserError if the data have changed since the checkpoint with this `state` was written."""
         if "step" not in state:
             raise UserError(f"the checkpoints of run {run} were written by an older version of smat; choose another run=")
         before = state.get("data", self.data)

@@ -1,4 +1,4 @@
-"""The method of a recipe, with initial weights or those of a run."""
+"""Building a recipe's method, with initial weights or with those of a run."""
 
 from pathlib import Path
 
@@ -34,14 +34,14 @@ def prepare_method(recipe: TrainRecipe, weights: str) -> FlatMethod:
 def load_method(
     run: Path | str, which: str = "best", reporter: Reporter | None = None, device: str | None = None
 ) -> tuple[FlatMethod, TrainRecipe]:
-    """Load the method of a training run for inference, and its recipe; UserError if the run has no checkpoint.
+    """Load the method of a training run for inference, and its recipe. Raises UserError if the run has no checkpoint.
 
-    `which` is 'best' (or else 'last', if no checkpoint is the best one) or 'last'.
+    `which` is 'last' or 'best' (which falls back to 'last' if there is no best checkpoint).
     """
     opened = RunDir.open(run)
     recipe = opened.recipe
     if not isinstance(recipe, TrainRecipe):
-        raise UserError(f"{run}: is a {recipe.kind} run, not a `smat train` run (method 'pretrained' takes a backbone as it is)")
+        raise UserError(f"{run}: is a {recipe.kind} run, not a `smat train` run (for a backbone itself, use method 'pretrained')")
     folder = opened.checkpoints / which
     if which == "best" and not has_checkpoint(folder):
         folder = opened.checkpoints / "last"
@@ -55,7 +55,7 @@ def load_method(
 
 
 def restore(model: nn.Module, tensors: dict[str, torch.Tensor], where: Path) -> None:
-    """Load saved tensors, which must be exactly those of the model; UserError names those that are not."""
+    """Load saved tensors into a model. Raises UserError, naming the differences, unless they are exactly the model's tensors."""
     try:
         model.load_state_dict(tensors, strict=True)
     except RuntimeError as error:

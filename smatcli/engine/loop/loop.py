@@ -1,9 +1,9 @@
-"""The training loop of `smat train`, `pretrain`, `tune` and `segment`. Each brings its data, loss and score as a `Learner` (learner.py).
+"""The training loop of `smat train`, `pretrain`, `tune` and `segment`. Data, loss and score come from a `Learner` (learner.py).
 
 A step is: batch -> gradients -> guard -> update -> record -> validation -> checkpoint -> stop, if a signal arrived. In RUN/checkpoints:
 
-    last      everything that a resumed training needs to equal an unbroken one bit for bit (`last.old`: the previous one)
-    step-N    the same, kept for good (Schedule.keep_every)
+    last      all that is needed to resume the training and get the same bits as without a stop (`last.old`: the previous one)
+    step-N    the same, never deleted (Schedule.keep_every)
     best      the weights with the best validation score
     failed    the weights at which too many updates in a row had to be skipped
 """
@@ -31,14 +31,14 @@ from smatcli.runs.signals import StopRequest
 
 @dataclass
 class Loop(Generic[Batch]):
-    """One training, from the last checkpoint (if there is one) to the last step. All processes of `world` run it in lockstep."""
+    """A training, from the last checkpoint (if there is one) to the last step. All processes of `world` run it in lockstep."""
 
     learner: Learner[Batch]
     run: RunDir
     reporter: Reporter
     stop: StopRequest
     world: World = ALONE
-    first_step: int = 0  # of this training in metrics.jsonl, where several follow one another (folds)
+    first_step: int = 0  # fields that identify this training in metrics.jsonl, which may contain several (folds)
     after_update: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class Loop(Generic[Batch]):
         self.progress, self._saved = TrainingProgress(), -1  # step of `last`
 
     def train(self) -> TrainingProgress:
-        """Run the training. SmatError after too many skipped updates in a row, Interrupted on a signal (with a checkpoint)."""
+        """Run the training. Raises SmatError after too many skipped updates in a row, Interrupted on a signal (after saving)."""
         self._resume()
         learner, progress, schedule = self.learner, self.progress, self.schedule
         if progress.step == 0 and schedule.valid_first:
@@ -92,7 +92,7 @@ class Loop(Generic[Batch]):
         self.reporter.update(progress.step * learner.per_step, **shown)
 
     def _update(self, batch: Batch) -> tuple[dict[str, float], dict[str, float]] | Problem:
-        """Update the parameters; return the learner's numbers and the gradient norms, or why nothing was changed."""
+        """Update the parameters. Return the learner's numbers and the gradient norms, or the reason why nothing was changed."""
         learner, step = self.learner, self.progress.step
         numbers = learner.backward(batch, step)
         if isinstance(numbers, Problem):
@@ -108,25 +108,25 @@ class Loop(Generic[Batch]):
             return Problem(str(error), learner.episodes(batch, step))
 
     def _skip(self, problem: Problem) -> None:
-        """Undo and count the update; after too many in a row, stop."""
+        """Undo and count the update. After too many in a row, stop."""
         self.optimizers.zero_grad()
         self.guard.restore_buffers()
         if self.guard.skip():
             self.progress.step -= 1
             self._save("failed")
             self._log("failed", **problem.record())
-            row = f", update {self.guard.in_a_row} in a row that was skipped" if self.guard.in_a_row > 1 else ""
+            row = f"; {self.guard.in_a_row} updates in a row were skipped" if self.guard.in_a_row > 1 else ""
             raise self._failure(self.progress.step + 1, f"{problem}{row}", problem)
         self.optimizers.set_step(self.progress.step)
         self._log("skip", skipped=self.guard.skipped, **problem.record())
         self.reporter.line(f"step {self.progress.step} is skipped: {problem}; {self.guard.skipped} so far")
 
     def _between_steps(self) -> None:
-        """Validate, save and stop where it is time to."""
+        """Validate, save or stop if it is due."""
         step, schedule = self.progress.step, self.schedule
         if step % schedule.valid_every == 0 or step == schedule.steps:
             self._validate()
-        good = self.guard.in_a_row == 0  # after a skipped update, the weights may be about to diverge
+        good = self.guard.in_a_row == 0  # after a skipped update, the weights may be diverging
         if good and schedule.keep_every and step % schedule.keep_every == 0:
             self._save(f"step-{step}")
         stopping = self.stop.agreed(self.world.all_max(self.stop.signum or 0))
@@ -139,7 +139,7 @@ class Loop(Generic[Batch]):
         """Validate, and save the weights if they are the best so far."""
         progress = self.progress
         self.optimizers.zero_grad()
-        give_back_memory()  # the gradients' memory would add to that of inference
+        give_back_memory()  # gradients would occupy memory during inference
         self.learner.model.eval()
         score = self.learner.validate(progress.step)
         if score is None:
@@ -153,7 +153,7 @@ class Loop(Generic[Batch]):
             self._save(self.learner.best_name)
 
     def _save(self, name: str) -> None:
-        """Write a checkpoint: all of the training's state for `last` and `step-N`, the weights alone for others."""
+        """Write a checkpoint: the whole training state as `last` and `step-N`, only the weights under other names."""
         if name != "failed" and (broken := self.optimizers.broken()):
             raise self._failure(self.progress.step, broken)
         tensors, groups = self.optimizers.state_dict()
@@ -174,7 +174,7 @@ class Loop(Generic[Batch]):
         saved = load_checkpoint(last, self.reporter, others=others) if has_checkpoint(last) or others else None
         if saved is not None:
             self.learner.check_data(saved.state, self.run.path)
-        if saved is None or saved.state.get("first_step", 0) != self.first_step:  # none, or of the fold before
+        if saved is None or saved.state.get("first_step", 0) != self.first_step:  # there is none, or it belongs to the previous fold
             self.run.truncate(self.first_step or -1)
             self.learner.start()
             return
@@ -189,7 +189,7 @@ class Loop(Generic[Batch]):
         self.reporter.line(f"continuing {self.run.path} at step {self.progress.step} of {self.schedule.steps}")
 
     def _failure(self, step: int, what: str, problem: Problem | None = None) -> SmatError:
-        """Return the error to raise where training cannot continue: what, where, what is kept, what to do."""
+        """Return the error to raise if training cannot continue. It says what happened, where, what is kept, and what to do."""
         last = self.run.checkpoints / "last"
         kept = f"the last good checkpoint is kept in {last}" if has_checkpoint(last) else "no checkpoint was written yet"
         return SmatError(f"{self.learner.name} step {step}: {what}; {kept}; {self.learner.advice(problem)}")

@@ -23,7 +23,7 @@ class NonFinite(SmatError):
 
 
 def factor(config: GroupConfig, step: int, steps: int) -> float:
-    """Return the share of the peak learning rate at update `step` (from 0) of `steps`: linear warm-up, then the schedule."""
+    """Return the learning rate at update `step` (from 0) of `steps`, as a fraction of the peak: linear warm-up, then the schedule."""
     warm = round(config.warmup * steps)
     if step < warm:
         return (step + 1) / warm
@@ -57,12 +57,12 @@ class Optimizers:
         self.step_index = step
 
     def rates(self) -> dict[str, float]:
-        """Return the learning rate of the next update per group."""
+        """Return the learning rate of each group in the next update."""
         return {name: config.lr * factor(config, self.step_index, self.steps) for name, config in self.configs.items()}
 
     @torch.no_grad()
     def step(self) -> dict[str, float]:
-        """Clip and update every group; return the gradient norms before clipping.
+        """Clip and update every group. Return the gradient norms before clipping.
 
         Raises NonFinite, before anything is changed, if a norm is NaN or infinite.
         """
@@ -92,7 +92,7 @@ class Optimizers:
         """Describe a parameter that is NaN or infinite; None if all are finite."""
         for name, params in self.groups.items():
             for i, param in enumerate(params):
-                # aminmax propagates NaN, and needs less memory than a mask of the parameter's size.
+                # aminmax propagates NaN and, unlike isfinite, needs no mask of the parameter's size.
                 if param.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(param))).all()):
                     return f"parameter {i} of group {name!r} is not finite"
         return None
@@ -110,10 +110,10 @@ class Optimizers:
         return tensors, {"step": self.step_index, "groups": kinds}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Load the result of `state_dict`; SmatError if it belongs to other groups or parameters."""
+        """Load the result of `state_dict`. Raises SmatError if it belongs to other groups or parameters."""
         _, own = self.state_dict()
         if state.get("groups") != own["groups"]:
-            raise SmatError(f"the checkpoint's optimizer groups {state.get('groups')} are not those of this run {own['groups']}")
+            raise SmatError(f"the checkpoint has the optimizer groups {state.get('groups')}, this run has {own['groups']}")
         fresh: dict[str, dict[Tensor, dict[str, Tensor]]] = {name: {} for name in self.groups}
         for key, value in tensors.items():
             name, index, part = key.rsplit("/", 2)
@@ -138,10 +138,10 @@ def build_optimizers(
     where: str = "train.groups",
     world: World = ALONE,
 ) -> Optimizers:
-    """Build the optimizers of `groups` for `steps` updates, with `configs` and, for groups they lack, `defaults`.
+    """Build the optimizers of `groups` for `steps` updates from `configs`, with `defaults` for groups that are not in `configs`.
 
     Parameters in `no_decay` get no weight decay. The states of large parameters are split over the processes of `world`. Raises UserError
-    for a configured group that does not exist, a group without settings, and an option that its optimizer would ignore.
+    for a configured group that does not exist, for a group without settings, and for an option that its optimizer would ignore.
     """
     names = list(groups)
     for name in configs:

@@ -1,4 +1,4 @@
-"""What every kind of training does before and after its loop: reserve the run, refuse what cannot work, then train in the run directory."""
+"""Steps around the loop that all kinds of training share: reserve the run, check everything, then train in the run directory."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ AnyRecipe = TypeVar("AnyRecipe", bound="RunRecipe")
 
 @dataclass(frozen=True)
 class Setup:
-    """What is known before the run directory exists. `resumed`: the weights come from the run's own checkpoint."""
+    """Facts that are known before the run directory exists. `resumed`: the weights come from the run's own checkpoint."""
 
     reporter: Reporter
     world: World
@@ -38,7 +38,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Session:
-    """An active run: its directory, where to report to, and the processes that take part."""
+    """An active run: its directory, the reporter, and the processes that take part."""
 
     run: RunDir
     reporter: Reporter
@@ -46,21 +46,21 @@ class Session:
     stop: StopRequest
 
     def train(self, learner: Learner[Any], **options: Any) -> TrainingProgress:
-        """Run the loop over `learner`; `options` are further fields of `Loop`."""
+        """Train `learner` with the loop; `options` are further fields of `Loop`."""
         return Loop(learner, self.run, self.reporter, self.stop, self.world, **options).train()
 
     def trial(self, learner: Learner[Any], folder: Path) -> TrainingProgress:
-        """Run the loop for a trial of a search: its checkpoints go into `folder`, and it writes no records."""
+        """Train `learner` as a trial of a search, with checkpoints in `folder` and without records."""
         return Loop(learner, _TrialRun(folder, self.run), self.reporter, self.stop, self.world).train()
 
     def weights(self, name: str) -> tuple[dict[str, Tensor], Path]:
-        """Return the tensors that were saved under `name` (a learner's `best_name`), and the folder they came from."""
+        """Return the tensors that were saved as `name` (e.g. a learner's `best_name`), and the folder that they were read from."""
         saved = load_checkpoint(self.run.checkpoints / name, self.reporter)
         return saved.model, saved.path
 
     @contextmanager
     def testing(self, images: int) -> Iterator[Callable[[int], None]]:
-        """Show the progress of a test: the block calls the yielded function with the number of images done. A signal ends the test."""
+        """Show the progress of a test. The block calls the yielded function with the number of images done; a signal ends the test."""
 
         def done(count: int) -> None:
             self.reporter.update(count)
@@ -75,7 +75,7 @@ class Session:
 
 
 class _TrialRun(WatchedRun):
-    """A view of a run without records, whose checkpoints are in `folder`."""
+    """A view of a run that writes no records and has its checkpoints in `folder`."""
 
     def __init__(self, folder: Path, run: RunDir) -> None:
         super().__init__(run.path, run.recipe, run.info)
@@ -97,10 +97,10 @@ def run_session(
     prepare: Callable[[AnyRecipe, Setup], Prepared],
     distributed: bool = False,
 ) -> RunDir:
-    """Make (or resume) the run of a recipe of type `kind`; a finished run is returned as it is.
+    """Create or resume the run of a recipe of type `kind`, and return it. A finished run is returned unchanged.
 
-    `prepare` builds everything and raises UserError for what cannot work, before the run directory is made. It returns facts for run.json
-    and the function that does the work. Only a `distributed` kind joins the other processes that torchrun started.
+    `prepare` builds everything, and raises UserError for errors in recipe or data, before the run directory is created. It returns facts
+    for run.json and the function that does the work. Only a `distributed` kind joins the other processes that torchrun started.
     """
     recipe = loaded.recipe
     if not isinstance(recipe, kind):

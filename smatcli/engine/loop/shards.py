@@ -1,4 +1,4 @@
-"""Optimizer states split over the processes of a run (train.shard_optimizer), as in ZeRO-1 (Rajbhandari et al. 2020)."""
+"""Optimizer states that are split over the processes of a run (train.shard_optimizer), as in ZeRO-1 (Rajbhandari et al. 2020)."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,7 +11,7 @@ SMALLEST = BUCKET  # elements; the states of smaller parameters are not split
 
 
 class Shards:
-    """This process's shares of the parameters. `held(p)` is what its optimizer updates: a view of p's share, or p itself if it is small."""
+    """This process's shares of the parameters. Its optimizer updates `held(p)`: a view of its share of p, or p itself if p is small."""
 
     def __init__(self, world: World, parameters: Sequence[nn.Parameter]) -> None:
         self.world = world
@@ -22,21 +22,21 @@ class Shards:
                 self._held[parameter] = nn.Parameter(parameter.detach().view(-1)[places.start : places.stop])
 
     def held(self, parameter: nn.Parameter) -> nn.Parameter:
-        """Return what the optimizer of this process updates for `parameter`."""
+        """Return the tensor that the optimizer of this process updates for `parameter`."""
         return self._held.get(parameter, parameter)
 
     def set_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Before an update: copy the (clipped) gradients of the parameters to their shares."""
+        """Copy the (clipped) gradients of the parameters to their shares, before an update."""
         for parameter in parameters:
             if parameter in self._held:
                 self._held[parameter].grad = None if parameter.grad is None else self._share_of(parameter.grad)
 
     def collect(self) -> None:
-        """After an update: exchange the updated shares, so that every process has all parameters."""
+        """Exchange the updated shares after an update, so that every process has all parameters."""
         for parameter, part in self._held.items():
             whole = parameter.detach()
             self.world.collect(whole)
-            whole.view(-1)[:1].add_(0)  # bumps the version counter, which caches compare
+            whole.view(-1)[:1].add_(0)  # increments the version counter, which caches compare
             part.grad = None
 
     def whole(self, parameter: nn.Parameter, state: Tensor) -> Tensor:

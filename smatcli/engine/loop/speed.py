@@ -1,4 +1,4 @@
-"""Options that change how fast a method runs, not what it computes: train.compile, checkpoint_activations, chunk and cache_frozen."""
+"""Options that affect the speed or memory of a method but not its results: train.compile, checkpoint_activations, chunk, cache_frozen."""
 
 from smatcli.config.schema import TrainConfig
 from smatcli.errors import UserError
@@ -10,7 +10,10 @@ from smatcli.runs.reporter import Reporter
 
 
 def speed_up(method: FlatMethod, config: TrainConfig, reporter: Reporter) -> None:
-    """Apply the options to `method`; UserError for one that it does not support. Without a compiler, report it and run uncompiled."""
+    """Apply the options to `method`. Raises UserError for an option that the method does not support.
+
+    Without a compiler, report this and run uncompiled.
+    """
     compile = config.compile
     if compile and (missing := compiler_missing(method.theta_pre.device)):
         reporter.line(f"train.compile: {missing}; running uncompiled")
@@ -23,7 +26,7 @@ def speed_up(method: FlatMethod, config: TrainConfig, reporter: Reporter) -> Non
 
 
 def speed_statistics(method: FlatMethod) -> dict[str, float]:
-    """Return the number of compiled graphs and the hit rate of the feature cache; empty where neither is used."""
+    """Return the number of compiled graphs and the hit rate of the feature cache, as far as these are used."""
     numbers: dict[str, float] = {}
     if (compiled := method.execution.compiled) is not None:
         numbers |= {"compiled_graphs": len(compiled.shapes), "compile_seconds": round(compiled.seconds, 1)}

@@ -1,4 +1,4 @@
-"""`smat prepare`."""
+"""`smat data prepare`: conversion of source images to stores."""
 
 from smatcli.engine.prepare.preparation import prepare
 from smatcli.moved import attribute_error

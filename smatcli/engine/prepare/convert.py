@@ -1,4 +1,4 @@
-"""Conversion of a source to a store: decode in parallel, skip and report unreadable images, split the classes, write; resumable."""
+"""Resumable conversion of a source to a store: decode in parallel, skip and report unreadable images, split the classes, write."""
 
 import io
 import shutil
@@ -30,10 +30,10 @@ from smatcli.runs.signals import Interrupted, StopRequest
 from smatcli.safe.files import atomic_write_text, disk_errors, publish
 from smatcli.version import __version__
 
-NAMED = 20  # unreadable images named one by one; if there are more, a text file lists all of them
+NAMED = 20  # unreadable images that are named one by one; if there are more, a text file lists all of them
 MOST_UNREADABLE = 1_000_000
 EVERY = 64  # images per progress update
-MARK_SECONDS = 10.0  # between journal entries: the most that a killed process loses
+MARK_SECONDS = 10.0  # images between journal entries: the most that a killed process loses
 
 
 @dataclass
@@ -51,9 +51,10 @@ class Conversion:
     unreadable: list[tuple[str, str]] = field(default_factory=list)
 
     def run(self, fingerprint: str, journal: Journal) -> None:
-        """Run the conversion; UserError for too small a class (without `min_images`), a wrong splits file, or (strict) an unreadable image.
+        """Run the conversion.
 
-        Raises Interrupted on SIGINT or SIGTERM and keeps draft and journal for the same call to continue; an error deletes them.
+        Raises UserError for a class that is too small (without `min_images`), an invalid splits file or, if `strict`, an unreadable image.
+        Raises Interrupted on SIGINT or SIGTERM, and keeps draft and journal so that the same call continues. An error deletes them.
         """
         draft = None
         try:
@@ -85,15 +86,15 @@ class Conversion:
                 progress = ConversionProgress.read(journal.entries, self.unreadable)
                 draft = Draft(path, records, Mark(**journal.entries[-1]["mark"]))
                 self.progress = progress
-                self.reporter.line(f"{self.name}: continues at image {self._done():,} of {self.selection.total:,}")
+                self.reporter.line(f"{self.name}: continuing at image {self._done():,} of {self.selection.total:,}")
                 return draft
         if path.exists():
-            self.reporter.line(f"{self.name}: an unfinished attempt that cannot be continued is discarded")
+            self.reporter.line(f"{self.name}: discarding an unfinished attempt that cannot be continued")
         self.unreadable.clear()
         journal.restart(header)
         needed, free = self.selection.total * self.settings.size**2 * 3, shutil.disk_usage(path.parent).free
         if self.settings.encoding == "raw" and needed > free:
-            self.reporter.line(f"{self.name}: will need {needed / 1e9:,.1f} GB, but only {free / 1e9:,.1f} GB are free")
+            self.reporter.line(f"{self.name}: needs about {needed / 1e9:,.1f} GB, but only {free / 1e9:,.1f} GB are free")
         return Draft(path, records)
 
     def _convert(self, draft: Draft, journal: Journal) -> None:
@@ -107,7 +108,7 @@ class Conversion:
                 while len(progress.counts) < index:
                     self._end_class()
                 if isinstance(image, str):
-                    self._note_unreadable(index, position, image)
+                    self._add_unreadable(index, position, image)
                 else:
                     self._add(draft, index, position, image)
                 progress.seen = before + 1
@@ -123,14 +124,14 @@ class Conversion:
             self._end_class()
         self.reporter.update(self.selection.total, unreadable=len(self.unreadable))
         self.reporter.finish()
-        self._say_unreadable()
+        self._report_unreadable()
 
     def _stopped(self, signum: int, done: int) -> Interrupted:
         where = f"{signal.Signals(signum).name} at image {done:,} of {self.selection.total:,}"
         return Interrupted(signum, f"{self.name}: stopped by {where}; progress is kept, the same command continues")
 
     def _decode(self, item: Item) -> np.ndarray | bytes | str:
-        """Return pixels or an encoded image, depending on the store's encoding, or the reason why it cannot be read."""
+        """Return the pixels or the encoded image, depending on the store's encoding, or the reason why the image cannot be read."""
         index, _, position = item
         size, fit = self.settings.size, self.settings.fit
         try:
@@ -141,7 +142,7 @@ class Conversion:
             return str(error)
 
     def _add(self, draft: Draft, index: int, position: int, image: np.ndarray | bytes) -> None:
-        """Write the image, or hold it until its class has enough images."""
+        """Write the image, or hold it back until its class has enough images."""
         progress, c = self.progress, self.selection.classes[index]
         split = SPLITS.index(c.image_splits[position]) if c.image_splits is not None else 0
         progress.held.append((image, split))
@@ -189,7 +190,7 @@ class Conversion:
         if ontology is None:
             return None
         if self.settings.splits is not None:
-            self.reporter.line(f"{self.name}: its ontology is skipped: {self.settings.splits} splits the classes differently")
+            self.reporter.line(f"{self.name}: ontology skipped: {self.settings.splits} splits the classes differently")
             return None
         return ontology.keep([i for i, c in enumerate(self.selection.listed) if c.name in there]).to_json()
 
@@ -202,16 +203,16 @@ class Conversion:
     def _done(self) -> int:
         return self.selection.before(len(self.progress.counts), self.progress.seen)
 
-    def _note_unreadable(self, index: int, position: int, reason: str) -> None:
+    def _add_unreadable(self, index: int, position: int, reason: str) -> None:
         c = self.selection.classes[index]
         image = c.images[position]
         describe: Callable[[Any], str] | None = getattr(self.source, "describe", None)
         name = describe(image) if describe else image if isinstance(image, str) else f"{c.name}, image {position}"
         self.unreadable.append((name, reason))
         if len(self.unreadable) > MOST_UNREADABLE or (self.strict and len(self.unreadable) > NAMED):
-            self._say_unreadable()
+            self._report_unreadable()
 
-    def _say_unreadable(self) -> None:
+    def _report_unreadable(self) -> None:
         bad = self.unreadable
         if not bad:
             return
@@ -238,9 +239,9 @@ QUALITY = 95
 
 
 def encode(source: bytes | np.ndarray, fitted: np.ndarray) -> bytes:
-    """Return the smaller of the original image and its fitted pixels (uint8 [S, S, 3]) as a JPEG of quality 95, 4:4:4.
+    """Return the original image, or its fitted pixels (uint8 [S, S, 3]) as a JPEG of quality 95, 4:4:4, whichever is smaller.
 
-    The original is the file itself, or a PNG of pixels [H, W, 3] (at most as many as fitted ones), so that small drawings are lossless.
+    The original is the file itself, or a PNG of pixels [H, W, 3] (not more than the fitted image has), so that small drawings are lossless.
     """
     choices = [_save(Image.fromarray(fitted), "JPEG", quality=QUALITY, subsampling=0)]
     if isinstance(source, bytes):

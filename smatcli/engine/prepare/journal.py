@@ -1,4 +1,4 @@
-"""Journal of an unfinished store: the progress that the next attempt continues from, and the lock that admits one process at a time."""
+"""Journal of an unfinished store: the progress from which the next attempt continues, and a lock for one process at a time."""
 
 import hashlib
 import json
@@ -13,13 +13,13 @@ from smatcli.safe.text import parse_json
 
 
 def hidden(target: Path, suffix: str) -> Path:
-    """Return the path of a hidden file beside `target`, whose name belongs to `target`."""
+    """Return the path of a hidden file beside `target`, with the name of `target` in its name."""
     name = target.stem if len(target.stem.encode()) < 200 else hashlib.sha256(target.stem.encode()).hexdigest()[:40]
     return target.with_name(f".{name}.{suffix}")
 
 
 class Journal:
-    """Lines of JSON in a hidden file beside `target`, locked while it is open; the system releases the lock of a dead process.
+    """Lines of JSON in a hidden file beside `target`, locked while it is open. The system releases the lock of a dead process.
 
     The first line is the header that `restart` wrote; `entries` are what `add` wrote. An incomplete last line is ignored.
     Raises UserError if another process holds the lock or the folder is not writable. `locked` is False on file systems without locks.
@@ -71,7 +71,7 @@ class Journal:
                     return
             except FileNotFoundError:
                 pass
-            os.close(self._file)  # its owner finished and removed it between opening and locking
+            os.close(self._file)  # its owner finished and removed it after it was opened here and before it was locked
 
     def _owner(self) -> str:
         for line in reversed(os.pread(self._file, 2**20, 0).splitlines()):

@@ -1,4 +1,4 @@
-"""Parallel map that keeps the order and a small window of results in memory; progress of a conversion."""
+"""Parallel map that keeps the order, with few results in memory; progress of a conversion."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -18,10 +18,10 @@ Result = TypeVar("Result")
 def ordered_map(
     work: Callable[[Item], Result], items: Iterable[Item], workers: int, chunk: int = 16, window: int = 3
 ) -> Generator[tuple[Item, Result], None, None]:
-    """Yield (item, work(item)) in the order of `items`, computed by `workers` threads, `window` chunks ahead for each of them.
+    """Yield (item, work(item)) in the order of `items`, computed by `workers` threads, each up to `window` chunks ahead.
 
     Threads suffice because Pillow decodes and resizes without the GIL (measured: 7,000 images of 64 px per second on one core).
-    With one worker, `work` runs in the caller's thread. The first exception of `work` is raised; no item is started after it.
+    With one worker, `work` runs in the caller's thread. The first exception of `work` is raised, and no further item is started.
     """
 
     def run(batch: list[Item]) -> list[tuple[Item, Result]]:
@@ -46,9 +46,9 @@ def ordered_map(
 
 @dataclass
 class ConversionProgress:
-    """`counts`: stored images per finished class (0: dropped); `seen`, `kept`: images of the current class read, written.
+    """Progress: `counts` stored images of each finished class (0: dropped), `seen` and `kept` images of the current one (read, written).
 
-    `held` are images of the current class that were read but not written: the class is dropped unless there are enough of them.
+    `held` are images of the current class that were read but not yet written: the class is dropped unless it has enough images.
     """
 
     counts: list[int]
@@ -56,7 +56,7 @@ class ConversionProgress:
     seen: int = 0
     kept: int = 0
     held: list[tuple[np.ndarray | bytes, int]] = field(default_factory=list)
-    unreadable_before: int = 0  # at the start of the current class
+    unreadable_before: int = 0  # values at the start of the current class
     _written: tuple[int, int] = (0, 0)  # counts and unreadable images that are in the journal
 
     def end_class(self) -> None:
@@ -67,7 +67,7 @@ class ConversionProgress:
         self.unreadable_before = len(self.unreadable)
 
     def entry(self, mark: Mark) -> dict[str, Any]:
-        """Return what changed since the last entry; a class with held images will be restarted."""
+        """Return the changes since the last entry. A class with images held back will be restarted."""
         again = bool(self.held)
         unreadable = self.unreadable_before if again else len(self.unreadable)
         counts_from, unreadable_from = self._written

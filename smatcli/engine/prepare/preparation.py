@@ -22,12 +22,12 @@ from smatcli.errors import SmatError, UserError
 from smatcli.runs.reporter import Reporter, SilentReporter
 from smatcli.runs.signals import Interrupted
 
-_FINGERPRINT = 1  # increase it when the same source and settings give different images
+_FINGERPRINT = 1  # increase it if the same source and settings begin to give different images
 
 
 @dataclass
 class Prepared:
-    """Result for one source: `status` is 'written', 'already prepared' or 'failed' (`error` is the reason)."""
+    """Result of preparing one source: `status` is 'written', 'already prepared' or 'failed' (`error` is the reason)."""
 
     name: str
     path: Path
@@ -35,14 +35,14 @@ class Prepared:
     error: SmatError | None = None
     classes: tuple[int, ...] = (0, 0, 0)  # train, valid, test
     images: int = 0
-    unreadable: list[tuple[str, str]] = field(default_factory=list)  # (image, reason) of this call
-    unreadable_count: int = 0  # as recorded in the store
+    unreadable: list[tuple[str, str]] = field(default_factory=list)  # (image, reason) in this call
+    unreadable_count: int = 0  # number recorded in the store
     bytes: int = 0
     seconds: float = 0.0
 
 
 class PrepareError(SmatError):
-    """One or more sources failed. `results` has an entry per source; the stores of the others were written."""
+    """Raised if one or more sources failed. `results` has an entry per source; the stores of the other sources were written."""
 
     def __init__(self, results: list[Prepared]):
         failed = [(r.name, r.error) for r in results if r.error is not None]
@@ -55,7 +55,7 @@ class PrepareError(SmatError):
 
 @dataclass(frozen=True)
 class PrepareJob:
-    """A store to prepare: its name and recorded origin (None: the source's), a function that opens the source, a label for messages."""
+    """A store to prepare: name and origin (None: those of the source), a function that opens the source, and a label for messages."""
 
     name: str | None
     origin: str | None
@@ -87,7 +87,7 @@ def prepare(
 ) -> list[Prepared]:
     """Write `<out>/<name>.h5` for each source; the Python form of `smat data prepare KIND`.
 
-    A store that was prepared from the same files with the same settings is kept; a different one is an error without `replace`.
+    A store that was prepared from the same files with the same settings is kept. A different one is an error unless `replace` is set.
     An interrupted preparation (SIGKILL included) is continued. With `strict`, an unreadable image is an error; by default the source
     decides, because records of an official conversion should be complete. `options` are those of `SettingsOptions`.
     Raises UserError before anything is read, Interrupted on SIGINT and SIGTERM, PrepareError after all sources were tried.
@@ -116,7 +116,7 @@ def prepare(
 
 
 def folder_jobs(sources: Sequence[str | Path], depth: int = 1) -> list[PrepareJob]:
-    """Return jobs for directories or ZIPs of class folders; UserError if one does not exist."""
+    """Return jobs for directories or ZIPs of class folders. Raises UserError if one does not exist."""
     if depth < 1:
         raise UserError(f"depth {depth}: give 1 or more")
     jobs = []
@@ -135,7 +135,10 @@ def usable_cores() -> int:
 
 
 def _named(jobs: Sequence[PrepareJob], name: str | None) -> list[PrepareJob]:
-    """Return the jobs with the requested name; UserError for invalid names, as far as they can be checked before the source is open."""
+    """Return the jobs with the requested name.
+
+    Raises UserError for invalid names, as far as they can be checked before the sources are opened.
+    """
     if not jobs:
         raise UserError("give at least one source")
     if name is not None and len(jobs) > 1:
@@ -166,13 +169,13 @@ def _prepare(job: PrepareJob, result: Prepared, earlier: Sequence[Prepared], run
         _check_name(result.name, job.label)
         result.path = result.path / f"{result.name}.h5"
         if any(other.path == result.path for other in earlier):
-            raise UserError(f"{job.label}: another source already became the store {result.name!r}; prepare one with --name")
+            raise UserError(f"{job.label}: the store {result.name!r} was already written from another source; prepare one with --name")
         fingerprint = _fingerprint(source, settings, result.name)
         if _already_prepared(result, fingerprint, strict, run):
-            _tidy(result.path)
+            _remove_stale_journal(result.path)
             return
         journal = Journal(result.path)
-        try:  # the process that held the lock may have finished the store meanwhile
+        try:  # the process that had the lock may have finished the store meanwhile
             finished = _already_prepared(result, fingerprint, strict, run)
         except BaseException:
             journal.close(remove=True)
@@ -193,15 +196,15 @@ def _prepare(job: PrepareJob, result: Prepared, earlier: Sequence[Prepared], run
     result.status = "written"
 
 
-def _tidy(store: Path) -> None:
-    """Remove the journal of a process that was killed right after it published the store; keep a journal that is in use."""
+def _remove_stale_journal(store: Path) -> None:
+    """Remove the journal of a process that was killed just after it had published the store. A journal in use is kept."""
     if hidden(store, "journal").exists():
         with suppress(SmatError):
             Journal(store).close(remove=True)
 
 
 def _already_prepared(result: Prepared, fingerprint: str, strict: bool, run: _PrepareOptions) -> bool:
-    """Return whether the store exists, prepared from the same files and settings; UserError if it differs."""
+    """Return whether the store already exists. Raises UserError if it was prepared from other files or settings."""
     if not result.path.exists() or run.replace:
         return False
     _keep(result, fingerprint, strict)
@@ -210,7 +213,7 @@ def _already_prepared(result: Prepared, fingerprint: str, strict: bool, run: _Pr
 
 
 def _fingerprint(source: ImageSource, settings: Settings, name: str) -> str:
-    """Return the SHA-256 of the source's file list and the relevant settings: it changes whenever the store could."""
+    """Return the SHA-256 of the source's file list and the relevant settings. It changes whenever the store could."""
     chosen = settings.facts()
     if settings.splits is not None:
         chosen.update(splits=splits.read_splits(settings.splits, name), split=None, seed=None)

@@ -1,4 +1,4 @@
-"""Selection of classes and images of a source for a store, and their splits; no image is read."""
+"""Selection of the classes and images of a source for a store, and their splits. No image is read."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -12,15 +12,17 @@ from smatcli.engine.prepare.settings import Settings
 from smatcli.errors import UserError
 from smatcli.runs.reporter import Reporter
 
-Item = tuple[int, int, int]  # class, how many images of it come before, position in its images
+Item = tuple[int, int, int]  # class, number of its images before this one, position among its images
 
 
 class Selection:
-    """`classes` are those of `listed` with enough files, `total` the images of them that are taken, `by_image` whether these are split;
-    `dropped` are classes that the source skips.
+    """The classes and images of a source that are stored.
 
-    Raises UserError for a class that is too small (without `min_images`) or given twice, a wrong splits file, a split that the source and
-    the user both give.
+    `classes` are those of `listed` with enough files, `total` is the number of their selected images, `by_image` whether images rather than
+    classes are split; `dropped` are classes that the source skips.
+
+    Raises UserError for a class that is too small (without `min_images`) or given twice, for an invalid splits file, and for a split if
+    the source has its own.
     """
 
     def __init__(
@@ -33,7 +35,10 @@ class Selection:
         self.total = sum(map(self.count, self.classes))
 
     def items(self, first: int = 0, seen: int = 0) -> Iterator[Item]:
-        """From image `seen` of class `first` on. The keys of the images are not looked up: there may be millions."""
+        """Yield the selected images, starting at image `seen` of class `first`.
+
+        The keys of the images, maybe millions, are not looked up.
+        """
         for index, c in enumerate(self.classes[first:], first):
             positions = self._positions(c)
             for before in range(seen, len(positions)):
@@ -41,7 +46,7 @@ class Selection:
             seen = 0
 
     def before(self, first: int, seen: int) -> int:
-        """Images before image `seen` of class `first`."""
+        """Return the number of selected images before image `seen` of class `first`."""
         return sum(map(self.count, self.classes[:first])) + seen
 
     def count(self, c: SourceClass) -> int:
@@ -49,13 +54,13 @@ class Selection:
         return min(len(c.images), self.settings.max_per_class or len(c.images))
 
     def _positions(self, c: SourceClass) -> Sequence[int] | np.ndarray:
-        """Return the positions of the selected images, ascending: all, or `max_per_class` at random."""
+        """Return the positions of the selected images in ascending order: all images, or `max_per_class` random ones."""
         if self.count(c) == len(c.images):
             return range(len(c.images))
         return np.sort(_chance_order(len(c.images), f"images/{self.settings.seed}/{self.name}/{c.name}")[: self.count(c)])
 
     def _large_enough(self) -> list[SourceClass]:
-        """Return the classes with enough files; how many are readable is known only later."""
+        """Return the classes with enough files. Only later is it known how many of these can be read."""
         kept = []
         for c in self.listed:
             if len(c.images) < self.settings.fewest:
@@ -85,13 +90,13 @@ class Selection:
         self.reporter.line(f"{self.name}: class {c.name!r} dropped: {have}{of}, fewer than {self.settings.min_images}")
 
     def _class_codes(self) -> dict[str, int] | None:
-        """Split code of each class of the source, or None where chance decides; whatever was asked and cannot be is refused at once."""
+        """Return the split code of each class of the source, or None if the split is random. Raises UserError for impossible splits."""
         names, own = [c.name for c in self.listed], [c.split for c in self.listed]
         listed, asked = self.settings.splits, self.settings.split_asked
         if self.by_image or any(own):
             kind = "every image" if self.by_image else "every class"
             if asked or (listed is not None and self.by_image):
-                raise UserError(f"{self.name}: its files say themselves which split {kind} belongs to; leave --split and --splits out")
+                raise UserError(f"{self.name}: its files define the split of {kind}; remove --split and --splits")
         if self.by_image:
             for c in self.listed:
                 if c.image_splits is None or len(c.image_splits) != len(c.images):
@@ -103,11 +108,11 @@ class Selection:
         if not any(own):
             return None
         if None in own:
-            raise UserError(f"{self.name}: the source says no split for class {names[own.index(None)]!r}, but does for others")
+            raise UserError(f"{self.name}: the source has no split for class {names[own.index(None)]!r}, but has one for other classes")
         return {name: SPLITS.index(split) for name, split in zip(names, own, strict=True) if split is not None}
 
     def split(self, names: list[str]) -> list[int]:
-        """Split codes of the classes that are kept."""
+        """Return the split codes of the classes `names`, which are those that are kept."""
         if self._codes is not None:
             return [self._codes[name] for name in names]
         shares = splits.parse_shares(self.settings.split)
@@ -117,6 +122,6 @@ class Selection:
 
 
 def _chance_order(count: int, key: str) -> np.ndarray:
-    """A permutation that depends on the key alone (raw Philox numbers: stable between numpy versions)."""
+    """Return a permutation that depends only on `key` (from raw Philox numbers, which are the same in all numpy versions)."""
     number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")
     return np.argsort(np.random.Philox(key=number).random_raw(count), kind="stable")

@@ -1,4 +1,4 @@
-"""Settings that determine the content of a store, besides the source."""
+"""Settings that, with the source, determine the content of a store."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,7 +61,7 @@ class Settings:
     def from_options(
         cls, split: str | None = None, splits_file: str | Path | None = None, seed: int | None = None, **options: Unpack[_ImageOptions]
     ) -> "Settings":
-        """Build the settings from the options of `prepare`. Raises UserError for a splits file together with a split."""
+        """Build the settings from the options of `prepare`. Raises UserError if both a splits file and a split are given."""
         if splits_file and (split is not None or (seed is not None and options.get("max_per_class") is None)):
             raise UserError(f"the splits file {splits_file} assigns the classes to splits; remove --split and --seed")
         return cls(
@@ -78,7 +78,10 @@ class Settings:
         return self.min_images or 2
 
     def facts(self) -> dict[str, Any]:
-        """Return what the fingerprint covers. Options that were added later are omitted at their default, so that old stores stay valid."""
+        """Return the settings that the fingerprint covers.
+
+        Those added later are omitted at their defaults, so that old stores stay valid.
+        """
         chosen = {**asdict(self), "depth": 1}
         del chosen["split_asked"]
         for key, default in (("encoding", "raw"), ("max_per_class", None)):

@@ -1,4 +1,4 @@
-"""`smat pretrain`."""
+"""`smat pretrain`: supervised pre-training of a backbone."""
 
 from smatcli.engine.pretrain.pretraining import pretrain
 from smatcli.moved import attribute_error

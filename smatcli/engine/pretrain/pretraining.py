@@ -28,14 +28,15 @@ if TYPE_CHECKING:
 
 LOG_EVERY = 50  # steps per training record
 VALID_BATCH = 256
-Batch = tuple[Tensor, Tensor]  # images uint8 [B, H, W, 3], labels int64 [B]
+Batch = tuple[Tensor, Tensor]  # images uint8 [B, H, W, 3] and labels int64 [B]
 
 
 def pretrain(loaded: "Loaded", reporter: Reporter, resume: bool = False) -> RunDir:
-    """Train a backbone as the recipe says; the run directory gets backbone.safetensors and backbone.json.
+    """Train a backbone as specified by the recipe, and write backbone.safetensors and backbone.json into the run directory.
 
-    Every random number is derived from (seed, step), so a resumed run continues exactly. Raises UserError for what cannot work, before the
-    run directory is made; SmatError after pretrain.spike.in_a_row skipped steps in a row; Interrupted on SIGINT, SIGTERM and SIGUSR1.
+    All random numbers are derived from (seed, step), so a resumed run gives the same result. Raises UserError for errors in recipe or data
+    before the run directory is created, SmatError after pretrain.spike.in_a_row skipped steps in a row, Interrupted on SIGINT, SIGTERM and
+    SIGUSR1.
     """
     return run_session(loaded, PretrainRecipe, reporter, resume, _prepare, distributed=True)
 
@@ -55,10 +56,10 @@ def _prepare(recipe: PretrainRecipe, setup: Setup) -> Prepared:
 
 
 class PretrainLearner(Learner[Batch]):
-    """Images of the recipe's stores, cross-entropy of a cosine classifier, top-1 accuracy of held-out images."""
+    """Learner of a cosine classifier with cross-entropy on the images of the recipe's stores; the score is held-out top-1 accuracy."""
 
     name, unit = "pre-training", "images"
-    folder: Path  # where the backbone is written
+    folder: Path  # folder for the backbone
 
     def __init__(self, recipe: PretrainRecipe, world: World) -> None:
         self.recipe, self.world, settings = recipe, world, recipe.pretrain
@@ -85,7 +86,7 @@ class PretrainLearner(Learner[Batch]):
         self.optimizers = build_optimizers(groups, {"optimizer": settings.optimizer}, steps, no_decay=no_decay, where="pretrain")
 
     def description(self) -> list[str]:
-        """Return what to print before training: precision, model and data."""
+        """Return the lines to print before training: precision, model and data."""
         parameters = sum(p.numel() for p in self.classifier.backbone.parameters())
         lines = [
             str(self.precision),
@@ -98,7 +99,7 @@ class PretrainLearner(Learner[Batch]):
         return lines
 
     def noise(self, step: int) -> int:
-        """Seed augmentation, drop-path and dropout."""
+        """Return the seed of augmentation, drop-path and dropout."""
         return counted_key("pretrain", self.recipe.seed, step) % 2**63
 
     def batches(self, step: int) -> Generator[Batch, None, None]:
@@ -109,9 +110,9 @@ class PretrainLearner(Learner[Batch]):
             step = (epoch + 1) * len(self.train)
 
     def backward(self, batch: Batch, step: int) -> dict[str, float] | Problem:
-        """Cross-entropy of the augmented batch; training accuracy (for mixed images, of the class with the larger share)."""
+        """Compute the cross-entropy of the augmented batch, and the accuracy (with mixup, of the class with the larger share)."""
         inputs, targets = augmented(batch, self.recipe, len(self.split.names), torch.Generator().manual_seed(self.noise(step)))
-        # Every process draws, augments and mixes the whole batch, as a single process would, and learns from its share of it.
+        # Every process draws, augments and mixes the whole batch, as a single process would, and trains on its share.
         share, total = self.world.share(len(inputs)), len(inputs)
         inputs, targets = inputs[share.start : share.stop], targets[share.start : share.stop]
         with self.precision.autocast():
@@ -143,11 +144,11 @@ class PretrainLearner(Learner[Batch]):
         return Score(top1, {"mean": top1, "loss": loss}, line)
 
     def position(self, step: int) -> dict[str, Any]:
-        """Return the epochs done."""
+        """Return the number of epochs done."""
         return {"epoch": step / len(self.train)}
 
     def train_record(self, means: dict[str, float], norms: dict[str, float], rates: dict[str, float]) -> dict[str, Any]:
-        """Return the means and the learning rate."""
+        """Return the means over steps, and the learning rate."""
         return {**means, "lr": rates["optimizer"]}
 
     def shown(self, numbers: dict[str, float], progress: TrainingProgress) -> dict[str, float | int]:

@@ -17,7 +17,7 @@ NO_DECAY = ("pos_embed", "cls_token", "reg_token", "dist_token", "rel_pos", "rel
 
 
 class CosineClassifier(nn.Module):
-    """logits [B, C] = scale * cosine(backbone(images), class weight)."""
+    """Cosine classifier: logits [B, C] = scale * cosine(backbone(images), class weights)."""
 
     def __init__(self, backbone: nn.Module, classes: int, scale: float) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class CosineClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class ImageSplit:
-    """Rows and labels per store, for training and held out; `names` [C] are 'dataset/class'."""
+    """Rows and labels of each store, for training and held out; `names` [C] are 'dataset/class'."""
 
     stores: list[Store]
     names: list[str]
@@ -45,7 +45,7 @@ class ImageSplit:
     train_labels: list[np.ndarray]
     held_rows: list[np.ndarray]
     held_labels: list[np.ndarray]
-    single: int  # classes with one image, which is not held out
+    single: int  # number of classes with one image, which is used for training
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -54,7 +54,7 @@ class ImageSplit:
 
 
 def split_images(data: PretrainData, seed: int) -> ImageSplit:
-    """Split the images by `seed`: the share `holdout` of each class (at least one image, if it has two) is held out."""
+    """Split the images by `seed`: hold out the fraction `holdout` of each class, at least one image if it has two."""
     stores = open_stores(data.root, data.datasets)
     split = ImageSplit(list(stores.values()), [], [], [], [], [], 0)
     single = 0

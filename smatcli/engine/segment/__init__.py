@@ -1,4 +1,4 @@
-"""`smat segment`."""
+"""`smat segment`: tuning for segmentation."""
 
 from smatcli.engine.segment.segmenting import segment
 from smatcli.moved import attribute_error

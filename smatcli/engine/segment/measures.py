@@ -28,7 +28,7 @@ def sizes_of(scales: Sequence[float], size: int, patch: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Tested:
-    """A net, the images it is measured on, and how it runs."""
+    """A net to test, the test images, and its device and precision."""
 
     net: SegmentNet
     images: SegmentSet
@@ -49,7 +49,7 @@ class Tested:
 
 
 def confusions(tested: Tested, rows: np.ndarray, recipe: SegmentRecipe, progress: Callable[[int], None] | None = None) -> dict[str, Tensor]:
-    """Return confusion matrices [C, C] over the rows: `single` scale and, if the recipe gives scales, `multi`.
+    """Return confusion matrices [C, C] over the rows: `single` scale and, if the recipe sets scales, `multi`.
 
     `progress` is called with the number of images done.
     """

@@ -17,13 +17,13 @@ from smatcli.segmentation.metrics import measures
 
 
 def write_fold(run: Path, fold: int, matrices: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write the confusion matrices (`single`, `multi`) of a fold, which marks it as finished."""
+    """Write the confusion matrices (`single`, `multi`) of a fold. A fold with this file is finished."""
     body = {"format": FORMAT, "fold": fold, **facts, "confusion": {name: matrix.tolist() for name, matrix in matrices.items()}}
     atomic_write_text(fold_file(run, fold), json.dumps(body))
 
 
 def read_fold(run: Path, fold: int) -> dict[str, Any]:
-    """Return the results of a finished fold; UserError if the file is damaged."""
+    """Return the results of a finished fold. Raises UserError if the file is damaged."""
     path = fold_file(run, fold)
     try:
         facts, matrices = read_fold_file(path)
@@ -33,7 +33,7 @@ def read_fold(run: Path, fold: int) -> dict[str, Any]:
 
 
 def write_summary(run: Path, folds: list[dict[str, Any]], reporter: Reporter) -> None:
-    """Write summary.csv (a row per fold and scale, then mean and standard deviation over folds) and report the means, a line per scale."""
+    """Write summary.csv (a row per fold and scale, then mean and standard deviation over folds), and print the means of each scale."""
     classes = len(folds[0]["confusion"]["single"])
     lines: list[list[Any]] = [["fold", "scales", *MEASURES, *(f"iou_{c}" for c in range(classes))]]
     for name in folds[0]["confusion"]:

@@ -45,18 +45,18 @@ Batch = tuple[Tensor, Tensor]  # images uint8 [B, S, S, 3], masks uint8 [B, S, S
 
 
 def segment(loaded: "Loaded", reporter: Reporter, resume: bool = False) -> RunDir:
-    """Train and test as the recipe says; the run directory gets checkpoints, and the measures of every fold in `segment/`.
+    """Train and test as specified by the recipe; write checkpoints, and the measures of every fold into `segment/` of the run directory.
 
-    Every random number is derived from (seed, fold, step), so a resumed run continues exactly. Raises UserError for what cannot work
-    (files, masks, backbones, groups), before the run directory is made; SmatError after segment.spike.in_a_row skipped steps in a row;
-    Interrupted on SIGINT, SIGTERM and SIGUSR1.
+    All random numbers are derived from (seed, fold, step), so a resumed run gives the same result. Raises UserError for errors in recipe
+    or data before the run directory is created, SmatError after segment.spike.in_a_row skipped steps in a row, Interrupted on SIGINT,
+    SIGTERM and SIGUSR1.
     """
     return run_session(loaded, SegmentRecipe, reporter, resume, _prepare)
 
 
 def _prepare(recipe: SegmentRecipe, setup: Setup) -> Prepared:
     device = choose_device(recipe.device)
-    first = make_net(recipe, 0, pretrained=not setup.resumed)  # before the images are read, so that a wrong backbone is refused at once
+    first = make_net(recipe, 0, pretrained=not setup.resumed)  # before reading images: a wrong backbone fails at once
     make_optimizers(recipe, first, 1)
     images = SegmentSet(recipe.data, recipe.backbone.image_size, recipe.seed, setup.reporter)
     parts = splits(images, recipe.segment.folds, recipe.seed)
@@ -115,7 +115,7 @@ def _fold(learner: "SegmentLearner", session: Session) -> None:
 
 
 class SegmentLearner(Learner[Batch]):
-    """A net on one split: pixel-wise cross-entropy, mean intersection over union of the validation images."""
+    """Learner of a net on one split: pixel-wise cross-entropy; the score is the mean intersection over union of the validation images."""
 
     name, data_kind = "segmentation", "the images or masks in"
     pretrained = True  # whether the net was built with its initial weights
@@ -131,7 +131,7 @@ class SegmentLearner(Learner[Batch]):
         self.best_name = f"fold{fold}" if settings.folds else "best"
 
     def noise(self, step: int) -> int:
-        """Seed augmentation and dropout."""
+        """Return the seed of augmentation and dropout."""
         return counted_key("segment-noise", self.recipe.seed, self.fold, step) % 2**63
 
     def batches(self, step: int) -> Generator[Batch, None, None]:
@@ -146,7 +146,7 @@ class SegmentLearner(Learner[Batch]):
             step = (epoch + 1) * self.per_epoch
 
     def backward(self, batch: Batch, step: int) -> dict[str, float] | Problem:
-        """Cross-entropy over the pixels that are not ignored."""
+        """Compute the cross-entropy over the pixels that are not ignored."""
         settings = self.recipe.segment
         pixels, classes = augmented(*batch, settings.flip, settings.zoom, torch.Generator().manual_seed(self.noise(step)))
         with self.tested.precision.autocast():
@@ -175,7 +175,7 @@ class SegmentLearner(Learner[Batch]):
         return Score(miou, {"mean": miou, "pixel_accuracy": result.accuracy}, line)
 
     def start(self) -> None:
-        """Load the initial weights, if the net was built without them."""
+        """Load the initial weights if the net was built without them."""
         if not self.pretrained:
             self.model.load_state_dict(make_net(self.recipe, self.fold).state_dict())
 

@@ -1,4 +1,4 @@
-"""`smat train`."""
+"""`smat train`: meta-training."""
 
 from smatcli.engine.train.trainer import MetaLearner, train
 from smatcli.moved import attribute_error

@@ -1,4 +1,4 @@
-"""`smat train --debug-episode DATASET:INDEX`: the loss of a training episode in parts, from a checkpoint of the run."""
+"""`smat train --debug-episode DATASET:INDEX`: the terms of a training episode's loss, from a checkpoint of the run."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,11 +35,11 @@ class DebugEpisode:
 
 
 def debug_episode(loaded: Loaded, dataset: str, index: int, reporter: Reporter) -> DebugEpisode:
-    """Recompute the training loss of episode `index`, with its noise and augmentation; nothing is written.
+    """Recompute the training loss of episode `index`, with its noise and augmentation, without writing anything.
 
-    The weights come from `checkpoints/failed` (left by a run that stopped because of its loss), or else from the last checkpoint. If the
-    run trained on the episode from that checkpoint, the numbers equal its own bit for bit. Raises UserError if the run has no checkpoint,
-    or if the episode is not from `dataset`.
+    The weights come from `checkpoints/failed` (which exists if the run stopped because of its loss), else from the last checkpoint. If
+    these were the run's weights when it trained on the episode, the numbers are the run's own, bit for bit. Raises UserError if the run
+    has no checkpoint, or if the episode is not from `dataset`.
     """
     recipe = loaded.recipe
     if not isinstance(recipe, TrainRecipe):

@@ -1,4 +1,4 @@
-"""`smat train --memory-report`: predict the peak memory of a training step from two or three small ones."""
+"""`smat train --memory-report`: predict the peak memory of a training step from two or three smaller steps."""
 
 import resource
 import sys
@@ -25,11 +25,11 @@ from smatcli.runs.reporter import SilentReporter
 from smatcli.seams import Episode, Support
 
 MIB = 2**20
-HOLES = 1.2  # resident over live bytes of a step on a CPU: heap fragmentation, 10 to 25 % (benchmarks/memory.py)
+HOLES = 1.2  # resident / live bytes of a step on a CPU; the excess is heap fragmentation, 10 to 25 % (benchmarks/memory.py)
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the CPU tensor storages allocated inside the block and still alive (`live`), and their maximum since `mark` (`peak`)."""
+    """Counts bytes of CPU tensor storages allocated in the context: those still alive (`live`), and their maximum since `mark` (`peak`)."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -51,9 +51,9 @@ class LiveBytes(TorchDispatchMode):
         self._known.add(key)
         self.live += size
         self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._gone, key, size)
+        weakref.finalize(storage, self._freed, key, size)
 
-    def _gone(self, key: int, size: int) -> None:
+    def _freed(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.live -= size
 
@@ -83,7 +83,7 @@ class PeakRecorder(Recorder):
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Predicted bytes: `before` the first step (of the process on a CPU, the allocator on a GPU), and the peak of each phase above that."""
+    """Predicted bytes: `before` the first step (in the process, or in a GPU's allocator), and the additional peak of each phase."""
 
     before: int
     phases: dict[str, int]
@@ -121,8 +121,8 @@ def largest(episode: EpisodeConfig) -> tuple[int, int, int]:
 def predict_memory(recipe: TrainRecipe) -> MemoryReport:
     """Predict the peak memory of the recipe's largest training step.
 
-    Runs two steps of a smaller episode at each of two sizes (three with train.chunk) and extrapolates the peak of each phase linearly in
-    the number of images (and the chunk size). Steps are not compiled: a compiled step needs less.
+    Runs two steps with a smaller episode at each of two sizes (three with train.chunk), and extrapolates the peak of each phase linearly
+    in the number of images (and the chunk size). The steps are not compiled; compiled steps need less memory.
     """
     train = recipe.train.model_copy(update={"compile": False})
     method = prepare_method(recipe, "none")
@@ -140,17 +140,19 @@ def predict_memory(recipe: TrainRecipe) -> MemoryReport:
     ):
         method.execution.chunk = part
         cut = min(max(1, round(share * images)), images - 1)
-        peaks = _measured(method, optimizers, recipe, (min(ways, cut), cut, images - cut))
+        peaks = _measure_peaks(method, optimizers, recipe, (min(ways, cut), cut, images - cut))
         points.append((images, part or images, peaks))
     if method.theta_pre.device.type == "cpu":
-        # What the first steps load (libraries, kernels) stays in memory; what they freed is released first.
+        # Libraries and kernels that the first steps load stay in memory; memory that they freed is released first.
         give_back_memory()
         before = max(before, _used(method.theta_pre.device) - _state_bytes(optimizers))
     wanted = (total, chunk or total)
-    phases = {name: _continued([(n, c, peaks.get(name, 0)) for n, c, peaks in points], wanted, chunk is not None) for name in points[0][2]}
+    phases = {
+        name: _extrapolate([(n, c, peaks.get(name, 0)) for n, c, peaks in points], wanted, chunk is not None) for name in points[0][2]
+    }
     # Cosine similarities need a few [Q, C, D] tensors, which grow faster than the number of images.
     extra = 4 * 4 * query * ways * int(method.backbone.num_features)  # type: ignore[arg-type]
-    # The images of a meta-batch; on a GPU also those of the next episode, in main memory the prefetched bytes.
+    # The images of a meta-batch; also, on a GPU those of the next episode, and in main memory the prefetched bytes.
     waiting = 4 if method.theta_pre.device.type == "cuda" else 5
     pixels = 3 * recipe.backbone.image_size**2 * total * (4 * train.meta_batch + waiting)
     busy = {name: size + pixels + (extra if name in ("student", "teacher", "backward") else 0) for name, size in phases.items()}
@@ -160,15 +162,15 @@ def predict_memory(recipe: TrainRecipe) -> MemoryReport:
 
 
 def _probe_images(method: FlatMethod, recipe: TrainRecipe) -> int:
-    """Return how many images (at least 16) have activations about as large as the parameters, which would hide smaller ones."""
+    """Return how many images (at least 16) have activations about as large as the parameters: fewer would not show in the peak."""
     tokens = (recipe.backbone.image_size // 16) ** 2 + 1
     depth = len(getattr(method.backbone, "blocks", [])) or 12
     image = 4 * 20 * tokens * depth * int(method.backbone.num_features)  # type: ignore[arg-type]
     return int(min(64, max(16, 4 * 4 * method.space.size // image)))
 
 
-def _continued(points: list[tuple[int, int, int]], wanted: tuple[int, int], chunked: bool) -> int:
-    """Extrapolate the peaks at (images, chunk) linearly to `wanted`; never below a measured one."""
+def _extrapolate(points: list[tuple[int, int, int]], wanted: tuple[int, int], chunked: bool) -> int:
+    """Extrapolate the peaks at (images, chunk) linearly to `wanted`, never below a measured peak."""
     (n0, _, first), (n1, c1, second) = points[0], points[1]
     slope = max(0.0, (second - first) / (n1 - n0)) if n1 > n0 else 0.0
     peak = second + slope * (wanted[0] - n1)
@@ -178,8 +180,8 @@ def _continued(points: list[tuple[int, int, int]], wanted: tuple[int, int], chun
     return max(first, round(peak))
 
 
-def _measured(method: FlatMethod, optimizers: Optimizers, recipe: TrainRecipe, sizes: tuple[int, int, int]) -> dict[str, int]:
-    """Return the peak of each phase in the second of two steps, with the optimizer states (created by the first) but without the images."""
+def _measure_peaks(method: FlatMethod, optimizers: Optimizers, recipe: TrainRecipe, sizes: tuple[int, int, int]) -> dict[str, int]:
+    """Return the peak of each phase in the second of two steps: with optimizer states, which the first step creates, without images."""
     device = method.theta_pre.device
     batch = [_random_episode(*sizes, recipe.backbone.image_size, device, k) for k in range(recipe.train.meta_batch)]
     recorder, held = PeakRecorder(device), 0
@@ -224,7 +226,7 @@ def _state_bytes(optimizers: Optimizers) -> int:
 
 
 def _used(device: torch.device) -> int:
-    """Return the bytes in use now: resident memory of the process, or allocated memory of a GPU."""
+    """Return the bytes in use: resident memory of the process, or allocated memory of a GPU."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     pages = Path("/proc/self/statm")

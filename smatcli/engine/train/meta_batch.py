@@ -1,4 +1,4 @@
-"""Gradients of a meta-batch whose tasks are shared among the processes: equal to those of a single process."""
+"""Gradients of a meta-batch whose tasks are shared among processes. They equal those of a single process."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ DONE, BAD, NOT_DONE = 0.0, 1.0, 2.0
 
 
 def noise_of(seed: int, index: int) -> int:
-    """Return the seed of everything random in the training loss of episode `index`."""
+    """Return the seed of all random numbers in the training loss of episode `index`."""
     return counted_key("noise", seed, index) % 2**63
 
 
 @dataclass(frozen=True)
 class MetaBatches:
-    """The meta-batches of a training: step k has the episodes k * tasks ... (k + 1) * tasks - 1.
+    """The meta-batches of a training: step k uses the episodes k * tasks ... (k + 1) * tasks - 1.
 
-    `named(index)` is an episode without its images, for messages about episodes of other processes.
+    `named(index)` returns an episode without its images, for messages about episodes of other processes.
     """
 
     method: FlatMethod
@@ -43,7 +43,7 @@ class MetaBatches:
 
     @property
     def share(self) -> range:
-        """Positions in a meta-batch of the tasks of this process."""
+        """Positions of this process's tasks in a meta-batch."""
         return self.world.share(self.tasks)
 
     def indices(self, steps: range) -> list[int]:
@@ -51,13 +51,13 @@ class MetaBatches:
         return [step * self.tasks + k for step in steps for k in self.share]
 
     def episodes(self, batch: Sequence[Episode], step: int) -> Sequence[Episode]:
-        """Return the whole meta-batch of a step; `batch` is this process's share of it."""
+        """Return all episodes of a step; `batch` is this process's share of them."""
         return batch if len(batch) == self.tasks else [self.named(step * self.tasks + k) for k in range(self.tasks)]
 
     def backward(self, batch: Sequence[Episode], step: int) -> dict[str, float] | Problem:
         """Compute this process's share of the gradients of the mean loss over the tasks of a step.
 
-        Returns the means of the numbers that the tasks report, or the first task whose loss is not finite; the same in every process.
+        Returns the means of the numbers that the tasks report, or the first task whose loss is not finite. All processes return the same.
         """
         first, share = step * self.tasks, self.share
         device = self.method.theta_pre.device

@@ -1,4 +1,4 @@
-"""`smat train --profile`: time per phase of some updates as a table, and a trace for chrome://tracing or Perfetto."""
+"""`smat train --profile`: a table of the time per phase over some updates, and a trace for chrome://tracing or Perfetto."""
 
 import csv
 import os
@@ -16,7 +16,7 @@ WARMUP, UPDATES, TRACED = 1, 5, 1
 
 
 class StepProfile:
-    """Measures updates `WARMUP` + 1 to `WARMUP` + `updates`; call `after_update` after each update, and `close` at the end.
+    """Measures updates `WARMUP` + 1 to `WARMUP` + `updates`. Call `after_update` after each update, and `close` at the end.
 
     Writes `phases.csv` (wall and CPU seconds per update, share of the wall time) and `trace.json` (of one further update, because tracing
     is slow) into `folder`. Time outside the phases (logging, bookkeeping) is in the row `other`.
@@ -30,7 +30,7 @@ class StepProfile:
         self._done = 0
 
     def after_update(self) -> None:
-        """Count an update; start or end a measurement if it is due."""
+        """Count an update, and start or end a measurement if it is due."""
         self._done += 1
         if self._done == WARMUP:
             self._begin(recording(self.recorder))
@@ -47,7 +47,7 @@ class StepProfile:
             self._end()
 
     def close(self) -> None:
-        """Write what was measured so far, if training ended early."""
+        """Write the measurements so far, if training ended early."""
         if WARMUP <= self._done < WARMUP + self.updates + TRACED:
             self._end()
         if self._done <= WARMUP:

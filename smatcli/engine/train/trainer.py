@@ -33,14 +33,14 @@ SHOWN = ("loss", "accuracy", "sparsity", "multiplier")
 
 
 def train(loaded: Loaded, reporter: Reporter, resume: bool = False, profile: bool = False) -> RunDir:
-    """Meta-train as the recipe says and return the run directory. `profile` measures some updates by phase (RUN/profile).
+    """Meta-train as specified by the recipe, and return the run directory. `profile` measures some updates by phase (RUN/profile).
 
-    Raises UserError for what cannot work, before the run directory is made; SmatError after train.spike.in_a_row skipped updates in a row
-    (naming the episodes; earlier checkpoints are kept); Interrupted after SIGINT, SIGTERM or SIGUSR1 (with a checkpoint).
+    Raises UserError for errors in recipe or data before the run directory is created, SmatError after train.spike.in_a_row skipped updates
+    in a row (naming the episodes; earlier checkpoints are kept), Interrupted after SIGINT, SIGTERM or SIGUSR1 (with a checkpoint).
     """
 
     def prepare(recipe: TrainRecipe, setup: Setup) -> Prepared:
-        weights = "none" if setup.resumed else recipe.backbone.weights  # the initial weights may be gone by now
+        weights = "none" if setup.resumed else recipe.backbone.weights  # the initial weights may not exist any more
         learner = MetaLearner(recipe, setup.reporter, weights, setup.world)
 
         def work(session: Session) -> None:
@@ -56,7 +56,7 @@ def train(loaded: Loaded, reporter: Reporter, resume: bool = False, profile: boo
 
 
 class MetaLearner(Learner[list[Episode]]):
-    """Meta-training of a recipe's method over a backbone with `weights`; UserError for what cannot work."""
+    """Learner of a recipe's method over a backbone with `weights`. Raises UserError for errors in recipe or data."""
 
     name, unit = "meta-training", "episodes"
 
@@ -85,7 +85,7 @@ class MetaLearner(Learner[list[Episode]]):
             reporter.line(note)
 
     def noise(self, step: int) -> int:
-        """Seed torch's global generator for a step; the noise of each episode is its own (see `noise_of`)."""
+        """Return the seed of a step. Each episode has its own noise besides (see `noise_of`)."""
         return noise_of(self.recipe.seed, step * self.per_step)
 
     def batches(self, step: int) -> Generator[list[Episode], None, None]:
@@ -100,15 +100,15 @@ class MetaLearner(Learner[list[Episode]]):
         return self.batched.backward(batch, step)
 
     def episodes(self, batch: list[Episode], step: int) -> Sequence[Episode]:
-        """Return the whole meta-batch."""
+        """Return all episodes of the meta-batch."""
         return self.batched.episodes(batch, step)
 
     def after_step(self, step: int) -> None:
-        """Advance the method's own schedules (temperature)."""
+        """Advance the schedules of the method (temperature)."""
         self.method.after_step(step * self.per_step)
 
     def validate(self, step: int) -> Score:
-        """Measure the accuracy of prototypes on the fixed validation episodes."""
+        """Measure the accuracy with prototypes on the fixed validation episodes."""
         result = self.validator.run(self.method)
         statistics = self.method.statistics() | speed_statistics(self.method)
         extra = "".join(f", {name} {value:.3g}" for name, value in statistics.items())
@@ -116,7 +116,7 @@ class MetaLearner(Learner[list[Episode]]):
         return Score(result.mean, {**result.record(), **statistics}, line)
 
     def feasible(self) -> bool:
-        """Whether the method's constraint (if it has one) is satisfied."""
+        """Return whether the method's constraint (if it has one) is satisfied."""
         return self.method.feasible()
 
     def position(self, step: int) -> dict[str, Any]:
@@ -132,11 +132,11 @@ class MetaLearner(Learner[list[Episode]]):
         return {name: value for name, value in numbers.items() if name in SHOWN}
 
     def advice(self, problem: Problem | None) -> str:
-        """Suggest to look at the loss of the first episode in parts."""
+        """Suggest lower learning rates, and looking at the terms of the first episode's loss."""
         hint = ""
         if problem is not None and problem.episodes:
             first = problem.episodes[0]
-            hint = f" (the loss in parts: `smat train {self.recipe.run}/recipe.yaml --debug-episode {first.dataset}:{first.index}`)"
+            hint = f" (the terms of the loss: `smat train {self.recipe.run}/recipe.yaml --debug-episode {first.dataset}:{first.index}`)"
         return f"lower the learning rates in a new run{hint}"
 
     def _named(self, index: int) -> Episode:

@@ -18,7 +18,7 @@ from smatcli.seams import Episode, Method
 
 @dataclass(frozen=True)
 class Validation:
-    """Accuracies as shares: `datasets` by name, their `mean`, and the `half_width` of its 95 % confidence interval."""
+    """Accuracies as fractions: `datasets` by name, their `mean`, and the `half_width` of its 95 % confidence interval."""
 
     mean: float
     half_width: float
@@ -30,7 +30,7 @@ class Validation:
 
 
 class Validator:
-    """Validates on the same episodes every time, drawn by one sampler per dataset."""
+    """Validates on the same episodes every time, drawn with one sampler per dataset."""
 
     def __init__(self, stores: dict[str, Store], recipe: TrainRecipe, device: torch.device, world: World = ALONE):
         self.world = world
@@ -55,7 +55,7 @@ class Validator:
 
 @torch.no_grad()
 def score(method: Method, episode: Episode) -> float:
-    """Return the query accuracy of the method's task parameters, without adaptation."""
+    """Return the query accuracy with the method's task parameters, without adaptation."""
     task, support = method.task(episode.support), episode.support
     features = task.embed(torch.cat([support.images, episode.query_images]), task.theta)
     support_features, query_features = features.split([len(support.images), len(episode.query_images)])
@@ -64,7 +64,10 @@ def score(method: Method, episode: Episode) -> float:
 
 
 def validation_names(recipe: TrainRecipe, stores: dict[str, Store]) -> list[str]:
-    """Return the datasets to validate on: data.valid, or the training datasets with enough validation classes (UserError if none has)."""
+    """Return the datasets to validate on: data.valid, or the training datasets with enough validation classes.
+
+    Raises UserError if no training dataset has enough.
+    """
     if recipe.data.valid is not None:
         return list(recipe.data.valid)
     need = fewest_ways(recipe.episode)
@@ -76,7 +79,7 @@ def validation_names(recipe: TrainRecipe, stores: dict[str, Store]) -> list[str]
 
 
 def fewest_ways(episode: EpisodeConfig) -> int:
-    """Return the number of classes that a split needs for every episode."""
+    """Return the number of classes that a split needs for any episode of this configuration."""
     if episode.kind != "fixed":
         return episode.min_ways
     return max(episode.ways) if isinstance(episode.ways, Sequence) else episode.ways

@@ -1,4 +1,4 @@
-"""`smat tune`."""
+"""`smat tune`: tuning on a single dataset."""
 
 from smatcli.engine.tune.tuning import tune
 from smatcli.moved import attribute_error

@@ -1,4 +1,4 @@
-"""The training of a tuner on a task: batches (from memory where they fit), cross-entropy, validation scores."""
+"""Training of a tuner on a task: batches (from memory if the images fit), cross-entropy, validation scores."""
 
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -23,12 +23,12 @@ from smatcli.errors import UserError
 from smatcli.tuning import Tuner
 
 LOG_EVERY = 50  # steps per training record
-PROBE = 4  # images whose frozen features give the size of all
+PROBE = 4  # images whose frozen features are computed to predict the size of all
 Batch = tuple[Tensor, Tensor]  # positions [B], and raw images uint8 [B, H, W, 3] or their frozen features
 
 
 class TuneLearner(Learner[Batch]):
-    """A tuner on a task. Without augmentation the output of the frozen first layers is computed once, if it fits in tune.memory."""
+    """Learner of a tuner on a task. Without augmentation, the frozen first layers run only once if their output fits in tune.memory."""
 
     name = "tuning"
 
@@ -47,12 +47,12 @@ class TuneLearner(Learner[Batch]):
         self.schedule = Schedule(steps, every, every, recipe.tune.spike, log_every=LOG_EVERY)
         self.optimizers = make_optimizers(recipe, tuner, steps)
         self.frozen = frozen_digest(tuner)
-        self.seconds = 0.0  # of training, without the start
-        self._resumed_at = (0.0, 0.0)  # clock, seconds before
+        self.seconds = 0.0  # seconds of training, without the start
+        self._resumed_at = (0.0, 0.0)  # clock and seconds at the last resume
         self._features: dict[int, Tensor] = {}
 
     def noise(self, step: int) -> int:
-        """Seed augmentation, expert masks and dropout."""
+        """Return the seed of augmentation, expert masks and dropout."""
         return counted_key("tune", self.recipe.seed, step) % 2**63
 
     def batches(self, step: int) -> Generator[Batch, None, None]:
@@ -66,7 +66,7 @@ class TuneLearner(Learner[Batch]):
             step = (epoch + 1) * self.per_epoch
 
     def backward(self, batch: Batch, step: int) -> dict[str, float] | Problem:
-        """Cross-entropy of a batch, and its accuracy."""
+        """Compute the cross-entropy and the accuracy of a batch."""
         chosen, given = batch
         labels = self.train.labels[chosen]
         ready = id(self.train) in self._features
@@ -81,7 +81,7 @@ class TuneLearner(Learner[Batch]):
         return {"loss": value, "accuracy": accuracy}
 
     def validate(self, step: int) -> Score | None:
-        """Score the validation images by tune.metric; None if they are trained on."""
+        """Compute tune.metric on the validation images; None if these are used for training."""
         if self.valid is None:
             return None
         numbers = scores(self.logits(self.tuner, self.valid, cached=True), self.valid.labels.cpu().numpy())
@@ -90,7 +90,7 @@ class TuneLearner(Learner[Batch]):
 
     @torch.no_grad()
     def logits(self, net: nn.Module, view: View, cached: bool = False, progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the logits [n, C] of a view's images by `net`; `progress` is called with the number of images done."""
+        """Return the logits [n, C] of `net` for a view's images; `progress` is called with the number of images done."""
         net.eval()
         features, chunks = self._frozen_features(view) if cached else None, in_order(len(view))
         outputs = []
@@ -104,7 +104,7 @@ class TuneLearner(Learner[Batch]):
 
     @torch.no_grad()
     def _frozen_features(self, view: View) -> Tensor | None:
-        """Return the output of the frozen first layers for all images; None with augmentation, without such layers, or if too large."""
+        """Return the output of the frozen first layers for all images; None with augmentation, without frozen layers, or if too large."""
         if self.recipe.tune.augment != AugmentConfig() or not len(view):
             return None
         if id(view) in self._features:
@@ -126,11 +126,11 @@ class TuneLearner(Learner[Batch]):
             yield chosen, features[chosen]
 
     def position(self, step: int) -> dict[str, Any]:
-        """Return the epochs done."""
+        """Return the number of epochs done."""
         return {"epoch": step / self.per_epoch}
 
     def train_record(self, means: dict[str, float], norms: dict[str, float], rates: dict[str, float]) -> dict[str, Any]:
-        """Return the means and the highest learning rate."""
+        """Return the means over steps, and the highest learning rate of the groups."""
         return {**means, "lr": max(rates.values())}
 
     def shown(self, numbers: dict[str, float], progress: TrainingProgress) -> dict[str, float | int]:
@@ -143,16 +143,16 @@ class TuneLearner(Learner[Batch]):
         return "lower tune.lr or set tune.clip in a new run"
 
     def after_step(self, step: int) -> None:
-        """Measure the time."""
+        """Update the seconds of training."""
         began, before = self._resumed_at
         self.seconds = before + time.monotonic() - began
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what is trained; frozen weights are not saved."""
+        """Return the trained tensors; frozen weights are not saved."""
         return trained(self.tuner)
 
     def load(self, tensors: dict[str, Tensor], where: Path) -> None:
-        """Load what is trained."""
+        """Load the trained tensors."""
         load_trained(self.tuner, tensors, where)
 
     def state(self) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class TuneLearner(Learner[Batch]):
         return {"frozen": self.frozen, "seconds": self.seconds}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Load the seconds; UserError if the frozen weights changed."""
+        """Load the seconds of training. Raises UserError if the frozen weights have changed."""
         if state["frozen"] != self.frozen:
             raise UserError(f"backbone.weights: changed since run {self.recipe.run} began; choose another run=")
         self.seconds = float(state["seconds"])

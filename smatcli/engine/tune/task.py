@@ -1,4 +1,4 @@
-"""The images of a tuning task: their split, batches from memory or from the store, preprocessing and scores."""
+"""Images of a tuning task: their split, batches from memory or from the store, preprocessing and scores."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ TEST_BATCH = 256
 
 @dataclass(frozen=True, eq=False)
 class TuningTask:
-    """A dataset as a tuning task: the store's rows in each part, and the class of every row."""
+    """A dataset as a tuning task: the rows of the store in each part, and the class of every row."""
 
     store: Store
     rows: dict[str, np.ndarray]
@@ -42,7 +42,7 @@ class TuningTask:
 
 
 def open_task(recipe: TuneRecipe) -> TuningTask:
-    """Open the task of a recipe; UserError if it has too few images, or lacks a part that the recipe needs."""
+    """Open the task of a recipe. Raises UserError if it has too few images, or no images in a part that the recipe needs."""
     data, axes = recipe.data, recipe.tune.search.axes
     store = open_stores(data.root, [data.dataset])[data.dataset]
     if data.split == "store" and store.image_split is None:
@@ -66,7 +66,7 @@ def open_task(recipe: TuneRecipe) -> TuningTask:
 
 
 def draw_split(store: Store, train: int, valid: int, test: int | None, seed: int) -> dict[str, np.ndarray]:
-    """Draw `train`, `valid` and up to `test` images, stratified by class, from `seed`; UserError if there are too few."""
+    """Draw `train`, `valid` and up to `test` images, stratified by class, from `seed`. Raises UserError if there are too few."""
     total = len(store)
     if train + valid >= total:
         raise UserError(
@@ -83,7 +83,7 @@ def draw_split(store: Store, train: int, valid: int, test: int | None, seed: int
 
 
 class View:
-    """Some rows of a task as batches of raw images on the device; `keep` holds all of them in the device's memory."""
+    """Some rows of a task, as batches of raw images on the device. `keep`: keep all images in the device's memory."""
 
     def __init__(self, task: TuningTask, rows: np.ndarray, device: torch.device, keep: bool) -> None:
         self.task, self.rows, self.device = task, rows, device
@@ -125,7 +125,7 @@ def in_order(count: int, size: int = TEST_BATCH) -> list[np.ndarray]:
 
 
 def shuffled(count: int, size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Return the positions of an epoch in chunks of `size`, shuffled by (seed, epoch); a last chunk of one image joins the previous one."""
+    """Return the positions of an epoch in chunks of `size`, shuffled by (seed, epoch). A single image at the end joins the last chunk."""
     order = counted_rng("tune-batches", seed, epoch).permutation(count)
     chunks = [order[i : i + size] for i in range(0, count, size)]
     if len(chunks) > 1 and len(chunks[-1]) == 1:
@@ -134,7 +134,7 @@ def shuffled(count: int, size: int, seed: int, epoch: int) -> list[np.ndarray]:
 
 
 def network_input(raw: Tensor, recipe: TuneRecipe, generator: torch.Generator | None = None) -> Tensor:
-    """Return raw images as normalised float32 [B, 3, size, size]: augmented if a generator is given, else their central crop."""
+    """Convert raw images to normalised float32 [B, 3, size, size]: augmented if a generator is given, else the central crop."""
     size, config = recipe.backbone.image_size, recipe.tune.augment
     if generator is not None and config != AugmentConfig():
         pixels = augment(raw, config, generator, size)
@@ -150,7 +150,7 @@ def network_input(raw: Tensor, recipe: TuneRecipe, generator: torch.Generator | 
 
 
 def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return `accuracy` (top-1), `per-class` accuracy (mean over the classes that occur) and `auc` (NaN if only one class occurs)."""
+    """Return top-1 `accuracy`, `per-class` accuracy (mean over the classes that occur) and `auc` (NaN if only one class occurs)."""
     right = logits.argmax(1) == labels
     totals = np.bincount(labels, minlength=logits.shape[1])
     hits = np.bincount(labels, weights=right, minlength=logits.shape[1])

@@ -1,4 +1,4 @@
-"""Tuning of a pre-trained network on a dataset: search on the validation images, training, test."""
+"""Tuning of a pre-trained network on one dataset: search on the validation images, training, test."""
 
 import csv
 import io
@@ -39,7 +39,7 @@ FORMAT = 1
 
 @dataclass
 class _TuneJob:
-    """What the search and the final training of a run share."""
+    """The objects that the search and the final training of a run share."""
 
     recipe: TuneRecipe
     session: Session
@@ -48,16 +48,17 @@ class _TuneJob:
     precision: Precision
 
     def learner(self, recipe: TuneRecipe, tuner: Tuner | None = None) -> TuneLearner:
-        """Return the learner of `recipe` (this one, or a trial of its search), with a new tuner by default."""
+        """Return the learner of `recipe` (the run's, or that of a trial), by default with a new tuner."""
         tuner = tuner or make_tuner(recipe, self.task.classes)
         return TuneLearner(recipe, self.task, tuner, self.device, self.precision)
 
 
 def tune(loaded: "Loaded", reporter: Reporter, resume: bool = False) -> RunDir:
-    """Tune as the recipe says; the run directory gets tune.json (test scores), metrics and checkpoints of the trained parameters.
+    """Tune as specified by the recipe; write tune.json (test scores), metrics and checkpoints of the trained parameters.
 
-    Every random number is derived from (seed, step), so a resumed run continues exactly. Raises UserError for what cannot work, before the
-    run directory is made; SmatError after tune.spike.in_a_row skipped steps in a row; Interrupted on SIGINT, SIGTERM and SIGUSR1.
+    All random numbers are derived from (seed, step), so a resumed run gives the same result. Raises UserError for errors in recipe or data
+    before the run directory is created, SmatError after tune.spike.in_a_row skipped steps in a row, Interrupted on SIGINT, SIGTERM and
+    SIGUSR1.
     """
     return run_session(loaded, TuneRecipe, reporter, resume, _prepare)
 
@@ -82,7 +83,7 @@ def _prepare(recipe: TuneRecipe, setup: Setup) -> Prepared:
 
 
 def _check(recipe: TuneRecipe, tuner: Tuner, trials: Iterable[TuneRecipe]) -> None:
-    """Raise UserError for what would otherwise fail late: a trial's pattern that does not fit, a tuner that cannot be merged."""
+    """Raise UserError for errors that would otherwise show late: a trial's pattern that matches nothing, a tuner that cannot be merged."""
     make_optimizers(recipe, tuner, 1)
     for trial in trials:
         if isinstance(trial.tuner, MlaeConfig):
@@ -111,7 +112,7 @@ def _trials(recipe: TuneRecipe) -> dict[str, TuneRecipe]:
 
 
 def _search(job: _TuneJob) -> tuple[dict[str, float], float | None]:
-    """Return the values with the best validation score (the first of equals) and that score; finished trials are not repeated."""
+    """Return the values with the best validation score (the first if scores are equal), and the score. Finished trials are not repeated."""
     axes, trials = job.recipe.tune.search.axes, _trials(job.recipe)
     if not trials:
         return {}, None

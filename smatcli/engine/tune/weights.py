@@ -1,4 +1,4 @@
-"""The trained part of a tuner: building it, its tensors, and loading a finished run."""
+"""The trained part of a tuner: build it, select its tensors, load a finished run."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ RESULT = "tune.json"
 
 
 def make_tuner(recipe: TuneRecipe, classes: int) -> Tuner:
-    """Build the recipe's tuner over its backbones; new parameters (and backbones without weights) are initialised from the seed."""
+    """Build the recipe's tuner over its backbones. New parameters (and backbones without weights) are initialised from the seed."""
     configs = [recipe.backbone, *getattr(recipe.tuner, "experts", [])]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(counted_key("tune-backbone", recipe.seed) % 2**63)
@@ -39,7 +39,7 @@ def trained(tuner: nn.Module) -> dict[str, Tensor]:
 
 
 def frozen_digest(tuner: nn.Module) -> str:
-    """Return the SHA-256 of the frozen parameters: a checkpoint fits these weights only."""
+    """Return the SHA-256 of the frozen parameters, without which a checkpoint is useless."""
     digest = hashlib.sha256()
     for name, parameter in sorted(tuner.named_parameters()):
         if not parameter.requires_grad:
@@ -49,17 +49,17 @@ def frozen_digest(tuner: nn.Module) -> str:
 
 
 def load_trained(tuner: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
-    """Copy saved tensors into the tuner; SmatError if their names or shapes differ."""
+    """Copy saved tensors into the tuner. Raises SmatError if their names or shapes differ."""
     own = trained(tuner)
     if own.keys() != tensors.keys() or any(own[n].shape != t.shape for n, t in tensors.items()):
-        raise SmatError(f"{where}: its parameters are not those of the recipe's tuner; choose another run=")
+        raise SmatError(f"{where}: its parameters do not match the recipe's tuner; choose another run=")
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
 
 
 def changed(recipe: TuneRecipe, values: dict[str, Any]) -> TuneRecipe:
-    """Return the recipe with other values by dotted key."""
+    """Return a copy of the recipe with new values by dotted key."""
     data = recipe.model_dump(mode="json")
     for key, value in values.items():
         *parents, last = key.split(".")
@@ -73,10 +73,13 @@ def changed(recipe: TuneRecipe, values: dict[str, Any]) -> TuneRecipe:
 def load_tuned(
     folder: Path | str, reporter: Reporter | None = None, device: str | None = None
 ) -> tuple[TuneRecipe, TuningTask, Tuner, torch.device]:
-    """Return the recipe (with the values that the search chose), task and trained tuner of a finished run; UserError for other runs."""
+    """Return the recipe (with the values chosen by the search), the task and the trained tuner of a finished run.
+
+    Raises UserError for any other run.
+    """
     run = RunDir.open(folder)
     if not isinstance(run.recipe, TuneRecipe):
-        raise UserError(f"{folder}: is not a run of smat tune, but of smat {run.recipe.kind}")
+        raise UserError(f"{folder}: is a run of smat {run.recipe.kind}, not of smat tune")
     if not (run.path / RESULT).is_file():
         raise UserError(f"{folder}: is not finished; `smat tune --resume` continues it")
     recipe = changed(run.recipe, read_own_json(run.path / RESULT)["searched"])

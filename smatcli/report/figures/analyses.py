@@ -12,7 +12,7 @@ from smatcli.runs.analysis import FOLDER, Analysis, read_analysis
 
 @dataclass(frozen=True)
 class RunAnalysis:
-    """An analysis with its run; `label` is that of the run, with the adaptation if there is one."""
+    """An analysis with its run; `label` is the run's label, with the adaptation if there is one."""
 
     label: str
     run: Run
@@ -30,7 +30,7 @@ class RunAnalysis:
 
 
 def read_analyses(runs: Sequence[tuple[str, Run]], lines: list[str]) -> list[RunAnalysis]:
-    """Read all analyses of labelled runs, sorted by method, those without fine-tuning first; add a line for each unreadable file."""
+    """Read all analyses of labelled runs, sorted by method, with those without fine-tuning first; add a line for each unreadable file."""
     analyses, methods = [], list(METHOD_LABELS)
     position: dict[Path, int] = {}
     for label, run in sorted(runs, key=lambda pair: methods.index(pair[1].method) if pair[1].method in methods else len(methods)):
@@ -47,7 +47,7 @@ def read_analyses(runs: Sequence[tuple[str, Run]], lines: list[str]) -> list[Run
 
 
 def sets(analyses: Sequence[RunAnalysis], points: set[Path]) -> Iterator[tuple[str, str, list[RunAnalysis]]]:
-    """Yield (suffix of file stems, suffix of headings, analyses): first those of ordinary runs, then those of each sweep's `points`."""
+    """Yield (suffix of file stems, suffix of headings, analyses): first for ordinary runs, then for the `points` of each sweep."""
     ordinary = [a for a in analyses if a.run.path not in points]
     if ordinary:
         yield "", "", ordinary

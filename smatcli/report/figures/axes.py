@@ -24,7 +24,7 @@ _FORMATS: ContextVar[tuple[str, ...]] = ContextVar("formats", default=("png", "p
 
 @contextmanager
 def only_png() -> Iterator[None]:
-    """Write no PDF within the context, which takes half the time."""
+    """Write only PNG files, no PDF, within the context: this halves the time."""
     before = _FORMATS.set(("png",))
     try:
         yield
@@ -120,7 +120,7 @@ def draw_gains(gains: Gains, path: Path) -> None:
 
 
 def _dots(ax: "Axes", rows: Sequence[tuple[float, Sequence[Estimate]]], series: Sequence[str], handles: dict[str, Any]) -> None:
-    """Draw all dots of a series at once: one artist per dot would take most of a report's time."""
+    """Draw all dots of a series at once: with one artist per dot, a report would spend most of its time here."""
     step = 0.7 / max(len(series), 1)
     for i, name in enumerate(series):
         own = [(place + (i - (len(series) - 1) / 2) * step, *scaled(e[i], 100.0)) for place, e in rows if e[i].known]
@@ -132,12 +132,12 @@ def _dots(ax: "Axes", rows: Sequence[tuple[float, Sequence[Estimate]]], series: 
 
 
 def scaled(estimate: Estimate, scale: float) -> tuple[float, float]:
-    """Return mean and half-width as drawn; an unknown half-width is zero."""
+    """Return mean and half-width as drawn, where an unknown half-width is zero."""
     return scale * estimate.mean, scale * estimate.half_width if math.isfinite(estimate.half_width) else 0.0
 
 
 def _legend_columns(labels: Sequence[str], wide: bool) -> int:
-    """Return the number of columns that the longest label allows."""
+    """Return the number of legend columns for which the longest label fits."""
     room = 105 if wide else 68
     return max(1, min(len(labels), room // (max(map(len, labels), default=1) + 7)))
 
@@ -153,7 +153,7 @@ def legend(figure: "Figure", handles: dict[str, Any], wide: bool) -> None:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """Return an empty figure, sizes in inches, that needs no display."""
+    """Return an empty figure that needs no display; sizes are in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -171,8 +171,8 @@ def save(figure: "Figure", path: Path) -> None:
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # drawn as a box; the CSV contains the name
-        # The canvases' own methods draw once; savefig draws twice, which would take a third of a report's time.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # drawn as a box; the CSV has the character
+        # The canvases' own methods draw once. savefig draws twice, which would take a third of a report's time.
         figure.set_dpi(rcParams["savefig.dpi"])
         with atomic_path(path.with_name(f"{path.name}.png")) as draft:
             FigureCanvasAgg(figure).print_png(draft, metadata={"Software": None})

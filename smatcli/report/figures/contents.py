@@ -1,4 +1,4 @@
-"""The figures besides gains, sweeps and training curves: from per-episode results, and from the analyses of runs."""
+"""The figures other than gains, sweeps and training curves: from per-episode results, and from the analyses of runs."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ from smatcli.report.results.runs import Run
 def more_figures(
     frame: Frame, groups: Sequence[ResultGroup], baselines: Mapping[str, Sequence[Column]], labels: Sequence[tuple[str, Run]]
 ) -> list[Figure]:
-    """Return the figures in the order of the report; add a line to `frame.lines` for whatever is skipped."""
+    """Return the figures in the order of the report; add a line to `frame.lines` for each one that is skipped."""
     figures: list[Figure] = []
     for group in groups:
         figures += group_figures(group, baselines.get(group.tag, ()), frame.lines)

@@ -14,11 +14,11 @@ from smatcli.report.results.runs import Run, number, whole
 from smatcli.runs.statistics import UNKNOWN, Estimate, average
 from smatcli.safe.text import csv_number, write_csv
 
-MOST_BANDS = 5  # lines with a band in one panel; more would hide each other
+MOST_BANDS = 5  # lines with a band in one panel; the bands of more would hide each other
 
 
 def band(lines: int) -> Literal["band", "none"]:
-    """Return `band` for a few lines, `none` for more."""
+    """Return the interval style `band` for a few lines, `none` for more."""
     return "band" if lines <= MOST_BANDS else "none"
 
 
@@ -37,7 +37,7 @@ def mean_by_step(parts: Sequence[np.ndarray]) -> list[tuple[float, Estimate]]:
 
 @dataclass
 class Series:
-    """A line: `points` are (x, estimate); `reference` is one estimate for all x; a `guide` is the ideal that the others should reach."""
+    """A line: `points` are (x, estimate), `reference` is one estimate for all x; a `guide` is the ideal for the other lines."""
 
     label: str
     points: list[tuple[float, Estimate]] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Curves:
     interval: Literal["bars", "band", "none"] = "bars"
     scale: float = 100.0
     log_x: bool = False
-    y_labels: dict[str, str] = field(default_factory=dict)  # of single panels, instead of `y_label`
+    y_labels: dict[str, str] = field(default_factory=dict)  # labels of single panels, instead of `y_label`
 
     def csv(self) -> str:
         """Return panel, series, x, mean and half-width as drawn; x is empty for a reference."""
@@ -74,7 +74,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Gains:
-    """Differences to a baseline: each row is (label, is an average, one estimate per series); rows are in blocks by domain."""
+    """Differences to a baseline: one block of rows per domain, each row (label, whether it is an average, one estimate per series)."""
 
     stem: str
     heading: str
@@ -94,7 +94,7 @@ class Gains:
 
 
 def tau_curves(group: ResultGroup, sweep: Path) -> Curves | None:
-    """Fig. 3a: ID and OOD accuracy against the sparsity target, a line for each method, M and adaptation; None without two targets."""
+    """Fig. 3a: ID and OOD accuracy against the sparsity target, one line per method, M and adaptation; None for a single target."""
     points = group.sweeps[sweep]
     if len({c.evaluation.run.tau for c in points if c.evaluation.run.tau is not None}) < 2:
         return None
@@ -119,7 +119,7 @@ def tau_curves(group: ResultGroup, sweep: Path) -> Curves | None:
 
 
 def _line_label(column: Column, points: Sequence[Column]) -> str:
-    """Return a label such as `SMAT, M = 8 + flip`, with the other coordinates of the sweep if there are any."""
+    """Return a label such as `SMAT, M = 8 + flip`, with other coordinates of the sweep if there are any."""
     run = column.evaluation.run
     label = METHOD_LABELS.get(run.method, run.method)
     label += f", M = {run.experts}" if run.experts is not None else ""

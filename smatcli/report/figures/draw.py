@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "oo")
-COLUMNS = 3  # image pairs per row
-MOST_NAMED = 10  # classes that a legend has room for
+COLUMNS = 3  # pairs of images per row
+MOST_NAMED = 10  # most classes in a legend
 
 
 def draw(figure: Figure, path: Path) -> None:
@@ -88,7 +88,7 @@ def _heat(heat: HeatMap, path: Path) -> None:
                 red, green, blue, _ = colours((values[i, j] - low) / (high - low))
                 ink = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 else "black"
                 text = ax.text(j, i, f"{values[i, j] + 0.0:.{heat.digits}f}", ha="center", va="center", fontsize=6, color=ink)
-                text.set_in_layout(in_layout=False)  # within its cell; hundreds of texts would slow the layout down
+                text.set_in_layout(in_layout=False)  # within its cell, where the layout can ignore it: hundreds of texts would slow it down
     ax.set_xticks(range(columns), [_shortened(c, 32) for c in heat.columns], rotation=90 if upright else 0)
     ax.set_yticks(range(rows), [_shortened(r, 32) for r in heat.rows])
     ax.tick_params(length=0)

@@ -17,7 +17,7 @@ MOST_HEATS = 4  # heat maps of router scores per group
 
 
 def group_figures(group: ResultGroup, baselines: Sequence[Column], lines: list[str]) -> list[Figure]:
-    """Return the figures of one group; add a line to `lines` for whatever is skipped."""
+    """Return the figures of one group; add a line to `lines` for each one that is skipped."""
     figures: list[Figure | None] = [*scores(group, lines), trajectories(group)]
     figures += [trade_off(group, sweep) for sweep in group.sweeps]
     figures += [training_datasets(group, baseline) for baseline in baselines]
@@ -57,7 +57,7 @@ def _scores(group: ResultGroup, column: Column, means: dict[str, np.ndarray]) ->
 
 
 def dendrogram(values: np.ndarray) -> tuple[list[int], Tree]:
-    """Return an order of the rows of `values` [n, M] and the brackets of their dendrogram, which is empty for fewer than three rows."""
+    """Return an order of the rows of `values` [n, M], and the brackets of their dendrogram (empty for fewer than three rows)."""
     if len(values) < 3:
         return list(range(len(values))), []
     from scipy.cluster.hierarchy import dendrogram as brackets
@@ -70,7 +70,7 @@ def dendrogram(values: np.ndarray) -> tuple[list[int], Tree]:
 
 
 def trajectories(group: ResultGroup) -> Curves | None:
-    """Query accuracy after each gradient step of an adaptation, if recorded (`smat eval --trajectory`)."""
+    """Query accuracy after each gradient step of an adaptation, if it was recorded (`smat eval --trajectory`)."""
     panels: dict[str, list[Series]] = {}
     for column in group.everything:
         if column.evaluation.adapt.split("-")[0] in ("proto", "flip", "exhaustive"):
@@ -87,7 +87,7 @@ def trajectories(group: ResultGroup) -> Curves | None:
 
 
 def _records(column: Column, key: str) -> dict[str, np.ndarray]:
-    """Return dataset -> records `key` of `results.h5`; empty if the file cannot be read (the frame reports damaged files)."""
+    """Return the column `key` of `results.h5` by dataset; empty if the file cannot be read (the frame reports damaged files)."""
     from smatcli.safe import hdf5 as safe_hdf5
 
     try:
@@ -119,19 +119,19 @@ def trade_off(group: ResultGroup, sweep: Path) -> Curves | None:
 
 
 def ratio(above: Estimate, below: Estimate) -> Estimate:
-    """Return the quotient of two independent estimates, with its half-width to first order."""
+    """Return the ratio of two independent estimates, with its half-width to first order."""
     mean = above.mean / below.mean
     return Estimate(mean, abs(mean) * float(np.hypot(above.half_width / max(above.mean, 1e-12), below.half_width / below.mean)))
 
 
 def trained_on(column: Column) -> int:
-    """Return the number of datasets of the meta-training, 0 if there was none."""
+    """Return the number of datasets used for meta-training, 0 without meta-training."""
     run = column.evaluation.run
     return 0 if run.method == "pretrained" else len(section(run.recipe, "data").get("train") or [])
 
 
 def training_datasets(group: ResultGroup, baseline: Column) -> Curves | None:
-    """Fig. 4: gain over `baseline` against the number of training datasets; None unless a method has two such numbers."""
+    """Fig. 4: gain over `baseline` against the number of training datasets; None if no method was trained on two different numbers."""
     panels: dict[str, list[Series]] = {}
     columns = [c for c in group.everything if c is not baseline and trained_on(c)]
     for domain, title in DOMAINS.items():
@@ -154,7 +154,7 @@ def training_datasets(group: ResultGroup, baseline: Column) -> Curves | None:
 
 
 def parameter_counts(group: ResultGroup) -> Curves | None:
-    """Fig. 6: average accuracy against the number of parameters needed for prediction; None unless it differs between runs."""
+    """Fig. 6: average accuracy against the number of parameters needed for prediction; None if all runs need the same number."""
     panels: dict[str, list[Series]] = {}
     counts = {c.evaluation.run.path: needed(c.evaluation.run) for c in group.everything}
     for domain, title in DOMAINS.items():
@@ -179,7 +179,7 @@ def parameter_counts(group: ResultGroup) -> Curves | None:
 
 
 def needed(run: Run) -> int | None:
-    """Return the number of parameters needed for prediction; None if the checkpoint does not contain it."""
+    """Return the number of parameters needed for prediction, or None if the checkpoint does not contain it."""
     size = size_of(run)
     if size is None or not size.backbone:
         return None

@@ -27,7 +27,7 @@ def mask_figures(analyses: Sequence[RunAnalysis], points: set[Path]) -> list[Fig
 
 
 def _share(item: RunAnalysis, wanted: np.ndarray) -> Estimate:
-    """Return the share of the parameters in the segments `wanted` (bool) that experts keep: mean and standard deviation over experts."""
+    """Return the share of the parameters in the segments `wanted` (bool) that an expert keeps: mean and standard deviation over experts."""
     arrays = item.analysis.groups["all"]
     size = arrays["size"][wanted].sum()
     shares = arrays["nonzeros"][:, wanted].sum(1) / max(size, 1)

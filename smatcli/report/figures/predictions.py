@@ -1,4 +1,4 @@
-"""Figures of predictions: reliability, calibration error, confusion, most confused pairs; and the features of one episode."""
+"""Figures of predictions (reliability, calibration error, confusion, most confused pairs) and of the features of one episode."""
 
 import math
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from smatcli.report.figures.types import Bars, ConfusedClasses, ConfusedPair, Fi
 from smatcli.report.results.groups import DOMAINS
 from smatcli.runs.statistics import UNKNOWN, Estimate, reliability
 
-MOST_CLASSES = 20  # of a readable confusion matrix
-MOST_CONFUSIONS = 4  # confusion matrices per run: the datasets with the lowest accuracy
-FEWEST = 10  # queries of a bin to be drawn
+MOST_CLASSES = 20  # most classes of a readable confusion matrix
+MOST_CONFUSIONS = 4  # confusion matrices per run, for the datasets with the lowest accuracy
+FEWEST = 10  # queries that a bin needs to be drawn
 PICTURES = 12  # approximate number of pairs in one figure
 
 
 def prediction_figures(analyses: Sequence[RunAnalysis], points: set[Path]) -> list[Figure]:
-    """Calibration of all runs, confused pairs of each, and confusion with its first adaptation, from the analyses `predictions`."""
+    """Calibration of all runs, and confused pairs and confusion matrices (first adaptation) of each, from the analyses `predictions`."""
     figures: list[Figure] = []
     for end, title, some in sets([f for f in analyses if f.analysis.kind == "predictions"], points):
         for protocol in dict.fromkeys(f.protocol for f in some):
@@ -107,7 +107,7 @@ def _confusion(item: RunAnalysis) -> list[Figure]:
 
 
 def confusion(episode: np.ndarray, label: np.ndarray, predicted: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Return [C, C]: share of the queries of class i predicted as class j, in episodes that contain both; NaN without such an episode."""
+    """Return [C, C]: share of the queries of class i predicted as class j, in episodes with both classes; NaN if there are none."""
     count, asked = (np.zeros((len(classes), len(classes))) for _ in range(2))
     truth, prediction = np.searchsorted(classes, label), np.searchsorted(classes, predicted)
     for number in np.unique(episode):

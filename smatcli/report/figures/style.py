@@ -1,4 +1,4 @@
-"""The style of all figures: colours for the colour-blind, markers and dashes for greyscale prints, text as text in the PDF."""
+"""The style of all figures: colour-blind-safe colours, markers and dashes for greyscale prints, text as text in the PDF."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from typing import Any
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1.2)), (0, (7, 1.5, 1, 1.5, 1, 1.5)))
-ONE_COLUMN, TWO_COLUMNS = 3.35, 6.9  # widths of a journal's column and page, in inches
+ONE_COLUMN, TWO_COLUMNS = 3.35, 6.9  # widths of a column and a page of a journal, in inches
 
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -48,7 +48,7 @@ class Look:
 
 
 def look(index: int) -> Look:
-    """Return the look of the series `index`; the first 280 are all different."""
+    """Return the look of series `index`; the first 280 looks are all different."""
     return Look(COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)])
 
 

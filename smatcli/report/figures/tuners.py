@@ -13,7 +13,7 @@ from smatcli.runs.statistics import UNKNOWN, Estimate
 
 
 def similarity_figures(analyses: Sequence[RunAnalysis]) -> list[Figure]:
-    """From the analyses `similarity`: curves over the layers, with one panel per dataset, and bars for the whole model.
+    """Return the figures of the analyses `similarity`: curves over the layers, one panel per dataset, and bars for the whole model.
 
     Runs that differ only in their seed are averaged.
     """
@@ -41,7 +41,7 @@ def similarity_figures(analyses: Sequence[RunAnalysis]) -> list[Figure]:
 
 
 def without_dataset(item: RunAnalysis) -> tuple[str, str]:
-    """Return the label of a tuned run without its dataset, and the dataset."""
+    """Split the label of a tuned run into the label without the dataset, and the dataset."""
     dataset = str(section(item.run.recipe, "data").get("dataset", ""))
     return item.label.removesuffix(f" ({dataset})"), dataset
 
@@ -61,12 +61,12 @@ def _mean(values: np.ndarray) -> Estimate:
     return Estimate(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else math.nan)
 
 
-# Dataset -> arrays of each run: `weights` and `deviation` [layers, K, K], of expert j's prompts in those of expert k.
+# Dataset -> arrays of each run. Entry [l, k, j] of `weights` and `deviation` [layers, K, K]: expert j's prompts in those of expert k.
 Paths = dict[str, list[dict[str, np.ndarray]]]
 
 
 def path_figures(analyses: Sequence[RunAnalysis]) -> list[Figure]:
-    """From the analyses `paths`: curves of the weight of each expert, with one panel per dataset, and a heat map of all pairs of experts.
+    """Return the figures of the analyses `paths`: curves of each expert's weight, one panel per dataset, and a heat map of all pairs.
 
     Each tuner has its own figures; runs that differ only in their seed are averaged.
     """
@@ -77,12 +77,12 @@ def path_figures(analyses: Sequence[RunAnalysis]) -> list[Figure]:
             own.setdefault(dataset, []).append(arrays)
     figures: list[Figure] = []
     for label, datasets in by_label.items():
-        figures += _figures(label, {dataset: _alike(runs) for dataset, runs in datasets.items()})
+        figures += _figures(label, {dataset: _same_experts(runs) for dataset, runs in datasets.items()})
     return figures
 
 
-def _alike(runs: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
-    """Return the runs with the experts and layers of the first."""
+def _same_experts(runs: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """Return the runs that have the same experts and layers as the first run."""
     first = runs[0]
     return [r for r in runs if r["weights"].shape == first["weights"].shape and list(r["experts"]) == list(first["experts"])]
 

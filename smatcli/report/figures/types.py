@@ -38,7 +38,7 @@ Tree = list[tuple[list[float], list[float]]]
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A matrix `values` [rows, columns], multiplied by `scale`; `tree` is the dendrogram of the rows, which are in its order."""
+    """A matrix `values` [rows, columns], multiplied by `scale`; `tree` is the dendrogram of the rows, which are sorted by it."""
 
     stem: str
     heading: str
@@ -74,7 +74,7 @@ class Scatter:
     is_query: np.ndarray
 
     def csv(self) -> str:
-        """Return panel, class, part, and the two coordinates."""
+        """Return panel, class, part (support or query) and the two coordinates."""
         lines = [["panel", "class", "part", "x", "y"]]
         for panel, points in self.panels.items():
             for (x, y), label, is_query in zip(points, self.label, self.is_query, strict=True):

@@ -1,4 +1,7 @@
-"""The report as one self-contained HTML page, from the templates, style and script beside this file: it loads nothing from elsewhere."""
+"""The report as one self-contained HTML page, made from the template, style and script beside this file.
+
+It loads nothing from elsewhere.
+"""
 
 import base64
 import unicodedata
@@ -24,13 +27,13 @@ from smatcli.safe.files import atomic_write_text
 
 NAME = "report.html"
 MOST_COMPARED = 24  # runs whose recipes are compared
-PAGE_WIDTH = 1000  # CSS pixels of a figure over two columns
+PAGE_WIDTH = 1000  # CSS pixels of a figure that spans two columns
 FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Content:
-    """Everything that a page shows: `labels` are the runs with their labels, `lines` what was skipped or is noteworthy."""
+    """The content of a page: `labels` maps runs to their labels, `lines` are notes on what was skipped or is noteworthy."""
 
     title: str
     tables: Sequence[Table]
@@ -43,7 +46,7 @@ class Content:
 
 @dataclass(frozen=True)
 class TableSection:
-    """A table with its heading; one that is not `inline` is folded."""
+    """A table with its heading; it is folded unless it is `inline`."""
 
     id: str
     heading: str
@@ -91,7 +94,7 @@ class RecipeText:
 
 @dataclass(frozen=True)
 class Page:
-    """The values that the template prints; all text is escaped there."""
+    """The values that the template prints and escapes."""
 
     title: str
     counts: str
@@ -145,13 +148,13 @@ def render(page: Page) -> str:
 
 @cache
 def templates() -> jinja2.Environment:
-    """Jinja's environment: every value is escaped and printed on one line, undefined names are errors."""
+    """Return the Jinja environment: every value is escaped and printed on one line, undefined names are errors."""
     loader = jinja2.FileSystemLoader(FOLDER)
     return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, finalize=_one_line)
 
 
 def _one_line(value: object) -> object:
-    """Replace control characters, line breaks and lone surrogates in `value` by spaces, unless it is markup."""
+    """Replace control characters, line breaks and lone surrogates in `value` with spaces, unless it is markup."""
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
     return "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp", "Cs") else c for c in value)
@@ -183,14 +186,14 @@ def _yaml_lines(run: Run) -> list[str]:
 
 
 def _counts(frame: Frame) -> str:
-    """How many runs, evaluations and datasets the report covers."""
+    """Return the numbers of runs, evaluations and datasets of the report as text."""
     datasets = {result.dataset for e in frame.evaluations for result in e.results}
     counts = [(len(frame.runs), "run"), (len(frame.evaluations), "evaluation"), (len(datasets), "dataset")]
     return ", ".join(f"{n} {word}{'' if n == 1 else 's'}" for n, word in counts)
 
 
 def _best(group: ResultGroup) -> list[BestColumn]:
-    """The column with the highest average of each domain."""
+    """Return the column with the highest average in each domain."""
     best = []
     for domain, name in DOMAINS.items():
         keys = group.keys(domain, group.everything)

@@ -13,7 +13,7 @@ _NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?")
 
 @dataclass(frozen=True)
 class HtmlCell:
-    """`text`, bold or not, then `after`; `value` is the number that the column sorts by (empty: unknown, None: sort by text)."""
+    """A cell: `text`, bold or not, then `after`. `value` is the number to sort by (empty: unknown, None: sort by text)."""
 
     text: str
     after: str = ""
@@ -24,7 +24,7 @@ class HtmlCell:
 
 @dataclass(frozen=True)
 class HtmlRow:
-    """Cells from left to right, the label first; `average` rows keep their place when the table is sorted."""
+    """Cells from left to right, starting with the label; `average` rows keep their place when the table is sorted."""
 
     cells: list[HtmlCell]
     average: bool = False
@@ -40,7 +40,7 @@ class HtmlBlock:
 
 @dataclass(frozen=True)
 class HtmlTable:
-    """`heads` are (text, numeric): numeric columns sort in descending order first. `families` are (title, columns spanned)."""
+    """A table: `heads` are (text, numeric), `families` are (title, columns spanned). Numeric columns sort in descending order first."""
 
     id: str
     heads: list[tuple[str, bool]]
@@ -58,7 +58,7 @@ def from_table(table: Table, name: str) -> HtmlTable:
 
 
 def from_grid(grid: Grid, name: str) -> HtmlTable:
-    """Convert a table of text, whose cells wrap; `name` is its id on the page."""
+    """Convert a table of text; its cells wrap, and `name` is its id on the page."""
     rows = [HtmlRow([_text_cell(text, wraps=True) for text in row]) for row in grid.rows]
     return HtmlTable(name, [(head, False) for head in grid.heads], [HtmlBlock("", rows)])
 

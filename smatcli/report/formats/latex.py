@@ -24,7 +24,7 @@ _PLAIN = {
     '"': r"\ensuremath{''}",
     "`": r"\textquoteleft{}",
     "'": r"\textquoteright{}",
-    # after the `\\` of a row, a bracket would be parsed as its length and an asterisk as its starred form
+    # at the start of a row, a bracket or an asterisk would be parsed as an argument of the `\\` before it
     "[": "{[}",
     "]": "{]}",
     "*": "{*}",
@@ -42,7 +42,7 @@ _ACCENTS = {
     "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u", "\u0307": ".", "\u0308": '"', "\u030a": "r",
     "\u030b": "H", "\u030c": "v", "\u0323": "d", "\u0327": "c",
 }  # fmt: skip
-UPRIGHT = 14  # columns; with more, the heads are rotated and the page is landscape
+UPRIGHT = 14  # columns; a table with more has rotated heads and a landscape page
 _GREEK = [
     "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "omicron", "pi",
     "rho", "varsigma", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega",

@@ -15,7 +15,7 @@ _UNDERSCORE = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
 def escape(text: str) -> str:
-    """Escape `text` for Markdown, also within a table cell: markup, HTML, pipes and line breaks."""
+    """Escape markup, HTML, pipes and line breaks in `text`, for Markdown and its table cells."""
     plain = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
     plain = _SPECIAL.sub(lambda m: {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(m.group(), "\\" + m.group()), plain)
     return _UNDERSCORE.sub(r"\\_", plain).replace("://", ":&#47;/")
@@ -58,7 +58,7 @@ def page(content: Table) -> str:
 
 
 def table_csv(content: Table) -> str:
-    """Return the table as CSV: percentages with two more digits than shown, half-widths or deviations in separate columns."""
+    """Return the table as CSV: percentages with two digits more than in the table, half-widths or deviations in separate columns."""
     numeric = [any(row.cells[i].text is None for block in content.blocks for row in block.rows) for i in range(len(content.heads))]
     header = [content.corner, "block"]
     for head, is_number in zip(content.heads, numeric, strict=True):

@@ -20,7 +20,7 @@ class Grid:
 
 
 def environment(runs: Sequence[tuple[str, Run]]) -> Grid:
-    """Status, device, precision, versions, times and command of each run, from `run.json`; empty cells where it cannot be read."""
+    """Status, device, precision, versions, times and command of each run, from `run.json`; cells are empty if it cannot be read."""
     heads = ["run", "folder", "status", "device", "precision", "versions", "started", "finished", "command"]
     rows = []
     for label, run in runs:
@@ -35,7 +35,7 @@ def environment(runs: Sequence[tuple[str, Run]]) -> Grid:
 
 
 def differences(runs: Sequence[tuple[str, Run]]) -> Grid:
-    """Recipe keys whose values differ between the runs: one row per key, one column per run."""
+    """Recipe keys whose values differ between runs: one row per key, one column per run."""
     values = differing_values([run.recipe for _, run in runs])
     rows = [[key, *(_text(value) for value in of_runs)] for key, of_runs in values.items()]
     return Grid(["key", *(label for label, _ in runs)], rows)

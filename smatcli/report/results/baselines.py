@@ -9,11 +9,11 @@ from smatcli.report.results.groups import Column, ResultGroup
 def find_baselines(groups: Sequence[ResultGroup], wanted: Sequence[str], rows: Iterable[str] = ()) -> dict[str, list[Column]]:
     """Return the baseline columns of each group, by its tag.
 
-    UserError for a name that matches no column of any group; `rows` are further valid names for its message.
+    Raises UserError for a name that matches no column of any group and is not in `rows` (the names of other tables' rows).
     """
     baselines: dict[str, list[Column]] = {group.tag: [] for group in groups}
     for name in wanted or ["pretrained"]:
-        hits = [(group.tag, column) for group in groups for column in [_fitting(group, name)] if column is not None]
+        hits = [(group.tag, column) for group in groups for column in [_find_column(group, name)] if column is not None]
         if wanted and not hits:
             names = sorted({*rows, *(n for g in groups for c in g.columns for n in _names_of(c))})
             raise UserError(f"--baseline {name}: no such column; there are {', '.join(names)}{nearest(name, names)}")
@@ -28,8 +28,8 @@ def _names_of(column: Column) -> list[str]:
     return [column.label, run.name, run.path.name, run.method]
 
 
-def _fitting(group: ResultGroup, name: str) -> Column | None:
-    """Return the column called `name`: by label, else run, else method; among several, one without fine-tuning."""
+def _find_column(group: ResultGroup, name: str) -> Column | None:
+    """Return the column whose label, run or method (in this order) is `name`; of several, one without fine-tuning."""
     for place in range(4):
         hits = [c for c in group.columns if _names_of(c)[place] == name]
         if hits:

@@ -14,7 +14,7 @@ from smatcli.runs.statistics import UNKNOWN, Estimate, average, paired_differenc
 
 @dataclass(frozen=True)
 class Difference:
-    """`estimate` of first - second; `paired` if computed episode by episode."""
+    """The `estimate` of first - second; `paired` if it was computed episode by episode."""
 
     estimate: Estimate
     paired: bool
@@ -75,9 +75,10 @@ def best(columns: Sequence[Column], keys: Sequence[Key]) -> set[int]:
 
 
 def average_ranks(columns: Sequence[Column], keys: Sequence[Key]) -> dict[int, float]:
-    """Return the average rank over the datasets `keys` of each column that has them all; empty for fewer than two columns.
+    """Return the average rank over the datasets `keys` of each column that has all of them; empty for fewer than two columns.
 
-    The rule of Meta-Dataset (see `ranks`) with the test of `best`: a tie is a difference whose interval includes 0, paired where possible.
+    Ranks follow Meta-Dataset (see `ranks`). As in `best`, two columns are tied if the interval of their difference, paired where possible,
+    includes 0.
     """
     whole = [i for i, c in enumerate(columns) if keys and all(key in c.estimates and c.estimates[key].known for key in keys)]
     if len(whole) < 2:
@@ -94,7 +95,7 @@ def average_ranks(columns: Sequence[Column], keys: Sequence[Key]) -> dict[int, f
 
 
 def compared(pairs: Sequence[tuple[Column, Column]], keys: Sequence[Key]) -> tuple[list[int], dict[Key, list[Outcome]], list[Outcome]]:
-    """Test first - second for the pairs that have the same episodes of all `keys`.
+    """Test first - second for the pairs of columns that have the same episodes on all `keys`.
 
     Returns the positions of these pairs, their outcomes by dataset, and their outcomes for the average over datasets.
     """
@@ -106,7 +107,7 @@ def compared(pairs: Sequence[tuple[Column, Column]], keys: Sequence[Key]) -> tup
     differences, means, single = [], [], {}
     for d, key in enumerate(keys):
         own = [_aligned(*pairs[i], key) for i in places]
-        if len({len(values) for values in own}) > 1:  # some have more episodes than the group
+        if len({len(values) for values in own}) > 1:  # some evaluations have more episodes than the group
             return [], {}, []
         differences.append(own)
         means.append(resampled_means(np.stack(own), seed=d))

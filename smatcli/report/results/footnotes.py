@@ -1,4 +1,4 @@
-"""Automatic footnotes of a table: settings in which its columns differ, and what favours one of them."""
+"""Automatic footnotes of a table: settings in which its columns differ, and conditions that favour some of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,7 +18,7 @@ MOST = 6  # columns named in a footnote
 
 
 def notes(group: ResultGroup, columns: Sequence[Column]) -> list[str]:
-    """Return footnotes on episodes, image sizes, searches and seeds; none if all columns agree."""
+    """Return footnotes on episodes, image sizes, searches and seeds, as far as columns differ."""
     keys = [key for domain in DOMAINS for key in group.keys(domain, columns)]
     lines = [*_episodes(group, columns, keys), *_searches(columns, keys)]
     for title, read in _FACTS.items():
@@ -33,7 +33,7 @@ def _episodes(group: ResultGroup, columns: Sequence[Column], keys: Sequence[Key]
         own = [column for column in columns if key in column.estimates]
         others = [c.label for c in own[1:] if not same_episode_list(own[0], c, key)]
         if others:
-            odd.setdefault(f"{_listed(others)} had other episodes than {own[0].label}", []).append(group.row_label(key))
+            odd.setdefault(f"{_listed(others)} had different episodes from {own[0].label}", []).append(group.row_label(key))
     everything = len(keys)
     return [
         f"Different episodes: {who} on {'every dataset' if len(names) == everything else _listed(names)}; such differences are not paired."
@@ -42,7 +42,7 @@ def _episodes(group: ResultGroup, columns: Sequence[Column], keys: Sequence[Key]
 
 
 def _searches(columns: Sequence[Column], keys: Sequence[Key]) -> list[str]:
-    """Return how learning rates were chosen, if columns differ, and always if query labels of the test were used."""
+    """Return footnotes on the choice of learning rates: where columns differ, and whenever query labels of the test were used."""
     datasets = {key.dataset for key in keys}
     kinds: dict[str, str] = {}
     for column in columns:
@@ -54,7 +54,7 @@ def _searches(columns: Sequence[Column], keys: Sequence[Key]) -> list[str]:
     if flattered:
         lines.append(
             f"{_listed(flattered)}: the learning rate was chosen on episodes of the test itself with their query labels (search paper), "
-            "as the papers did; this flatters them."
+            "as the papers did; this favours them."
         )
     return lines
 

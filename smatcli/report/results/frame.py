@@ -61,7 +61,7 @@ class EvaluationResult:
         return {result.dataset: result for result in self.results}
 
     def extra(self, *keys: str) -> dict[str, np.ndarray]:
-        """Return the columns `keys` of results.h5, [E] over all datasets; missing ones are omitted, and all if it cannot be read."""
+        """Return the columns `keys` of results.h5, [E] over all datasets, without those that are missing; empty if it cannot be read."""
         from smatcli.safe import hdf5 as safe_hdf5
 
         columns: dict[str, list[np.ndarray]] = {}
@@ -78,7 +78,7 @@ class EvaluationResult:
 
 @dataclass
 class Frame:
-    """All results below some folders; `lines` name what was skipped and why, `skipped` counts invalid and duplicate results."""
+    """All results below some folders. `lines` name skipped results and the reasons; `skipped` counts invalid and duplicate results."""
 
     runs: list[Run]
     evaluations: list[EvaluationResult]
@@ -94,7 +94,7 @@ class Frame:
 
 
 def read(roots: Sequence[Path]) -> Frame:
-    """Read all results below `roots`, each once, in path order; invalid, unfinished and copied results are skipped and named.
+    """Read all results below `roots`, each once, in path order. Invalid, unfinished and copied results are skipped with a line each.
 
     Raises `UserError` for a path that does not exist, and if there are no results.
     """
@@ -120,7 +120,7 @@ def read(roots: Sequence[Path]) -> Frame:
         trained = frame.runs[0].path if frame.runs else "RUN"
         raise UserError(f"no results below {given}; run `smat eval {trained} --adapt proto` first")
     if frame.skipped:
-        frame.lines.append(f"skipped in all: {frame.skipped} (in no table)")
+        frame.lines.append(f"{frame.skipped} skipped in total (in no table)")
     for run, name in zip(frame.runs, shortest_names([run.path for run in frame.runs]), strict=True):
         run.name = name
     return frame

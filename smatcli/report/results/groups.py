@@ -1,4 +1,4 @@
-"""Group evaluations whose numbers can be compared: same protocol, same number of episodes."""
+"""Grouping of evaluations that can be compared: same protocol, same number of episodes."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -38,11 +38,11 @@ class Column:
 
     @property
     def family(self) -> str:
-        """The block of Table 1 with this kind of adaptation."""
+        """The block of Table 1 to which this kind of adaptation belongs."""
         return ADAPT_FAMILIES.get(self.evaluation.adapt.split("-")[0], GRADIENT_BASED)
 
     def average(self, keys: Sequence[Key]) -> Estimate:
-        """Average over `keys`; unknown if one is missing, because averages over different datasets cannot be compared."""
+        """Average over `keys`. Unknown if one is missing, because averages over different datasets cannot be compared."""
         return average([self.estimates[key] for key in keys]) if all(key in self.estimates for key in keys) else average([])
 
 
@@ -61,17 +61,17 @@ class ResultGroup:
 
     @property
     def about(self) -> str:
-        """The episodes, for a caption."""
+        """Description of the episodes for a caption."""
         return f"{self.episodes} episodes per dataset, protocol {self.protocol}"
 
     @property
     def brief(self) -> str:
-        """The episodes, for a heading."""
+        """Description of the episodes for a heading."""
         return f"{self.protocol}, {self.episodes} episodes"
 
     @property
     def tag(self) -> str:
-        """The name in files, such as 5w5s10q-200."""
+        """Name of the group in file names, such as 5w5s10q-200."""
         return f"{self.protocol}-{self.episodes}"
 
     def keys(self, domain: str, columns: Sequence[Column] | None = None) -> list[Key]:
@@ -114,7 +114,7 @@ def make_groups(frame: Frame, names: Mapping[str, str]) -> list[ResultGroup]:
 
 
 def sweep_points(frame: Frame) -> set[Path]:
-    """Return the evaluated runs of sweeps with several evaluated points; a single point is an ordinary run."""
+    """Return the evaluated runs of sweeps with at least two evaluated points; a single point counts as an ordinary run."""
     paths = {evaluation.run.path for evaluation in frame.evaluations if evaluation.run.sweep is not None}
     sizes = Counter(path.parent for path in paths)
     return {path for path in paths if sizes[path.parent] > 1}
@@ -140,7 +140,7 @@ def _chosen_names(runs: Sequence[Run], names: Mapping[str, str]) -> dict[str, st
 
 
 def _method_label(method: str) -> str:
-    """Return the heading of a method's columns; a plugin defines its own."""
+    """Return the heading of a method's columns, which a plugin may define."""
     if method in METHOD_LABELS or method not in plugins.names("methods"):
         return METHOD_LABELS.get(method, method)
     plugin = plugins.loaded("methods").get(method)
@@ -148,7 +148,7 @@ def _method_label(method: str) -> str:
 
 
 def _label(group: ResultGroup, chosen: Mapping[str, str]) -> None:
-    """Label columns by method, or by run if several runs share it; ` + adaptation` unless it is proto; unique within the group."""
+    """Give columns unique labels: the method (the run, if several runs share the method), and ` + adaptation` unless it is proto."""
     runs_of: dict[str, set[str]] = {}
     for column in group.columns:
         runs_of.setdefault(column.evaluation.run.method, set()).add(column.evaluation.run.name)

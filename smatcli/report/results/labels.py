@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 from smatcli.report.results.runs import Run
 from smatcli.safe.tree import differing_values, flatten
 
-# The order of rows, as in MLAE's Table 1: full and linear first.
+# The order of the rows, as in MLAE's Table 1: full and linear first.
 ORDER = ("full", "linear", "bias", "vpt-shallow", "vpt-deep", "gapt", "adapter", "adaptformer", "ssf", "lora", "mlae", "pmoe")
 # Settings that may differ within a row; seeds are averaged and datasets are columns.
 FREE = frozenset(
@@ -18,7 +18,7 @@ LONGEST = 40  # characters of a value in a label
 
 
 class Labelled(Protocol):
-    """A finished run: label of its row, dataset (its column), tuner and seed."""
+    """A finished run with the label of its row, its dataset (the column), tuner and seed."""
 
     @property
     def run(self) -> Run: ...
@@ -36,9 +36,9 @@ Item = TypeVar("Item", bound=Labelled)
 
 
 def unique_labels(items: Sequence[Item], lines: list[str]) -> list[Item]:
-    """Return the items in the order of their rows, with different labels for different recipes on a dataset.
+    """Return the items in the order of their rows, with different labels for recipes that differ.
 
-    A second run of a row with the same dataset and seed is skipped and named in `lines`, because it would count a seed twice.
+    A second run with the label, dataset and seed of another is skipped, with a line in `lines`: it would count a seed twice.
     """
     families: dict[tuple[str, str], set[str]] = {}
     for item in items:
@@ -55,14 +55,14 @@ def unique_labels(items: Sequence[Item], lines: list[str]) -> list[Item]:
         if earlier is mine:
             kept.append(mine)
         else:
-            lines.append(f"{item.run.path}: skipped, the settings and the seed of {earlier.run.path}")
+            lines.append(f"{item.run.path}: skipped, same settings and seed as {earlier.run.path}")
     return sorted(kept, key=lambda item: (ORDER.index(item.tuner) if item.tuner in ORDER else len(ORDER), item.label))
 
 
 def renamed(items: Sequence[Item], names: Mapping[str, str]) -> tuple[list[Item], dict[str, str]]:
-    """Return the items with the labels of `--names` (by run or row label), and the names that match no item.
+    """Return the items with their labels replaced by `--names` (by run or row label), and the names that match no item.
 
-    The name of a run applies to its whole row.
+    A name given for a run applies to its whole row.
     """
     chosen, rest = {}, {}
     for key, text in names.items():

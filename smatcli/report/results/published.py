@@ -19,7 +19,7 @@ COLUMNS = ("table", "label", "method", "adapt", "dataset", "domain", "mean", "ha
 class Published:
     """A column of a paper's table: accuracies (fractions) by dataset, and their source.
 
-    `method` and `adapt` are our names of the same method, else empty.
+    `method` and `adapt` are the names of the same method in smat, empty if it has none.
     """
 
     paper: str
@@ -52,7 +52,10 @@ def papers() -> list[str]:
 
 
 def choose(wanted: Sequence[str]) -> tuple[list[Published], list[str]]:
-    """Return the columns of `PAPER`, `PAPER:LABEL` or `FILE.csv`, and lines on missing numbers; UserError with the nearest name."""
+    """Return the columns of `PAPER`, `PAPER:LABEL` or `FILE.csv`, and lines on missing numbers.
+
+    Raises UserError, with the nearest valid name, for an unknown paper or column.
+    """
     selected: list[Published] = []
     lines: list[str] = []
     for text in wanted:

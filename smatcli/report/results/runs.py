@@ -1,4 +1,4 @@
-"""Find run directories, and read their recipes and the validations in their `metrics.jsonl`."""
+"""Run directories of a report: find them, and read their recipes and the validations in their `metrics.jsonl`."""
 
 import math
 import os
@@ -10,14 +10,14 @@ from typing import Any
 from smatcli.errors import UserError
 from smatcli.safe.text import parse_json, read_object, yaml_value
 
-# Keys of a validation record in order of preference: zeros under the gate of inference, expected zeros.
+# Keys of a validation record in order of preference: zeros with the inference gate, expected zeros.
 SPARSITY = ("sparsity_inference", "sparsity", "sparsity_expected")
 SKIPPED_FOLDERS = {"checkpoints", "__pycache__"}
 
 
 @dataclass
 class Run:
-    """A run directory. `name` is the shortest end of its path that is unique in the report."""
+    """A run directory. `name` is the shortest suffix of its path that is unique in the report."""
 
     path: Path
     kind: str = ""
@@ -33,12 +33,12 @@ class Run:
 
     @property
     def seed(self) -> int | None:
-        """The seed of its training."""
+        """The training seed."""
         return whole(self.recipe.get("seed"))
 
     @property
     def backbone(self) -> str:
-        """timm's name of the vision transformer, empty if unknown."""
+        """Name of the vision transformer in timm, empty if unknown."""
         return str(section(self.recipe, "backbone").get("name", ""))
 
     @property
@@ -48,7 +48,7 @@ class Run:
 
     @property
     def sweep(self) -> Path | None:
-        """The folder of the sweep, if this run is a point of one (`.../tau=0.7`)."""
+        """The folder of the sweep if this run is a point of a sweep (`.../tau=0.7`), else None."""
         return self.path.parent if "=" in self.path.name else None
 
     @property
@@ -59,7 +59,7 @@ class Run:
 
     @property
     def sparsity(self) -> float | None:
-        """Fraction of zeros in the experts at the evaluated checkpoint, under the gate of inference, as logged by its validation."""
+        """Fraction of zeros in the experts of the evaluated checkpoint, with the inference gate, as logged by its validation."""
         state = read_object(self.path / "checkpoints" / "best" / "state.json") or {}
         best = whole(_dict(state.get("state")).get("step"))
         records = [r for r in self.valid if best is None or r["step"] == best]
@@ -79,7 +79,7 @@ def run_folders(root: Path) -> Iterator[Path]:
 
 
 def read_run(path: Path) -> Run:
-    """Read a run from its recipe and log; both may be missing. Raises `UserError` for a recipe that is not YAML."""
+    """Read a run from its recipe and log, if they exist. Raises `UserError` for a recipe that is not YAML."""
     recipe = _recipe(path / "recipe.yaml")
     method = _dict(recipe.get("method"))
     run = Run(path, str(recipe.get("kind", "")), str(method.get("name", "")), experts=whole(method.get("experts")), recipe=recipe)
@@ -143,7 +143,7 @@ def whole(value: Any) -> int | None:
 
 
 def shortest_names(paths: Sequence[Path]) -> list[str]:
-    """Return the shortest unique end of each path; sweep points include the name of their sweep."""
+    """Return the shortest unique suffix of each path; those of sweep points include the name of the sweep."""
     parts = [path.resolve().parts for path in paths]
     names = []
     for own in parts:

@@ -12,12 +12,12 @@ from smatcli.report.results.frame import EvaluationResult, Frame, Result
 from smatcli.report.results.runs import Run
 from smatcli.runs.statistics import Estimate, average, interval
 
-# Settings that may differ between seeds of one training: where it ran, and how it was evaluated.
+# Settings that may differ between the seeds of a training: where it ran, and how it was evaluated.
 _FREE = ("run", "seed", "device", "threads", "precision", "eval", "adapt")
 
 
 def merge_seeds(frame: Frame) -> Frame:
-    """Return the frame with the evaluations of several seeds replaced by their mean, which keeps them as `members`."""
+    """Return the frame with the evaluations of several seeds replaced by their mean, in which they are the `members`."""
     families: dict[str, list[EvaluationResult]] = {}
     for evaluation in frame.evaluations:
         families.setdefault(_family(evaluation), []).append(evaluation)
@@ -44,7 +44,7 @@ def merge_seeds(frame: Frame) -> Frame:
 
 
 def _family(evaluation: EvaluationResult) -> str:
-    """Return a key that is equal for trainings that differ only in their seed, and unique for runs without a recipe."""
+    """Return a key that trainings share if they differ only in their seed; it is unique for a run without a recipe."""
     run = evaluation.run
     if run.seed is None:
         return f"{run.path}/{evaluation.folder.name}/{evaluation.adapt}"
@@ -55,7 +55,7 @@ def _family(evaluation: EvaluationResult) -> str:
 
 
 def _sweep(run: Run) -> str:
-    """Return the sweep and the coordinates of a point, without the seed."""
+    """Return the sweep of a point with its coordinates, the seed excepted."""
     others = sorted((k, v) for k, v in run.coordinates.items() if k != "seed")
     return f"{run.sweep}: {others}" if others else ""
 
@@ -82,7 +82,7 @@ def _common_start(names: Sequence[str]) -> str:
 
 
 def join(members: Sequence[EvaluationResult], run: Run) -> EvaluationResult:
-    """Average `members`, episode by episode where all have the same episodes; intervals are over episodes."""
+    """Average `members`, episode by episode if they all have the same episodes; intervals are over episodes."""
     first = members[0]
     tables = [member.accuracies for member in members]
     accuracies = {}

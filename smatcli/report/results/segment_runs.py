@@ -13,9 +13,9 @@ SCALES = ("single", "multi")
 
 @dataclass(frozen=True)
 class Segmented:
-    """Measures (fractions) of a run of smat segment, by fold and scale (`single`, `multi`): `miou`, `dice`, `accuracy`.
+    """Measures of a run of `smat segment` as fractions, by fold and scale (`single`, `multi`): `miou`, `dice`, `accuracy`.
 
-    `parameters` counts the trained ones by group (tuner, backbone, head); `label` is the label of its row.
+    `parameters` are the numbers of trained parameters by group (tuner, backbone, head); `label` is the label of its row.
     """
 
     run: Run
@@ -31,25 +31,25 @@ class Segmented:
 
     @property
     def seed(self) -> int:
-        """The seed; it also draws the splits of a dataset without a published split."""
+        """The seed, which also determines the splits of a dataset without a published split."""
         return self.run.seed or 0
 
     @property
     def dataset(self) -> str:
-        """The folder of the dataset, or the name of its layout."""
+        """The folder of the dataset, else the name of its layout."""
         data = section(self.run.recipe, "data")
         return Path(str(data.get("root") or "")).name or str(data.get("layout", "?"))
 
     @property
     def conditions(self) -> str:
-        """Settings that are equal within a table: the dataset, how it was split and tested, and the image size."""
+        """The settings that all rows of a table share: the dataset, how it was split and tested, and the image size."""
         data, found = section(self.run.recipe, "data"), section(self.run.recipe, "segment").get("folds", 0)
         size = section(self.run.recipe, "eval").get("size", "mask")
         return repr((sorted((k, repr(v)) for k, v in data.items()), found, size, self.run.image_size if size == "image" else None))
 
 
 def read_segmented(run: Run) -> Segmented | None:
-    """Read the result of a run of `smat segment`; None if folds are missing, UserError for a damaged one."""
+    """Read the result of a run of `smat segment`, or None if folds are missing. Raises UserError for a damaged fold."""
     folds = max(1, whole(section(run.recipe, "segment").get("folds")) or 0)
     paths = [fold_file(run.path, k) for k in range(folds)]
     if not all(path.exists() for path in paths):

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 RESAMPLES = 4000
-_BLOCK = 1000  # resamples at a time, 5 MB for 600 episodes
-FEW = 13  # differences up to which all signs are enumerated
+_BLOCK = 1000  # resamples drawn at a time: 5 MB for 600 episodes
+FEW = 13  # differences; for up to this many, all signs are enumerated
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`low`, `high`: 95 % percentile interval of the mean difference (fractions); two-sided p of the bootstrap and of Wilcoxon's test."""
+    """Result of a comparison: 95 % percentile interval (`low`, `high`) of the mean difference (fractions), and two-sided p-values."""
 
     low: float
     high: float
@@ -22,7 +22,7 @@ class Outcome:
 
 
 def resampled_means(values: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Return the means [R, C] of `values` [C, E] over episodes drawn with replacement, the same episodes for every row."""
+    """Return the means [R, C] of `values` [C, E] over episodes drawn with replacement; all rows use the same episodes."""
     episodes, rng = values.shape[1], np.random.default_rng(seed)
     columns = np.ascontiguousarray(values.T, dtype=np.float64)
     means = []
@@ -38,7 +38,7 @@ def outcomes(differences: Sequence[Sequence[np.ndarray]], means: Sequence[np.nda
     """Test C comparisons over D datasets: `differences[d][c]` [E_d] per episode, `means[d]` [R, C] of their resamples.
 
     The statistic is the mean over datasets of the mean differences. The bootstrap draws episodes within each dataset; datasets are fixed
-    (Efron & Tibshirani 1993). Its p is twice the smaller fraction of resamples on one side of 0, at least 1 / R. Wilcoxon's test pools the
+    (Efron & Tibshirani 1993). Its p is twice the fraction of resamples on the rarer side of 0, at least 1 / R. Wilcoxon's test pools the
     episodes of all datasets.
     """
     drawn = np.mean(means, axis=0)
@@ -49,8 +49,8 @@ def outcomes(differences: Sequence[Sequence[np.ndarray]], means: Sequence[np.nda
 
 
 def wilcoxon(differences: np.ndarray) -> float:
-    """Return the two-sided p of the signed-rank test of `differences` [E] (fractions) around 0; zeros are dropped, 1 if all are zero."""
-    rounded = np.round(differences, 12)  # 0.8 - 0.6 and 0.4 - 0.2 are ties
+    """Return the two-sided p of the signed-rank test of `differences` [E] (fractions). Zeros are dropped; p is 1 if all are zero."""
+    rounded = np.round(differences, 12)  # rounded, so that 0.8 - 0.6 and 0.4 - 0.2 are ties
     if not rounded.any():
         return 1.0
     kept = rounded[rounded != 0]
@@ -72,7 +72,7 @@ def _exact(differences: np.ndarray) -> float:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Adjust p values by Holm's step-down method (1979); unknown ones stay unknown and are not counted."""
+    """Adjust p-values by Holm's step-down method (1979); unknown values stay unknown and are not counted."""
     order = sorted((i for i, p in enumerate(values) if math.isfinite(p)), key=lambda i: values[i])
     adjusted, highest = list(values), 0.0
     for place, i in enumerate(order):

@@ -24,7 +24,7 @@ INTEGERS = ("episodes", "seed", "experts", "image_size")
 
 
 def results(runs: str | Path | Sequence[str | Path]) -> "pd.DataFrame":
-    """Return `smatcli.results` of these runs (see there for the columns)."""
+    """Implement `smatcli.results`, which documents the columns."""
     given = [runs] if isinstance(runs, str | Path) else list(runs)
     frame = read([path for each in given for path in _expanded(each)])
     if frame.skipped:
@@ -36,7 +36,7 @@ def results(runs: str | Path | Sequence[str | Path]) -> "pd.DataFrame":
 
 
 def results_table(frame: Frame, names: dict[Path, str] | None = None) -> "pd.DataFrame":
-    """Return the rows of a frame, with `evaluation`, the place of an evaluation in it (-1 for other kinds of runs)."""
+    """Return the rows of a frame. The column `evaluation` is the index of an evaluation in the frame, -1 for other kinds of runs."""
     import pandas as pd
 
     table = pd.DataFrame(list(_rows(frame, names or {})), columns=[*COLUMNS, "evaluation"])
@@ -97,6 +97,6 @@ def _evaluation_rows(evaluation: EvaluationResult) -> Iterator[dict[str, Any]]:
 
 
 def split_protocol(tag: str) -> tuple[str, str]:
-    """`5w5s10q-test` -> (`5w5s10q`, `test`): in-domain and out-of-domain datasets may use other splits of one protocol."""
+    """Split `5w5s10q-test` into (`5w5s10q`, `test`): ID and OOD datasets may use different splits of one protocol."""
     match = _SPLIT.search(tag)
     return (tag[: match.start()], match.group(1)) if match else (tag, "")

@@ -14,7 +14,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Tuned:
-    """Test score (fraction) of a run of smat tune; `label` is the label of its row, `facts` the content of tune.json."""
+    """Test score (a fraction) of a run of `smat tune`; `label` is the label of its row, `facts` the content of tune.json."""
 
     run: Run
     dataset: str
@@ -35,18 +35,18 @@ class Tuned:
 
     @property
     def parameters(self) -> int | None:
-        """Number of trained parameters without the head."""
+        """Number of trained parameters, without the head."""
         return whole(section(self.facts, "parameters").get("tuner"))
 
     @property
     def images(self) -> tuple[Any, ...]:
-        """What must be equal to compare scores: the split, the numbers of training and test images, and the content of the store."""
+        """The images behind a score (split, numbers of training and test images, content of the store); only equal ones are compared."""
         images = section(self.facts, "images")
         return (self.facts.get("split"), self.facts.get("fitted"), images.get("test"), self.facts.get("content_hash"))
 
 
 def read_tuned(run: Run) -> Tuned | None:
-    """Read the result of a run of `smat tune`; None if it is unfinished, UserError if it is damaged."""
+    """Read the result of a run of `smat tune`, or None if it is unfinished. Raises UserError if it is damaged."""
     path = run.path / FILE
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""The tables of a report."""
+"""The list of tables of a report."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,12 +12,12 @@ from smatcli.report.tables.ours import gains_table, main_table, pairs_table, swe
 from smatcli.report.tables.studies import ablation_table, delta_table, seeds_table, significance_tables, strategies_table
 from smatcli.report.tables.table import Table
 
-MOST_PAIRS = 8  # columns whose pairs are all listed; more would be unreadable
+MOST_PAIRS = 8  # columns; all pairs are listed for at most this many, more would be unreadable
 
 
 @dataclass(frozen=True)
 class TableOptions:
-    """Options of all tables: decimals, columns of papers, and whether to subtract these from ours."""
+    """Options of all tables: decimals, columns of papers, and whether to subtract these columns from ours."""
 
     digits: int = 1
     published: list[Published] = field(default_factory=list)
@@ -25,7 +25,7 @@ class TableOptions:
 
 
 def all_tables(groups: Sequence[ResultGroup], baselines: Mapping[str, list[Column]], options: TableOptions) -> list[Table]:
-    """Return the tables of all groups in the order of the page; `baselines` maps the groups' tags to columns."""
+    """Return the tables of all groups in the order of the page; `baselines` maps the tag of a group to its baseline columns."""
     return [table for group in groups for table in _of_group(group, baselines[group.tag], options) if table is not None]
 
 
@@ -52,7 +52,7 @@ def _of_group(group: ResultGroup, baselines: Sequence[Column], options: TableOpt
 
 
 def unmatched(groups: Sequence[ResultGroup], options: TableOptions, tables: Sequence[Table]) -> list[str]:
-    """Return lines about published columns without a dataset in the report, and about `--delta` without a matching method."""
+    """Return lines on published columns whose datasets are not in the report, and on `--delta` if no method matches."""
     ours = {key.dataset for group in groups for column in group.columns for key in column.estimates}
     lines = []
     for paper in dict.fromkeys(p.paper for p in options.published):
@@ -62,7 +62,7 @@ def unmatched(groups: Sequence[ResultGroup], options: TableOptions, tables: Sequ
             lines.append(f"--published {paper}: none of its datasets is in this report ({', '.join(theirs)})")
     if options.delta and not any(table.stem.startswith("delta-") for table in tables):
         theirs = sorted({f"{p.method} + {p.adapt}" for p in options.published if p.method})
-        lines.append(f"--delta: no column has the method and adaptation of a published one ({', '.join(theirs) or 'none is given'})")
+        lines.append(f"--delta: no column has the method and adaptation of a published column ({', '.join(theirs) or 'none is given'})")
     return lines
 
 

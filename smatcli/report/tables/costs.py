@@ -20,8 +20,8 @@ VALUE, POSITION = 4, 4  # bytes of a float32 value and an int32 position in comp
 class Size:
     """Sizes of a run's best checkpoint.
 
-    `backbone`: parameters P; `dense`: all stored values; `experts`: M * P mask entries; `nonzero`: non-zero ones, by the logged sparsity;
-    `disk`: bytes of the file.
+    `backbone`: parameters P; `dense`: all stored values; `experts`: M * P mask entries; `nonzero`: non-zero entries, by the logged
+    sparsity; `disk`: bytes of the file.
     """
 
     backbone: int
@@ -32,14 +32,14 @@ class Size:
 
     @property
     def compressed(self) -> int | None:
-        """Bytes of the masks in exports and in the merge: values and positions, or all values if more than half are non-zero."""
+        """Bytes of the masks in exports and when merging: values and positions, or all values if more than half are non-zero."""
         if self.nonzero is None or self.experts is None:
             return None
         return min(self.nonzero * (VALUE + POSITION), self.experts * VALUE)
 
 
 def size_of(run: Run) -> Size | None:
-    """Read the sizes of a run from the header of its checkpoint, without its weights; None without a checkpoint."""
+    """Read the sizes of a run from the header of its checkpoint, without reading weights; None without a checkpoint."""
     for which in ("best", "last"):
         path = run.path / "checkpoints" / which / "model.safetensors"
         shapes = tensor_shapes(path)
@@ -62,9 +62,9 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
 
 
 def parameter_table(group: ResultGroup) -> Table | None:
-    """Parameter counts of the runs of a group; None if there is no checkpoint."""
+    """Parameter counts of the runs in a group; None without any checkpoint."""
     rows = []
-    for column in _one_each(group.columns):
+    for column in _first_columns(group.columns):
         members = column.evaluation.members
         size = size_of(members[0].run if members else column.evaluation.run)
         if size is not None:
@@ -82,8 +82,8 @@ def parameter_table(group: ResultGroup) -> Table | None:
     return Table(f"parameters-{group.tag}", f"Parameter counts ({group.brief})", caption, "Method", heads, [Block("", rows)])
 
 
-def _one_each(columns: Sequence[Column]) -> list[Column]:
-    """Return the first column of every run."""
+def _first_columns(columns: Sequence[Column]) -> list[Column]:
+    """Return one column per run, its first."""
     return list({c.evaluation.run.path: c for c in reversed(columns)}.values())[::-1]
 
 
@@ -96,7 +96,7 @@ _RECORDED: dict[str, tuple[str, float, int, Callable[[np.ndarray], Any]]] = {
 
 
 def cost_table(group: ResultGroup) -> Table:
-    """Seconds per task and per training update; passes, peak memory and energy if they were recorded."""
+    """Seconds per task and per training update, with passes, peak memory and energy if they were recorded."""
     table: list[tuple[str, list[str]]] = []
     for column in group.columns:
         results = [r for r in column.evaluation.results if any(k.dataset == r.dataset for k in column.estimates)]

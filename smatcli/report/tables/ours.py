@@ -16,7 +16,7 @@ from smatcli.runs.statistics import Estimate
 def main_table(group: ResultGroup, digits: int = 1, published: Sequence[Published] = ()) -> Table:
     """Tables 1 and 3: datasets x (method + adaptation), grouped by adaptation, with ID and OOD averages and average ranks.
 
-    The best and ties are bold. `published` columns come last, without bold and rank.
+    The best column and its ties are bold. `published` columns come last and are neither bold nor ranked.
     """
     columns = group.columns
 
@@ -28,7 +28,7 @@ def main_table(group: ResultGroup, digits: int = 1, published: Sequence[Publishe
         count = families.pop()[1] if families and families[-1][0] == family else 0
         families.append((family, count + 1))
     blocks, ranked = rows_by_domain(group, columns, row), _rank_row(group, columns, len(published))
-    caption = f"Accuracy (%), mean ± 95% half-width over {group.about}.{_bold_means(columns)}{_gaps(group, columns)}"
+    caption = f"Accuracy (%), mean ± 95% half-width over {group.about}.{_bold_means(columns)}{_empty_cells_note(group, columns)}"
     if ranked:
         blocks.append(Block("", [ranked]))
         caption += " Average rank: over all datasets, 1 is best, ties (as in bold) share their mean rank, as in Meta-Dataset."
@@ -39,7 +39,7 @@ def main_table(group: ResultGroup, digits: int = 1, published: Sequence[Publishe
 
 
 def _rank_row(group: ResultGroup, columns: Sequence[Column], empty: int) -> Row | None:
-    """Return the average ranks of the complete columns; None if there are none."""
+    """Return the average ranks of the complete columns, or None if there are none."""
     ranks = average_ranks(columns, [key for domain in DOMAINS for key in group.keys(domain, columns)])
     if not ranks:
         return None
@@ -49,7 +49,7 @@ def _rank_row(group: ResultGroup, columns: Sequence[Column], empty: int) -> Row 
 
 
 def gains_table(group: ResultGroup, baseline: Column, digits: int = 1) -> Table:
-    """Every other column minus `baseline`, by dataset and on average; bold if the interval excludes 0."""
+    """Differences of all other columns to `baseline`, by dataset and on average; bold if the interval excludes 0."""
     others = [c for c in group.columns if c is not baseline]
 
     def row(keys: Sequence[Key]) -> list[Cell]:
@@ -59,14 +59,14 @@ def gains_table(group: ResultGroup, baseline: Column, digits: int = 1) -> Table:
     caption = (
         f"Difference to {baseline.label} in points of accuracy, mean ± 95% half-width, {group.about}. {paired} Bold: interval excludes 0."
     )
-    caption += _gaps(group, group.columns)
+    caption += _empty_cells_note(group, group.columns)
     blocks, heads = rows_by_domain(group, [baseline, *others], row), [c.label for c in others]
     stem, heading = f"gains-{group.tag}-over-{baseline.label}", f"Gains over {baseline.label} ({group.brief})"
     return Table(stem, heading, caption, "Dataset", heads, blocks, digits=digits, notes=footnotes.notes(group, group.columns))
 
 
 def pairs_table(group: ResultGroup, digits: int = 1) -> Table:
-    """All pairs of columns: average ID and OOD differences, and the number of datasets with a clear difference."""
+    """All pairs of columns: average ID and OOD differences, and the number of datasets on which the interval excludes 0."""
     domains = [d for d in DOMAINS if group.keys(d)]
     rows = []
     for second, first in combinations(group.columns, 2):
@@ -84,7 +84,7 @@ def pairs_table(group: ResultGroup, digits: int = 1) -> Table:
 
 
 def sweep_table(group: ResultGroup, sweep: Path, digits: int = 1) -> Table:
-    """Points of one sweep: target and measured sparsity, ID and OOD averages; the best of each in bold."""
+    """Points of one sweep: target and measured sparsity, and ID and OOD averages with the best in bold."""
     points = sorted(group.sweeps[sweep], key=_sweep_order)
     domains = [d for d in DOMAINS if group.keys(d, points)]
     bold = {d: best(points, group.keys(d, points)) for d in domains}
@@ -115,7 +115,7 @@ def _bold_means(columns: Sequence[Column]) -> str:
     return f" Bold: the best, and those whose difference from it ({paired}) has a 95% interval that includes 0."
 
 
-def _gaps(group: ResultGroup, columns: Sequence[Column]) -> str:
+def _empty_cells_note(group: ResultGroup, columns: Sequence[Column]) -> str:
     whole = all(key in column.estimates for column in columns for domain in DOMAINS for key in group.keys(domain, columns))
     return "" if whole else " Empty: not evaluated; averages only where every dataset was evaluated."
 
@@ -125,13 +125,13 @@ def _pairing(paired: bool) -> str:
 
 
 def signed(estimate: Estimate, tested: bool = False) -> Cell:
-    """Return a difference as a cell, bold if it is not 0 within its interval; with `tested`, only if it has an interval."""
+    """Return a difference as a cell, bold if its interval excludes 0; with `tested`, a difference without an interval is not bold."""
     clear = (estimate.above_zero or estimate.below_zero) and (math.isfinite(estimate.half_width) or not tested)
     return Cell(estimate, bold=clear, signed=True)
 
 
 def marked_best(columns: Sequence[Column], keys: Sequence[Key]) -> list[Cell]:
-    """Return the averages of the columns over `keys`, the best and its ties in bold."""
+    """Return the columns' averages over `keys` as cells, the best and its ties in bold."""
     bold = best(columns, keys)
     return [Cell(column.average(keys), i in bold) for i, column in enumerate(columns)]
 

@@ -1,4 +1,4 @@
-"""Tables of segmentation runs, one row per tuner: single- and multi-scale mIoU, Dice and pixel accuracy over folds and seeds."""
+"""Tables of segmentation runs, one row per tuner: mIoU (single- and multi-scale), Dice and pixel accuracy over folds and seeds."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ COLUMNS = {
 
 
 def segment_tables(segmented: Sequence[Segmented], baselines: Sequence[str] = (), digits: int = 1) -> list[Table]:
-    """Return a table for each dataset and way of splitting it, and the paired differences of its rows if there are several."""
+    """Return a table for each dataset and split, with the paired differences of its rows if there are several."""
     groups: dict[str, list[Segmented]] = {}
     for result in segmented:
         groups.setdefault(result.conditions, []).append(result)
@@ -104,7 +104,7 @@ def _tested(own: Sequence[Segmented]) -> str:
 def _notes(own: Sequence[Segmented]) -> list[str]:
     notes = []
     if len({result.seed for result in own}) > 1:
-        notes.append("A dataset without a published split is split by the seed: the deviation over seeds includes that over splits.")
+        notes.append("A dataset without a published split is split by the seed; the deviation over seeds includes this split.")
     if str(own[0].run.recipe.get("data", {}).get("layout")) == "synthetic":
         notes.append("Synthetic images (discs, squares, triangles), not a benchmark.")
     return notes

@@ -1,4 +1,4 @@
-"""Similarity of the experts of tuned runs, from their analyses `similarity`."""
+"""Table of the similarity of experts in tuned runs, from the analyses `similarity`."""
 
 import math
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ COLUMNS = ("cosine", "|cosine|", "|cosine| of b", "|cosine| of a")
 
 
 def similarity_tables(tuned: Sequence[Tuned]) -> list[Table]:
-    """Return a table with one row per tuner, and for each dataset the mean cosine and |cosine| of all pairs of experts of a layer.
+    """Return a table with one row per tuner: for each dataset, the mean cosine and |cosine| over all pairs of experts of a layer.
 
-    The last two columns are |cosine| of the factors of the experts. Empty without an analysis `similarity`.
+    The last two columns are the |cosine| of the experts' factors. Empty without an analysis `similarity`.
     """
     by_row: dict[tuple[str, str], list[np.ndarray]] = {}
     for result in tuned:
@@ -26,7 +26,7 @@ def similarity_tables(tuned: Sequence[Tuned]) -> list[Table]:
             arrays = read_analysis(path).groups["all"] if path.is_file() else None
             values = None if arrays is None else np.concatenate([arrays["model"], arrays["factors"]])
         except (UserError, KeyError):
-            continue  # reported by read_analyses
+            continue  # read_analyses has reported it
         if values is not None and np.shape(values) == (4,) and np.isfinite(values).all():
             by_row.setdefault((result.label, result.dataset), []).append(np.asarray(values, np.float64))
     if not by_row:

@@ -1,4 +1,4 @@
-"""Further tables: ablations (Table 2), fine-tuning strategies (Table 4), seeds, significance, ours minus published."""
+"""Further tables: ablations (Table 2), fine-tuning strategies (Table 4), seeds, significance, differences to published numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
@@ -16,7 +16,7 @@ from smatcli.report.tables.table import Block, Cell, Row, Table
 from smatcli.runs.statistics import UNKNOWN, Estimate, across_seeds, unpaired_difference
 
 CHECK = "✓"
-# Parts of SMAT that Table 2 ablates -> whether a recipe's method has the part.
+# Parts of SMAT that Table 2 ablates, each with a test of whether a method has it.
 PARTS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "Support/query split": lambda m: m.get("query_split", True) is not False,
     "Interpolated experts": lambda m: m.get("name") == "smat" and m.get("interpolated", True) is not False,
@@ -28,7 +28,7 @@ PARTS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
 
 
 def ablation_table(group: ResultGroup, digits: int = 1) -> Table | None:
-    """Table 2: the parts of each SMAT run, and its averages; None unless two runs differ in a part."""
+    """Table 2: the parts of each SMAT run, and its averages; None if no two runs differ in a part."""
     columns = [
         c for c in group.columns if c.evaluation.adapt == "proto" and _method(c.evaluation.run).get("name") in ("smat", "mlp_experts")
     ]
@@ -56,7 +56,7 @@ def _method(run: Run) -> dict[str, Any]:
 
 
 def strategies_table(group: ResultGroup, digits: int = 1) -> Table | None:
-    """Table 4: each run with its adaptations, the gain over no fine-tuning, and the choice of the rate; None if no run has two."""
+    """Table 4: the adaptations of each run, gains over no fine-tuning, and how rates were chosen; None if no run has two adaptations."""
     runs: dict[str, list[Column]] = {}
     for column in group.columns:
         runs.setdefault(column.evaluation.run.name, []).append(column)
@@ -89,7 +89,7 @@ def strategies_table(group: ResultGroup, digits: int = 1) -> Table | None:
 
 
 def seeds_table(group: ResultGroup, digits: int = 1) -> Table | None:
-    """Means over seeds with two kinds of interval; None if there are only single trainings."""
+    """Means over seeds with two kinds of intervals; None if all columns are single trainings."""
     columns = [c for c in group.columns if c.evaluation.members]
     if not columns:
         return None
@@ -112,7 +112,7 @@ def seeds_table(group: ResultGroup, digits: int = 1) -> Table | None:
 
 
 def significance_tables(group: ResultGroup, digits: int = 1) -> list[Table]:
-    """Paired bootstrap and Wilcoxon's test for all pairs on the same episodes: of the averages, and by dataset (not inline)."""
+    """Paired bootstrap and Wilcoxon's test of all pairs with the same episodes: for the averages, and by dataset (not inline)."""
     pairs = [(first, second) for second, first in combinations(group.columns, 2)]
     blocks, details = [], []
     for domain, title in DOMAINS.items():
@@ -154,7 +154,7 @@ def _p(value: float) -> str:
 
 
 def delta_table(group: ResultGroup, published: Sequence[Published], digits: int = 1) -> Table | None:
-    """Ours minus published, for columns with the same method and adaptation; None if there are none."""
+    """Our numbers minus published ones, for columns with the same method and adaptation; None if there are none."""
     pairs = [
         (c, p)
         for c in group.columns
@@ -174,7 +174,7 @@ def delta_table(group: ResultGroup, published: Sequence[Published], digits: int 
 
     caption = (
         f"Ours minus published, in points of accuracy; ours over {group.about}. Half-widths combine both intervals if the paper has one; "
-        "bold: interval excludes 0. The episodes of the paper are not ours."
+        "bold: interval excludes 0. The papers used other episodes."
     )
     heads = [f"{c.label} − {p.heading}" for c, p in pairs]
     notes = list(dict.fromkeys(p.note for _, p in pairs))

@@ -7,7 +7,7 @@ from smatcli.runs.statistics import UNKNOWN, Estimate
 
 @dataclass(frozen=True)
 class Cell:
-    """Literal `text`, or an accuracy (a share, printed in percent) with its half-width; `signed` numbers have a plus sign."""
+    """A cell: literal `text`, or an accuracy (a fraction, printed in percent) with its half-width. `signed` numbers have a plus sign."""
 
     estimate: Estimate = UNKNOWN
     bold: bool = False
@@ -37,7 +37,7 @@ class Table:
     """A table: `stem` names its files, `heading` its section on the index page, `corner` the column of row labels.
 
     `families` are headings over adjacent columns: (title, number of columns). `notes` are footnotes of one or more sentences. A table
-    that is not `inline` is only linked on the index page. `spread` names the number after the ± sign.
+    that is not `inline` is only linked from the index page. `spread` names the number after the ± sign.
     """
 
     stem: str

@@ -1,4 +1,4 @@
-"""Tables of tuning runs, one row per tuner and one column per dataset, with the means of VTAB-1k's groups and published numbers."""
+"""Tables of tuning runs: one row per tuner, one column per dataset, the means of VTAB-1k's groups, and published numbers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,12 @@ METRICS = {"accuracy": "Top-1 accuracy (%)", "auc": "Area under the ROC curve (%
 
 
 def tuning_tables(tuned: Sequence[Tuned], published: Sequence[Published], digits: int = 1) -> list[Table]:
-    """Return a table for each suite and metric; datasets that belong to no suite share a table."""
+    """Return a table for each suite and metric; datasets without a suite share a table."""
     return [_table(suite, metric, own, published, digits) for (suite, metric), own in _by_suite(tuned).items()]
 
 
 def tuning_pairs(tuned: Sequence[Tuned], baselines: Sequence[str] = (), digits: int = 1) -> list[Table]:
-    """Return the paired differences for each table of `tuning_tables`, over the seeds that two rows have in common."""
+    """Return a table of paired differences for each table of `tuning_tables`, over the seeds that two rows have in common."""
     tables = []
     for (suite, metric), own in _by_suite(tuned).items():
         trials = [Trial(result.label, result.tuner, result.dataset, result.seed, result.score, result.images) for result in own]
@@ -40,7 +40,7 @@ def tuning_pairs(tuned: Sequence[Tuned], baselines: Sequence[str] = (), digits: 
 
 
 def tuned_labels(tuned: Sequence[Tuned]) -> list[tuple[str, Run]]:
-    """Return each run with the label of its row, followed by its dataset if there are several."""
+    """Return each run with the label of its row, followed by the dataset if there are several datasets."""
     several = len({result.dataset for result in tuned}) > 1
     return [(f"{result.label} ({result.dataset})" if several else result.label, result.run) for result in tuned]
 
@@ -83,13 +83,13 @@ def _table(suite: str, metric: str, tuned: Sequence[Tuned], published: Sequence[
     counts = f"{min(seeds)} to {max(seeds)} seeds" if len(seeds) > 1 else f"{max(seeds)} seed{'s' if max(seeds) > 1 else ''}"
     spread = "" if singles else " ± standard deviation over seeds"
     caption = f"{METRICS.get(metric, metric)}{spread}; mean of {counts}. {CAPTIONS[suite]}. "
-    caption += "Bold: the highest mean (not tested). Parameters: trained ones, without the head."
+    caption += "Bold: the highest mean (not tested). Parameters: number of trained parameters, without the head."
     stem, heading = f"tuning-{suite or 'datasets'}-{metric}", f"Tuning: {TITLES.get(suite, 'datasets')}"
     return Table(stem, heading, caption, "Tuner", heads, blocks, families if suite == "vtab" else [], digits, notes, spread="deviation")
 
 
 def _averages(by_dataset: Mapping[str, Sequence[Tuned]], suite: str) -> dict[str, Estimate]:
-    """Return the means of groups and datasets, with the deviation over seeds if all datasets have the same seeds."""
+    """Return the means over each group and over all datasets, with the deviation over seeds if all datasets have the same seeds."""
     over_seeds = means({d: mean_and_deviation([result.score for result in own]).mean for d, own in by_dataset.items() if own}, suite)
     seeds = {frozenset(result.seed for result in own) for own in by_dataset.values() if own}
     if len(seeds) > 1:
@@ -102,7 +102,7 @@ def _averages(by_dataset: Mapping[str, Sequence[Tuned]], suite: str) -> dict[str
 
 
 def _order(suite: str, names: set[str]) -> list[str]:
-    """Sort datasets in the order of the suite, others by name."""
+    """Sort datasets in the order of the suite; sort those of no suite by name."""
     tasks = [name for task in SUITES.get(suite, ()) for name in task.names]
     return sorted(names, key=lambda n: (tasks.index(n) if n in tasks else len(tasks), n))
 
@@ -134,7 +134,7 @@ def _published(column: Published, datasets: Sequence[str], groups: Sequence[str]
 
 
 def _notes(tuned: Sequence[Tuned], suite: str) -> list[str]:
-    """Return footnotes: splits other than the benchmark's, unequal conditions, tasks without a result."""
+    """Return footnotes on splits other than the benchmark's, unequal conditions, and tasks without a result."""
     notes = []
     for dataset in dict.fromkeys(result.dataset for result in tuned):
         if len({result.images for result in tuned if result.dataset == dataset}) > 1:
@@ -147,5 +147,5 @@ def _notes(tuned: Sequence[Tuned], suite: str) -> list[str]:
     present = {result.dataset for result in tuned}
     missing = [task.title for task in SUITES.get(suite, ()) if not present & set(task.names)]
     if missing:
-        notes.append(f"Without a result: {', '.join(missing)}; their groups have no mean.")
+        notes.append(f"No result: {', '.join(missing)}; the means of their groups are missing.")
     return notes

@@ -10,14 +10,14 @@ from smatcli.report.tables.ours import signed
 from smatcli.report.tables.table import Block, Cell, Row, Table
 from smatcli.runs.statistics import UNKNOWN, Estimate, across_seeds
 
-MOST = 8  # rows whose pairs are all compared
+MOST = 8  # rows; all pairs are compared for at most this many
 MOST_DATASETS = 6  # columns; with more datasets, only the means are shown
 MEANS = ("Natural", "Specialized", "Structured", "Mean")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A score (share) of a row on a dataset.
+    """A score (a fraction) of a row on a dataset.
 
     Scores are paired by `unit` (a seed, or a seed and a fold), and compared only if their `images` are equal.
     """
@@ -31,7 +31,7 @@ class Trial:
 
 
 def chosen_pairs(trials: Sequence[Trial], baselines: Sequence[str]) -> list[tuple[str, str]]:
-    """Return (first, second) labels: each label against the baselines, or without baselines all pairs.
+    """Return pairs of labels (first, second): each label against the baselines, or all pairs if there are none.
 
     With more than `MOST` labels, only labels of the same tuner are paired.
     """
@@ -44,13 +44,13 @@ def chosen_pairs(trials: Sequence[Trial], baselines: Sequence[str]) -> list[tupl
 
 
 def _is_repeated(label: str, base: str, baselines: Sequence[str]) -> bool:
-    """Return whether two baselines are already compared the other way round."""
+    """Return whether the comparison of two baselines is already in the table in reverse."""
     return label in baselines and baselines.index(label) < baselines.index(base)
 
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """The subject of a table of paired differences: `measure` names the scores, `titles` maps the datasets, in order, to their heads."""
+    """The subject of a table of paired differences: `measure` names the scores, `titles` maps datasets, in order, to their headings."""
 
     stem: str
     heading: str
@@ -61,9 +61,9 @@ class PairedComparison:
 
 
 def differences_table(comparison: PairedComparison, trials: Sequence[Trial], baselines: Sequence[str], digits: int) -> Table | None:
-    """Return a table with one row per pair: the differences by dataset and of the means, ± the 95% half-width over the paired units.
+    """Return a table with one row per pair: differences by dataset and of the means, ± the 95% half-width over the paired units.
 
-    The half-width is that of Student's t. None if no pair has a common unit.
+    Half-widths are those of Student's t. None if no pair has a unit in common.
     """
     titles, suite = comparison.titles, comparison.suite
     by_row: dict[tuple[str, str], dict[Hashable, Trial]] = {}
@@ -90,14 +90,14 @@ def differences_table(comparison: PairedComparison, trials: Sequence[Trial], bas
         f"Differences in points of {comparison.measure}, first minus second, ± 95% half-width (Student's t) over {number} pairs on the "
         "same images. Bold: interval excludes 0. Last column: pairs in which the first is better / worse."
     )
-    notes = [*(["Runs on other images are not compared."] if skipped else []), *comparison.notes]
+    notes = [*(["Runs on different images are not compared."] if skipped else []), *comparison.notes]
     shown = [*(titles.get(head, head) for head in heads), "Better / worse"]
     blocks = [Block("", rows)]
     return Table(comparison.stem, comparison.heading, caption, "Difference", shown, blocks, digits=digits, notes=notes)
 
 
 def _means(shared: Mapping[str, Mapping[Hashable, float]], suite: str) -> dict[str, Estimate]:
-    """Return the differences of the means over the units that all datasets have; unknown if a dataset (of its group) is missing."""
+    """Return the differences of the means, over the units that all datasets have; unknown if a dataset (of the group) is missing."""
     units = [set(s) for s in shared.values() if s]
     common = set.intersection(*units) if suite or len(units) == len(shared) else set()
     by_unit = [means({d: s[u] for d, s in shared.items() if u in s}, suite) for u in sorted(common, key=repr)]
@@ -105,12 +105,12 @@ def _means(shared: Mapping[str, Mapping[Hashable, float]], suite: str) -> dict[s
 
 
 def _over(values: list[float], units: int) -> Estimate:
-    """Return the mean and half-width of `values` if each unit has a value."""
+    """Return the mean and half-width of `values` if every unit has a value, else unknown."""
     return across_seeds(values) if values and len(values) == units else UNKNOWN
 
 
 def _heads(trials: Sequence[Trial], titles: Mapping[str, str], suite: str) -> list[str]:
-    """Return the datasets, if there are few, and the means that at least one row has."""
+    """Return the headings: the datasets, unless there are too many, and the means that at least one row has."""
     labels = dict.fromkeys(trial.label for trial in trials)
     available: set[str] = set()
     for label in labels:
@@ -121,7 +121,7 @@ def _heads(trials: Sequence[Trial], titles: Mapping[str, str], suite: str) -> li
 
 
 def mean_and_deviation(values: Sequence[float]) -> Estimate:
-    """Return the mean and the standard deviation (n - 1) of values; unknown if there are none."""
+    """Return the mean and the standard deviation (n - 1) of `values`; both are unknown if there are none."""
     if not values:
         return UNKNOWN
     mean = math.fsum(values) / len(values)

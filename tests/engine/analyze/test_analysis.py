@@ -163,7 +163,7 @@ def test_refusals(run: Path, tmp_path: Path):
     pmf = train(load(tmp_path, "train.steps=0", "method={name: pmf}"), SilentReporter()).path
     with pytest.raises(UserError, match="--only flip needs a method with experts, this is pmf"):
         analyze(pmf, AnalysisOptions(["flip"]))
-    with pytest.raises(UserError, match="full: no learning rate is known for a; run `smat eval"):
+    with pytest.raises(UserError, match="full: no learning rate has been chosen for a; run `smat eval"):
         analyze(pmf, AnalysisOptions(["predictions"], ["full"], which="last"))
     assert not (pmf / "analysis").exists()
 

@@ -174,7 +174,7 @@ def test_paper_is_labelled_everywhere(run: Path, method: FakeMethod) -> None:
 
 def test_one_image_a_class_takes_the_rate_of_other_validation_classes(run: Path, method: FakeMethod) -> None:
     one = [*FAST, "eval.episode.shots=1"]
-    with pytest.raises(UserError, match=r"full on far: nothing to choose .* adapt\.full\.lr"):
+    with pytest.raises(UserError, match=r"full on far: no data to choose .* adapt\.full\.lr"):
         evaluate(run, ["full"], ["far"], overrides=one)
     assert not (run / "eval").exists()
     (folder,) = evaluate(run, ["full"], ["near", "far"], overrides=one)
@@ -230,7 +230,7 @@ def test_given_rates_are_not_searched_and_bad_questions_are_refused(run: Path, m
     assert {(row.lr, row.search) for row in read_summary(folder / "summary.csv")} == {(0.01, "given")}
     cases = [
         (["adapt.search.kind=none"], ["full"], r"full needs a learning rate: give adapt\.full\.lr"),
-        (["adapt.search.kind=paper", "adapt.full.lr=0.1"], ["full", "proto"], "full, proto has no learning rate to be searched"),
+        (["adapt.search.kind=paper", "adapt.full.lr=0.1"], ["full", "proto"], "full, proto has no learning rate to search"),
         (["adapt.search.kind=test"], ["full"], "adapt.search.kind"),
         (["adapt.search.rates=[-1]"], ["full"], "adapt.search.rates"),
         (["adapt.full.trajectory=true"], ["proto"], "takes no gradient steps"),

@@ -166,7 +166,7 @@ def test_too_many_in_a_row_stop_the_run_and_keep_the_last_checkpoint(job: Job) -
     patch = poisoned(job, 4, 5)
     try:
         with pytest.raises(
-            SmatError, match=r"step 6: the loss is nan.*, update 2 in a row that was skipped; the last good checkpoint"
+            SmatError, match=r"step 6: the loss is nan.*; 2 updates in a row were skipped; the last good checkpoint"
         ) as error:
             job(SilentReporter(), f"{job.kind.section}.spike.in_a_row=2")
     finally:

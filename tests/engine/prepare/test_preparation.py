@@ -310,7 +310,7 @@ def test_killed_in_the_middle_and_continued(tmp_path, kind, encoding):
     reporter = SilentReporter()
     options = {"size": 8, "encoding": encoding, "min_images": 3}
     result = prepare_stores(folder_jobs([source]), out, reporter=reporter, **options)[0]
-    assert any(line.startswith("pets: continues at image ") for line in reporter.lines)
+    assert any(line.startswith("pets: continuing at image ") for line in reporter.lines)
     whole = prepare_stores(folder_jobs([source]), tmp_path / "whole", **options)[0]
     assert result.path.read_bytes() == whole.path.read_bytes()
     assert verify_store(result.path) is None

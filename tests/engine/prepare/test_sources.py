@@ -86,11 +86,11 @@ def test_a_source_names_itself_and_its_splits(tmp_path):
 
 
 def test_splits_that_are_given_twice_or_by_halves_are_refused(tmp_path):
-    with pytest.raises(PrepareError, match=r"say themselves which split every class belongs to; leave --split"):
+    with pytest.raises(PrepareError, match=r"its files define the split of every class; remove --split"):
         run(tmp_path, Numbers([3, 3], splits=["test", "train"]), split="100/0/0")
     with pytest.raises(PrepareError, match="no split for class 'c1'"):
         run(tmp_path, Numbers([3, 3], splits=["test", None]))
-    with pytest.raises(PrepareError, match="split every image"):
+    with pytest.raises(PrepareError, match="split of every image"):
         run(tmp_path, Numbers([3], image_splits=["train"] * 3), split="100/0/0")
     assert os.listdir(tmp_path) == []
 
@@ -122,7 +122,7 @@ def test_an_ontology_follows_the_classes_that_are_kept(tmp_path):
     file.write_text('{"train": ["c0", "c1", "c2"], "valid": ["c3"], "test": ["c4"]}')
     store, _, lines = run(tmp_path / "c", Numbers([3] * 5, whole, splits=splits), splits_file=file)
     assert store.ontology is None
-    assert any("ontology is skipped" in line for line in lines)
+    assert any("ontology skipped" in line for line in lines)
 
 
 def test_an_error_of_the_source_ends_it_and_leaves_nothing(tmp_path):
@@ -271,7 +271,7 @@ def test_an_unfinished_attempt_is_continued_only_if_it_is_what_it_says(tmp_path,
     # the entry before the last was written when class 1 had one image, which is too few to be in the draft: it begins again
     continued = {"nothing": 8, "cut journal": 10}.get(damage, 15)
     assert len(source.seen) == continued
-    said = "continues at image" if continued < 15 else "cannot be continued is discarded"
+    said = "continuing at image" if continued < 15 else "discarding an unfinished attempt"
     assert any(said in line for line in lines)
 
 
@@ -305,7 +305,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_names_of_stores(tmp_path):
     twice = [PrepareJob(None, None, lambda: Numbers([2, 2]), f"folder {n}") for n in "ab"]
-    with pytest.raises(PrepareError, match="folder b: another source already became the store 'digits'"):
+    with pytest.raises(PrepareError, match="folder b: the store 'digits' was already written from another source"):
         prepare(twice, tmp_path / "a", size=6)
     with pytest.raises(UserError, match="--name x with 2 sources"):
         prepare(twice, tmp_path, name="x")

@@ -83,7 +83,7 @@ def test_losses_that_are_not_numbers_end_the_run_name_the_episode_and_keep_the_l
 ) -> None:
     break_losses(monkeypatch, lambda index: index in (7, 9))
     says = (
-        r"step 5: the loss is nan \((a|b) episode 9 \(seed 0\)\), update 2 in a row that was skipped; the last good checkpoint is kept"
+        r"step 5: the loss is nan \((a|b) episode 9 \(seed 0\)\); 2 updates in a row were skipped; the last good checkpoint is kept"
         r".*--debug-episode (a|b):9"
     )
     with pytest.raises(SmatError, match=says) as error:

@@ -80,7 +80,7 @@ def attribute(group: str, key: str, value: object = None) -> Callable[[Path], No
         (lambda f: (f / "results.h5").write_bytes(b"\x89PNG\xff\xfe\x00"), "is not an HDF5 file"),
         (attribute("/", "format"), r"lacks the protocol and domains.*run `smat eval .*bad` to add them"),
         (attribute("/", "format", 2), "has format 2, this smat reads 1; update smat"),
-        (attribute("/", "settings", "[]"), "settings are not an object"),
+        (attribute("/", "settings", "[]"), "settings are not a JSON object"),
         (attribute("/", "method"), "method"),
         (attribute("aircraft", "domain"), "domain"),
         (attribute("aircraft", "domain", "XX"), "the domain 'XX', neither ID nor OOD"),
@@ -104,7 +104,7 @@ def test_what_is_damaged_is_named_counted_and_skipped(tmp_path: Path, spoil: Cal
     assert str(tmp_path / "bad") in named[0]
     assert "\n" not in named[0]
     assert re.search(message, named[0])
-    assert frame.lines[-1] == "skipped in all: 1 (in no table)"
+    assert frame.lines[-1] == "1 skipped in total (in no table)"
     shutil.rmtree(tmp_path / "good")
     with pytest.raises(UserError, match=r"no results below .*; 1 skipped, the first: .*bad"):
         read([tmp_path])

@@ -47,7 +47,7 @@ def test_other_episodes(tmp_path: Path):
     set_columns(a, list_hash="abc")
     set_columns(b, list_hash="abd")
     assert notes(tmp_path) == [
-        "Different episodes: PMF had other episodes than Pre-trained on every dataset; such differences are not paired."
+        "Different episodes: PMF had different episodes from Pre-trained on every dataset; such differences are not paired."
     ]
     (group,) = make_groups(read([tmp_path]), {})
     assert "paired by episode where" in main_table(group).caption

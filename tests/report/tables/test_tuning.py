@@ -95,7 +95,7 @@ def test_other_images_are_not_compared_and_a_lone_seed_has_no_interval(tmp_path)
     report([runs], tmp_path / "out")
     page = (tmp_path / "out" / "tuning-pairs-datasets-accuracy.md").read_text()
     assert "| mlae p=0.5 vs. mlae p=0 | +3.0 | 1 / 0 of 1 |" in page
-    assert "Runs on other images are not compared" in page
+    assert "Runs on different images are not compared" in page
 
 
 def test_of_many_rows_only_those_of_one_tuner_are_paired(tmp_path):
@@ -121,7 +121,7 @@ def test_other_settings_are_other_rows_and_a_seed_counts_once(tmp_path):
     assert {label: row["a"] for label, row in found.items()} == {
         "vpt-deep lr=0.1": "10.000", "vpt-deep lr=0.2": "20.000", "vpt-deep lr=0.3": ""
     }  # fmt: skip
-    assert sum("skipped, the settings and the seed of" in line for line in made.lines) == 1
+    assert sum("skipped, same settings and seed as" in line for line in made.lines) == 1
 
 
 def test_names_are_of_whole_rows(tmp_path):
