@@ -1,4 +1,4 @@
-"""Learning rates chosen by a search. They are kept in search.json of an evaluation, so that it continues with the same rates."""
+"""Learning rates chosen by a search. An evaluation keeps them in search.json, so that it continues with the same rates."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -63,7 +63,7 @@ class StopRequest:
         return self.signum is not None
 
     def interrupted(self, where: str) -> Interrupted:
-        """Return the error to raise after the checkpoint was written; `where` names the step."""
+        """Return the error to raise once the checkpoint is written; `where` names the step."""
         assert self.signum is not None
         name = signal.Signals(self.signum).name
         return Interrupted(self.signum, f"stopped by {name} at {where}; everything so far is kept, continue with --resume")

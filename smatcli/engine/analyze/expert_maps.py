@@ -52,7 +52,7 @@ def compute(subject: "TunedSubject") -> Analysis:
 
 @torch.no_grad()
 def maps(tuner: Mlae, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return the attention of the class token in the last block (mean over heads), and the norm of the change of its patches by experts.
+    """Return the attention of the class token in the last block (mean over heads), and the norm of the experts' change to its patches.
 
     Both are [B, 2 + n, g, g]: with all experts, with none, and with only the i-th expert of every layer. Raises UserError for a ViT without
     a class token or without a grid of patches.

@@ -36,8 +36,7 @@ def fill(subject: Subject, adapt: str, chosen: Sequence[Dataset], analysis: Anal
     """Fill the analysis, one group per dataset.
 
     `coordinates` [K, S + Q, 2] of the unit-length features in K stages (pre-trained, meta-tuned, and adapted if the adaptation changes
-    parameters), `explained` [K, 2] shares of the variance, query `accuracy` [K], `label` and
-    `is_query` [S + Q].
+    parameters), `explained` [K, 2] shares of the variance, query `accuracy` [K], `label` and `is_query` [S + Q].
     """
     index = subject.options.index
     lines = [["dataset", "stage", "image", "class", "part", "first axis", "second axis"]]
@@ -92,7 +91,7 @@ def stage_features(subject: Subject, episode: Episode, adaptation: Adaptation) -
 def principal(features: Tensor) -> tuple[Tensor, Tensor]:
     """Return coordinates [n, 2] of features [n, D] on the first two principal axes, and the axes' shares [2] of the variance.
 
-    Both are float64 on the CPU. The entry of each axis that is largest in absolute value is positive.
+    Both are float64 on the CPU. The sign of an axis is such that its largest entry (in absolute value) is positive.
     """
     centred = features.double().cpu()
     centred = centred - centred.mean(0)

@@ -1,7 +1,7 @@
 """Evaluation of an episode: its task is computed once for all adaptations, and each adaptation adds a record.
 
-Fine-tuning that is faster for several episodes at once waits for more episodes of the same shape. If the meta-test stops before,
-it is repeated.
+Where it is faster, several episodes of the same shape are fine-tuned together: an episode waits until there are enough of them. Episodes
+that still wait when a meta-test stops are evaluated again.
 """
 
 import time
@@ -31,7 +31,7 @@ Rows = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class EvalSetup:
-    """The objects that all parts of an evaluation share; `stores` are by dataset."""
+    """The objects that all parts of an evaluation share; `stores` maps datasets to their stores."""
 
     recipe: TrainRecipe
     episodes: EvalEpisodes

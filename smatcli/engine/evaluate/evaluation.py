@@ -1,4 +1,7 @@
-"""Meta-test of a run: every adaptation is evaluated on the same numbered episodes of the test classes. It can be continued."""
+"""Meta-test of a run: every adaptation is evaluated on the same numbered episodes of the test classes.
+
+An interrupted meta-test continues.
+"""
 
 import hashlib
 import time

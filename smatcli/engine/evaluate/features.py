@@ -1,4 +1,4 @@
-"""Per-image cache of features in a meta-test: parameters that all tasks share embed each image only once.
+"""Per-image cache of features in a meta-test: under parameters that all tasks share, each image is embedded only once.
 
 While a `Features` is attached, the method's `embed` uses it for the images of the current episode:
 - Under parameters of the method (theta_pre for routers, theta of PMF), features come from a table of the dataset. It is

@@ -169,7 +169,7 @@ class World:
 
     @contextmanager
     def connection_errors(self) -> Iterator[None]:
-        """Convert the error of a broken connection to a SmatError of one line."""
+        """Convert errors of broken connections within the context to a SmatError of one line."""
         try:
             yield
         except RuntimeError as error:

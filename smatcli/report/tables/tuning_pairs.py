@@ -97,7 +97,7 @@ def differences_table(comparison: PairedComparison, trials: Sequence[Trial], bas
 
 
 def _means(shared: Mapping[str, Mapping[Hashable, float]], suite: str) -> dict[str, Estimate]:
-    """Return the differences of the means, over the units that all datasets have; unknown if a dataset (of the group) is missing."""
+    """Return the differences of the means over datasets, for units that all datasets have; unknown if a dataset (of a group) is missing."""
     units = [set(s) for s in shared.values() if s]
     common = set.intersection(*units) if suite or len(units) == len(shared) else set()
     by_unit = [means({d: s[u] for d, s in shared.items() if u in s}, suite) for u in sorted(common, key=repr)]
