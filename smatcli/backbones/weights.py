@@ -76,6 +76,8 @@ def load_file_weights(model: nn.Module, config: BackboneConfig, path: Path) -> N
     own = model.state_dict()
     tensors = _strip(_read(path), own)
     tensors = {k: v for k, v in tensors.items() if k in own or not k.startswith(HEADS)}
+    check_floating(path, {k: v for k, v in tensors.items() if k in own and own[k].is_floating_point()}, "backbone.weights")
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     bad = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if bad:
         raise UserError(f"backbone.weights: {path} has NaN or infinite values in {some(bad)}")
@@ -85,6 +87,7 @@ def load_file_weights(model: nn.Module, config: BackboneConfig, path: Path) -> N
     except Exception as error:  # timm's filters index by names that a foreign file may lack
         raise UserError(f"backbone.weights: {path} does not fit {config.name}: {error!r}") from None
     _check_keys(own, tensors, path, config)
+    check_floating(path, {k: v for k, v in tensors.items() if own[k].is_floating_point()}, "backbone.weights")
     model.load_state_dict(tensors)
 
 
@@ -119,6 +122,13 @@ def check_plain_tensors(path: Path, tensors: Mapping[str, Tensor], where: str) -
         check_tensors(path, tensors.items())
     except UnsafeWeights as error:
         raise UserError(f"{where}: {path} cannot be used: {error}") from None
+
+
+def check_floating(path: Path, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise `UserError`, with the prefix `where`, for weights that are not floating-point numbers: quantized ones lack their scale."""
+    if bad := [key for key, value in tensors.items() if not value.is_floating_point()]:
+        kinds = ", ".join(sorted({str(tensors[key].dtype).removeprefix("torch.") for key in bad}))
+        raise UserError(f"{where}: {path} has weights of type {kinds} ({some(bad)}); give floating-point weights, not quantized ones")
 
 
 def _unreadable(path: Path, error: Exception) -> str:

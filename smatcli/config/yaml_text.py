@@ -48,6 +48,17 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INTEGER, list("-+0123456
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789."))
 
 
+class _ValueLoader(_Loader):
+    """Loader in which a comment is an error."""
+
+    def scan_to_next_token(self) -> None:
+        while self.peek() == " ":
+            self.forward()
+        if self.peek() == "#":
+            raise yaml.scanner.ScannerError(problem="' #' starts a comment; quote the text", problem_mark=self.get_mark())
+        super().scan_to_next_token()
+
+
 class _Dumper(yaml.SafeDumper):
     """Dumper that quotes every text that `_Loader` or YAML 1.1 would read as something else."""
 
@@ -81,13 +92,25 @@ def parse(text: str) -> Any:
 
 
 def parse_value(text: str) -> Any:
-    """Return the value of a command-line override, parsed as YAML, or the text itself if it is not valid YAML (`@home`)."""
+    """Return the value of a command-line override: a number, `true`, `null`, quoted text, a list or mapping in brackets, or plain text.
+
+    It is a value, not a document: " #", ": ", "---" and "&" are part of a plain text, and a comment in a list is a `yaml.YAMLError`.
+    """
+    if text[:1] in ("[", "{"):
+        return yaml_value(_ValueLoader(text))
+    if text[:1] in ("'", '"'):
+        try:
+            value = yaml_value(_ValueLoader(text))
+        except yaml.YAMLError:
+            return text
+        return value if isinstance(value, str) else text
+    loader = _Loader("")
     try:
-        return parse(text)
-    except yaml.YAMLError:
-        if text.lstrip()[:1] in ("[", "{"):
-            raise
+        return loader.construct_object(yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text))
+    except (yaml.YAMLError, ValueError):
         return text
+    finally:
+        loader.dispose()
 
 
 def dump(data: Any) -> str:

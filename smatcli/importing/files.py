@@ -46,7 +46,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     for prefix in _PREFIXES:
         if all(key.startswith(prefix) for key in tree):
             tree = {key.removeprefix(prefix): value for key, value in tree.items()}
-    return {key: value.detach() for key, value in tree.items()}
+    return {
+        key: value.detach().float() if value.dtype.itemsize == 1 and value.is_floating_point() else value.detach()
+        for key, value in tree.items()
+    }
 
 
 def _weights_in(folder: Path, source: str) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smatcli.backbones.weights import some
+from smatcli.backbones.weights import check_floating, some
 from smatcli.config.schema import BackboneConfig
 from smatcli.errors import UserError
 from smatcli.experts.space import ParameterSpace
@@ -63,7 +63,8 @@ def check_shape(path: Path, key: str, tensor: Tensor, shape: tuple[int, ...], wh
 
 
 def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise UserError if tensors have NaN or infinite values."""
+    """Raise UserError if tensors have NaN or infinite values, or (counters apart) are not floating-point numbers."""
+    check_floating(path, {k: v for k, v in tensors.items() if v.numel() > 1}, "import")
     bad = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if bad:
         raise UserError(f"{path}: NaN or infinite values in {some(bad)}; the file is damaged or the training diverged")

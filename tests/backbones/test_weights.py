@@ -104,6 +104,26 @@ def test_half_precision_weights_become_fp32(tmp_path):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_floating_point_weights_are_converted(tmp_path, dtype, suffix):
+    tensors = {k: v.to(dtype) for k, v in weights_of().items()}
+    model = create_backbone(config(saved(tmp_path, tensors, f"w{suffix}")))
+    assert all(torch.equal(value, tensors[key].float()) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool])
+@pytest.mark.parametrize("keys", [1, 100])
+def test_other_weights_are_refused(tmp_path, dtype, keys):
+    """Integers are the codes of quantized weights: without their scale they would be loaded as values from -128 to 127."""
+    tensors = weights_of()
+    chosen = sorted(tensors)[:keys]
+    tensors.update({k: (100 * tensors[k]).to(dtype) for k in chosen})
+    with pytest.raises(UserError, match=rf"has weights of type {str(dtype)[6:]} \(.*give floating-point weights") as error:
+        create_backbone(config(saved(tmp_path, tensors)))
+    assert "\n" not in str(error.value)
+
+
 def _without(key):
     return lambda t: {k: v for k, v in t.items() if k != key}
 

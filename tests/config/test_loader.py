@@ -57,12 +57,33 @@ def test_every_value_has_an_origin(recipe_file):
         ("x=@home", "x", "@home"),
         ("x='1'", "x", "1"),
         ("run=runs/a#1", "run", "runs/a#1"),
+        ("run=runs/try #2", "run", "runs/try #2"),
+        ("run=#2", "run", "#2"),
+        ("n=3 # three", "n", "3 # three"),
+        ("run='try' #2", "run", "'try' #2"),
+        ("run='try #2'", "run", "try #2"),
+        ("run=--- a", "run", "--- a"),
+        ("run=a\n...", "run", "a\n..."),
+        ("run=&x a", "run", "&x a"),
+        ("run=| a", "run", "| a"),
+        ("run=>", "run", ">"),
+        ("run=- a", "run", "- a"),
+        ("run=try: 2", "run", "try: 2"),
+        ("run=a  b", "run", "a  b"),
+        ("x=!!str 5", "x", "!!str 5"),
+        ("x=['a #1', b]", "x", ["a #1", "b"]),
     ],
 )
 def test_override_values(text, key, value):
     found = split_override(text)
     assert found == (key, value)
     assert type(found[1]) is type(value)
+
+
+@pytest.mark.parametrize("value", ["[a #1, b]", "[a] #1", "{a: 1} # b", "[a\n#b\n]"])
+def test_a_comment_in_a_list_is_an_error(value):
+    with pytest.raises(UserError, match=r"override x: .*starts a comment; quote the text"):
+        split_override(f"x={value}")
 
 
 def test_lists_are_tuples_and_items_can_be_set(recipe_file):

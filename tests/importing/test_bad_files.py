@@ -48,6 +48,7 @@ def put(key: str, value: Tensor) -> Change:
         (without("mask_hypernet.masks_keys"), "lacks mask_hypernet.masks_keys: .* --route uniform"),
         (put("delta_hypernet.phis.39", torch.ones(1)), r"unexpected delta_hypernet\.phis\.39"),
         (put("net.encoder.extra", torch.ones(1)), r"unexpected net\.encoder\.extra"),
+        (put("delta_hypernet.phis.4", torch.ones(16, 16, dtype=torch.int8)), r"weights of type int8 \(delta_hypernet\.phis\.4\)"),
         (put("delta_hypernet.phis.4", torch.ones(16, 15)), r"delta_hypernet\.phis\.4 has shape \(16, 15\), expected \(16, 16\) as net\."),
         (put("mask_hypernet.log_alphas.4", torch.ones(1, 16, 3)), r"log_alphas\.4 has shape \(1, 16, 3\), .*structured masks"),
         (put("mask_hypernet.log_alphas.4", torch.ones(16, 16, 4)), r"log_alphas\.4 has shape \(16, 16, 4\), expected \(16, 16, 3\)"),
