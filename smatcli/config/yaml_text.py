@@ -104,7 +104,7 @@ def parse_value(text: str) -> Any:
         except yaml.YAMLError:
             return text
         return value if isinstance(value, str) else text
-    loader = _Loader("")
+    loader: Any = _Loader("")
     try:
         return loader.construct_object(yaml.ScalarNode(loader.resolve(yaml.ScalarNode, text, (True, False)), text))
     except (yaml.YAMLError, ValueError):
