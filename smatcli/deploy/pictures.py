@@ -9,7 +9,9 @@ import numpy as np
 from PIL import Image
 
 from smatcli.data.images import Fit, Unreadable, decode_image, fit_image, image_suffixes, to_rgb
+from smatcli.data.sources.base import SourceClass
 from smatcli.data.sources.folder import FolderSource
+from smatcli.data.sources.parts import maybe_image
 from smatcli.data.sources.trees import open_tree
 from smatcli.errors import UserError
 
@@ -33,7 +35,7 @@ def query_pictures(path: Path) -> PictureSet:
         return PictureSet(str(path.parent), [path.name], open_tree(path.parent).read)
     tree = open_tree(path)
     listed = sorted(item.name for item in tree.files())
-    names = [name for name in listed if not _hidden(name) and _maybe_image(name)]
+    names = [name for name in listed if not _hidden(name) and maybe_image(name)]
     if not names:
         raise UserError(f"{path}: contains no images; give a folder, a ZIP or a single image file")
     return PictureSet(str(path), names, tree.read, remarks=_skipped(path, [n for n in listed if n not in set(names) and not _hidden(n)]))
@@ -48,9 +50,12 @@ def support_pictures(path: Path) -> PictureSet:
     names: list[str] = []
     labels: list[str] = []
     other: list[str] = []
-    for each in source.classes():
-        images = [name for name in each.images if _maybe_image(name)]
-        other += [name for name in each.images if not _maybe_image(name)]
+    classes, left_out = _training_part(source.classes())
+    if not classes:
+        raise UserError(f"{path}: has no training part; give a folder with a folder of images per class")
+    for each in classes:
+        images = [name for name in each.images if maybe_image(name)]
+        other += [name for name in each.images if not maybe_image(name)]
         if not images:
             raise UserError(f"{path}: the class folder {each.name} contains no images")
         names += images
@@ -60,7 +65,20 @@ def support_pictures(path: Path) -> PictureSet:
         raise UserError(
             f"{path}: has one class only ({labels[0]}, {held}); give a folder with a folder of images for each of two or more classes"
         )
-    return PictureSet(str(path), names, source.read, labels, [*source.remarks, *_skipped(path, other)])
+    remarks = [f"{path}: {remark}" for remark in source.remarks]
+    if left_out:
+        remarks.append(f"{path}: has a training part; the {left_out} images of its other parts are not used")
+    return PictureSet(str(path), names, source.read, labels, [*remarks, *_skipped(path, other)])
+
+
+def _training_part(classes: Sequence[SourceClass]) -> tuple[list[SourceClass], int]:
+    """Return the classes with their training images, and the number of the other images; everything without a stated split."""
+    kept: list[SourceClass] = []
+    for each in classes:
+        splits = each.image_splits or [each.split or "train"] * len(each.images)
+        if images := [image for image, split in zip(each.images, splits, strict=True) if split == "train"]:
+            kept.append(SourceClass(each.name, images))
+    return kept, sum(len(each.images) for each in classes) - sum(len(each.images) for each in kept)
 
 
 def read_all(pictures: PictureSet, size: int, fit: Fit, skip: bool = False) -> tuple[list[np.ndarray], list[str], list[str]]:
@@ -126,11 +144,6 @@ def _channels_last(values: np.ndarray, where: str) -> np.ndarray:
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (3, 4)) or not values.size:
         raise UserError(f"{where}: an image must be [H, W, 3], [3, H, W] or [H, W], not {list(values.shape)}")
     return np.ascontiguousarray(values)
-
-
-def _maybe_image(name: str) -> bool:
-    suffix = PurePosixPath(name).suffix.lower()
-    return not suffix or suffix in image_suffixes()
 
 
 def _hidden(name: str) -> bool:

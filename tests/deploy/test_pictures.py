@@ -90,6 +90,30 @@ def test_bad_support_folders(tmp_path: Path) -> None:
         support_pictures(tmp_path / "missing")
 
 
+@pytest.mark.parametrize("test_classes", [["ant", "bee", "cow"], ["x", "y"], ["unknown"], [""]])
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("Training", "VALIDATION", "Test")])
+def test_support_from_a_folder_with_parts_is_its_training_part(
+    tmp_path: Path, test_classes: list[str], names: tuple[str, str, str]
+) -> None:
+    """The images of validation and test are never support images, whatever the shape of these parts."""
+    train, valid, test = names
+    layout = {train: ["ant", "bee", "cow"], valid: test_classes, test: test_classes}
+    if test_classes == ["x", "y"]:
+        layout[valid] = ["v", "w"]
+    for part, classes in layout.items():
+        for c in classes:
+            (tmp_path / "s" / part / c).mkdir(parents=True, exist_ok=True)
+            for k in range(2):
+                photo((200, 0, 0), k).save(tmp_path / "s" / part / c / f"{k}.png")
+    found = support_pictures(tmp_path / "s")
+    assert found.names == [f"{train}/{c}/{k}.png" for c in ("ant", "bee", "cow") for k in range(2)]
+    assert found.labels == ["ant", "ant", "bee", "bee", "cow", "cow"]
+    assert any("training part" in line or f"only {train} is read" in line for line in found.remarks)
+    (tmp_path / "s" / train).rename(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"training part|images without class folders|belongs to one part"):
+        support_pictures(tmp_path / "s")
+
+
 def test_query_images_of_folder_zip_and_file(tmp_path: Path) -> None:
     folder = make_queries(tmp_path / "q")
     (folder / "list.csv").write_text("x")

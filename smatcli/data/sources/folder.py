@@ -6,20 +6,19 @@ from pathlib import Path, PurePosixPath
 
 from smatcli.data.images import image_suffixes
 from smatcli.data.sources.base import SourceClass
+from smatcli.data.sources.parts import Parts, StatedSplit, refuse_inner_parts, stated_split
 from smatcli.data.sources.trees import open_tree
 from smatcli.errors import UserError
 
-PARTS = {"train": "train", "training": "train", "val": "valid", "valid": "valid", "validation": "valid", "test": "test", "testing": "test"}
 _JUNK = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"}
-
-Parts = tuple[str, ...]
 
 
 class FolderSource:
     """Class folders with images, both sorted by name. Single folders around the class folders are skipped.
 
     With `depth` 1, the class is the first folder, including its subfolders; with 2, the first two ("alphabet/character"), and so on.
-    Folders train, val (or valid, validation) and test with the same classes are a split of the images.
+    Folders train, val (or valid, validation) and test around class folders are a split: of the images if they have the same classes, else
+    of the classes (see `parts.stated_split`).
     Hidden files and files of file managers are skipped silently, other files outside a class folder with a remark.
     Raises UserError for a source that is missing, damaged, malicious (see `trees.ZipTree`) or without class folders.
     """
@@ -36,9 +35,14 @@ class FolderSource:
             listed = {parts: item for item in self._tree.files() if not _junk(parts := PurePosixPath(item.name).parts)}
             lines = sorted(f"{item.name}\0{item.size}\0{item.stamp}\n" for item in listed.values())
             deep = f"depth {depth}\n" if depth > 1 else ""
-            self.fingerprint = hashlib.sha256("".join([*lines, deep]).encode("utf-8", "surrogateescape")).hexdigest()
             top = _descend(list(listed))
-            self._classes = self._group(top, list(listed), depth)
+            split = stated_split(
+                "/".join([str(self.path), *top]), [parts[len(top) :] for parts in listed if parts[: len(top)] == top], depth
+            )
+            layout = "" if split is None or (split.kind == "images" and not split.remarks) else f"split by folders: {split.kind}\n"
+            self.fingerprint = hashlib.sha256("".join([*lines, deep, layout]).encode("utf-8", "surrogateescape")).hexdigest()
+            self._classes = self._group(top, list(listed), depth, split)
+            self._remark_empty(top, depth, split)
         except BaseException:
             self._tree.close()
             raise
@@ -52,19 +56,22 @@ class FolderSource:
     def close(self) -> None:
         self._tree.close()
 
-    def _group(self, top: Parts, files: list[Parts], depth: int) -> list[SourceClass]:
+    def _group(self, top: Parts, files: list[Parts], depth: int, split: StatedSplit | None) -> list[SourceClass]:
         grouped: dict[str, list[str]] = {}
         outside: list[PurePosixPath] = []
-        in_parts = depth == 1 and _by_image(files, top)
-        start = len(top) + in_parts
+        start = len(top) + (split is not None)
         for parts in files:
-            if parts[: len(top)] == top and len(parts) - start > depth:
+            inside = parts[: len(top)] == top
+            if inside and len(parts) - start > depth and (split is None or parts[len(top)] in split.folders):
                 grouped.setdefault("/".join(parts[start : start + depth]), []).append("/".join(parts))
-            else:
+            elif not inside or split is None or len(parts) <= len(top) + 1 or parts[len(top)] in split.folders:
                 outside.append(PurePosixPath(*parts))
         if not grouped:
             raise UserError(f"{self.path}: has {'no files' if not files else 'files but no class folders'}; expected <class name>/<image>")
-        if not in_parts:
+        kept = [tuple(image.split("/")) for images in grouped.values() for image in images]
+        for level in range(start + 1, start + depth + 1):
+            refuse_inner_parts(str(self.path), kept, level)
+        if split is None:
             self._refuse_nested(grouped, start + depth, depth)
         for name in grouped:
             try:
@@ -73,9 +80,24 @@ class FolderSource:
                 raise UserError(f"{self.path}: the folder name {name!r} is not valid UTF-8; rename it") from None
         self._remark(outside)
         by_class = {name: sorted(grouped[name]) for name in sorted(grouped)}
-        if not in_parts:
-            return [SourceClass(name, images) for name, images in by_class.items()]
-        return [SourceClass(n, images, None, [PARTS[i.split("/")[len(top)].lower()] for i in images]) for n, images in by_class.items()]
+        if split is None or split.kind == "none":
+            classes = [SourceClass(name, images) for name, images in by_class.items()]
+        else:
+            parts_of = {name: [split.folders[image.split("/")[len(top)]] for image in images] for name, images in by_class.items()}
+            if split.kind == "images":
+                classes = [SourceClass(name, images, None, parts_of[name]) for name, images in by_class.items()]
+            else:
+                classes = [SourceClass(name, images, parts_of[name][0]) for name, images in by_class.items()]
+        self.remarks += split.remarks if split is not None else []
+        return classes
+
+    def _remark_empty(self, top: Parts, depth: int, split: StatedSplit | None) -> None:
+        """Name the empty folders where class folders are expected."""
+        start = len(top) + (split is not None)
+        for parts in sorted(PurePosixPath(name).parts for name in self._tree.empty_folders()):
+            read = split is None or parts[len(top) : len(top) + 1] in [(folder,) for folder in split.folders]
+            if read and len(parts) == start + depth and parts[: len(top)] == top and not _junk(parts):
+                self.remarks.append(f"the class folder {'/'.join(parts)} is empty; it is no class")
 
     def _refuse_nested(self, grouped: dict[str, list[str]], level: int, depth: int) -> None:
         """Refuse class folders that contain only folders, several each: they are probably splits (train/, test/) or groups of classes."""
@@ -93,21 +115,6 @@ class FolderSource:
         if outside:
             names = ", ".join(str(name) for name in sorted(outside)[:5]) + (", ..." if len(outside) > 5 else "")
             self.remarks.append(f"{len(outside)} file{'s' * (len(outside) > 1)} outside the class folders skipped: {names}")
-
-
-def _by_image(files: list[Parts], top: Parts) -> bool:
-    """Return whether `top` contains only folders named as in `PARTS`, including train and test, and train has all classes.
-
-    If valid or test have other classes, the split is by class, as for meta-learning.
-    """
-    start, classes = len(top), dict[str, set[str]]()
-    for parts in files:
-        if parts[:start] == top and len(parts) > start + 1:
-            split = PARTS.get(parts[start].lower())
-            if split is None or len(parts) < start + 3:
-                return False
-            classes.setdefault(split, set()).add(parts[start + 1])
-    return {"train", "test"} <= classes.keys() and all(names <= classes["train"] for names in classes.values())
 
 
 def _junk(parts: Parts) -> bool:

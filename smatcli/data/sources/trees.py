@@ -35,9 +35,11 @@ class DirectoryTree:
 
     def __init__(self, root: Path):
         self.root = root
+        self._empty: list[str] = []
 
     def files(self) -> list[Listed]:
         listed, seen = [], set()
+        self._empty.clear()
         for folder, folders, names in os.walk(self.root, followlinks=True, onerror=_cannot_list):
             where = os.stat(folder)
             if (where.st_dev, where.st_ino) in seen:
@@ -46,6 +48,8 @@ class DirectoryTree:
             seen.add((where.st_dev, where.st_ino))
             folders.sort()
             relative = PurePosixPath(Path(folder).relative_to(self.root))
+            if not folders and all(name.startswith(".") for name in names):
+                self._empty.append(str(relative))
             for name in names:
                 try:
                     facts = os.stat(os.path.join(folder, name))
@@ -53,6 +57,10 @@ class DirectoryTree:
                 except OSError:
                     listed.append(Listed(str(relative / name), -1, 0))
         return listed
+
+    def empty_folders(self) -> list[str]:
+        """Return the folders without folders and visible files that `files` saw last."""
+        return self._empty
 
     def read(self, name: str) -> bytes:
         path = self.root / name
@@ -86,6 +94,11 @@ class ZipTree:
 
     def files(self) -> list[Listed]:
         return [Listed(name, info.file_size, info.CRC) for name, info in self._entries.items()]
+
+    def empty_folders(self) -> list[str]:
+        """Return the folders of the archive without entries."""
+        used = {str(folder) for name in self._zip.namelist() for folder in PurePosixPath(name).parents}
+        return sorted({str(PurePosixPath(_safe_name(info, self.path))) for info in self._zip.infolist() if info.is_dir()} - used)
 
     def read(self, name: str) -> bytes:
         info = self._entries[name]
