@@ -33,6 +33,19 @@ class DataConfig(Strict):
     id: list[str] = Field([], description="in-domain datasets of the meta-test, evaluated on their test classes")
     ood: list[str] = Field([], description="out-of-domain datasets of the meta-test")
     ood_split: Split = Field("all", description="out-of-domain datasets: split whose classes are used")
+    allow_overlap: bool = Field(False, description="accept training datasets, or copies of them, as out-of-domain; tables then get a footnote")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "DataConfig":
+        for key in ("train", "valid", "id", "ood"):
+            names = getattr(self, key) or []
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"data.{key} names {', '.join(twice)} twice")
+        if both := sorted(set(self.id) & set(self.ood)):
+            raise ValueError(f"data.id and data.ood both name {', '.join(both)}; a dataset is one or the other")
+        if (seen := sorted(set(self.train) & set(self.ood))) and not self.allow_overlap:
+            raise ValueError(f"data.train and data.ood both name {', '.join(seen)}; remove it, or set data.allow_overlap=true")
+        return self
 
 
 class EpisodeConfig(Strict):
@@ -265,6 +278,9 @@ class PretrainRecipe(VisionRecipe):
 
     @model_validator(mode="after")
     def _split_names(self) -> "PretrainRecipe":
+        names = self.data.datasets
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"data.datasets names {', '.join(twice)} twice")
         unknown = set(self.data.split) - set(self.data.datasets)
         if unknown:
             raise ValueError(f"data.split names datasets that are not in data.datasets: {', '.join(sorted(unknown))}")

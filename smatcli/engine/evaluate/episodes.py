@@ -17,7 +17,7 @@ from smatcli.data.stores.store import Store
 from smatcli.errors import UserError, nearest
 from smatcli.runs.directory import RunDir
 
-FREE = ("eval", "adapt", "data.id", "data.ood", "data.ood_split", "data.root", "threads")
+FREE = ("eval", "adapt", "data.id", "data.ood", "data.ood_split", "data.allow_overlap", "data.root", "threads")
 
 
 @dataclass(frozen=True)
@@ -79,18 +79,16 @@ def choose_datasets(recipe: TrainRecipe, names: Sequence[str] | None = None) -> 
     Raises UserError, with the nearest valid name, for other names.
     """
     data = recipe.data
-    both = sorted(set(data.id) & set(data.ood))
-    if both:
-        raise UserError(f"data.id and data.ood both name {', '.join(both)}; a dataset is one or the other")
-    datasets = [Dataset(n, "ID", "test") for n in dict.fromkeys(data.id)] + [
-        Dataset(n, "OOD", data.ood_split) for n in dict.fromkeys(data.ood)
-    ]
+    datasets = [Dataset(n, "ID", "test") for n in data.id] + [Dataset(n, "OOD", data.ood_split) for n in data.ood]
     if not datasets:
         raise UserError("the recipe names no dataset to meta-test on; add data.id=[...] or data.ood=[...]")
     roles = [d.name for d in datasets]
     for name in names or []:
         if name not in roles:
-            hint = nearest(name, roles) or f"; they are {', '.join(roles)} (add it by data.ood=[{name}])"
+            if (Path(data.root) / f"{name}.h5").is_file():
+                hint = f"; add it as out-of-domain: data.ood=[{', '.join([*data.ood, name])}]"
+            else:
+                hint = nearest(name, roles) or f"; they are {', '.join(roles)} (add it by data.ood=[{name}])"
             raise UserError(f"dataset {name}: not in data.id or data.ood of this run{hint}")
     return [d for d in datasets if not names or d.name in names]
 

@@ -6,7 +6,7 @@ An interrupted meta-test continues.
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +22,7 @@ from smatcli.config.methods import method_facts
 from smatcli.config.schema import TrainRecipe
 from smatcli.data.episodes.loader import EpisodeLoader
 from smatcli.data.stores.opening import open_stores
+from smatcli.data.stores.overlap import contents, copies
 from smatcli.data.stores.store import Store
 from smatcli.device import threads
 from smatcli.engine.evaluate.episode_work import EpisodeWork, EvalSetup, PendingEpisode
@@ -32,6 +33,7 @@ from smatcli.engine.evaluate.rate_search import Rated, RateSearch
 from smatcli.engine.loop.determinism import deterministic
 from smatcli.engine.loop.distributed import ALONE, World, world
 from smatcli.runs.directory import RunDir
+from smatcli.runs.manifest import Damaged, read_state
 from smatcli.runs.rates import Choice
 from smatcli.runs.reporter import Reporter, SilentReporter
 from smatcli.runs.signals import Interrupted, StopRequest
@@ -108,6 +110,7 @@ class Evaluation:
         if not opened.finished:
             reporter.line(f"{run} is not finished ({opened.info.get('status')}): evaluating its {which} checkpoint so far")
         stores = open_stores(Path(recipe.data.root), [d.name for d in datasets], reporter.line)
+        self.copies = self._copies(opened, which, stores)
         self.episodes = EvalEpisodes(recipe.eval, datasets, stores)
         method, _ = load_method(run, which, reporter, options.device)
         self.method = cast(Method, method)
@@ -128,6 +131,16 @@ class Evaluation:
         for name in self.searched:
             for d in datasets:
                 self.search.check(name, d.name)
+
+    def _copies(self, opened: RunDir, which: str, stores: Mapping[str, Store]) -> dict[str, str]:
+        """Return the datasets that are copies, see `copies`; training datasets are those of the checkpoint and of the folder of stores."""
+        data = self.recipe.data
+        trained = contents(data.root, data.train)
+        with suppress(Damaged, OSError):
+            recorded = read_state(opened.checkpoints / which).get("data") or {}
+            trained |= {str(name): str(content) for name, content in recorded.items() if name in data.train}
+        hashes = {domain: {d.name: stores[d.name].content_hash for d in self.datasets if d.domain == domain} for domain in ("ID", "OOD")}
+        return copies(trained, hashes["ID"], hashes["OOD"], data.allow_overlap)
 
     def _chosen(self, adapt: str, dataset: str) -> Choice | None:
         return self.folders[adapt].choices.get(dataset)
@@ -162,6 +175,7 @@ class Evaluation:
                 "split": self.episodes.splits[d.name],
                 "content": stores[d.name].content_hash,
                 "protocol": self.episodes.protocol(d.name),
+                **({"copy_of": self.copies[d.name]} if d.name in self.copies else {}),
             }
             for d in self.datasets
         }

@@ -20,6 +20,7 @@ from smatcli.data.sources import ImageSource
 from smatcli.data.stores import writer as store_writer
 from smatcli.data.stores.draft import Draft, Mark, records_path
 from smatcli.data.stores.store import SPLITS
+from smatcli.engine.prepare.duplicates import Duplicates
 from smatcli.engine.prepare.journal import Journal, hidden
 from smatcli.engine.prepare.ordered import ConversionProgress, ordered_map
 from smatcli.engine.prepare.selection import Item, Selection
@@ -60,6 +61,7 @@ class Conversion:
         try:
             self.unreadable.clear()
             self.progress = ConversionProgress([], self.unreadable)
+            self.duplicates = Duplicates()
             self.selection = Selection(self.source.classes(), self.name, self.settings, self.reporter, getattr(self.source, "dropped", ()))
             with disk_errors(self.target, UserError):
                 draft = self._draft(journal, {"fingerprint": fingerprint, "smat": __version__, "pillow": PIL.__version__})
@@ -86,6 +88,8 @@ class Conversion:
                 progress = ConversionProgress.read(journal.entries, self.unreadable)
                 draft = Draft(path, records, Mark(**journal.entries[-1]["mark"]))
                 self.progress = progress
+                image_bytes = self.settings.size**2 * 3 if self.settings.encoding == "raw" else None
+                self.duplicates.add_stored(draft, [*progress.counts, progress.kept], image_bytes)
                 self.reporter.line(f"{self.name}: continuing at image {self._done():,} of {self.selection.total:,}")
                 return draft
         if path.exists():
@@ -155,6 +159,7 @@ class Conversion:
             else:
                 store_writer.append(draft, [data], self.settings.size, where)
                 draft.record(0, code)
+            self.duplicates.add(data, index)
             progress.kept += 1
         progress.held.clear()
 
@@ -181,6 +186,8 @@ class Conversion:
             licence=settings.licence,
             facts={"fit": settings.fit, "fingerprint": fingerprint, "unreadable": len(self.unreadable)},
         )
+        if line := self.duplicates.line([c.name for c in self.selection.classes]):
+            self.reporter.line(f"{self.name}: {line}")
         store_writer.finish(draft, contents)
         publish(draft.path, self.target)
         draft.records_path.unlink(missing_ok=True)

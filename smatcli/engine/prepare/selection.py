@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from smatcli.data.sources import SourceClass
+from smatcli.data.sources.parts import class_key
 from smatcli.data.stores import splits
 from smatcli.data.stores.store import SPLITS
 from smatcli.engine.prepare.settings import Settings
@@ -73,6 +74,13 @@ class Selection:
         if len(names) < len(kept):
             twice = next(c.name for c in kept if sum(other.name == c.name for other in kept) > 1)
             raise UserError(f"{self.name}: the class {twice!r} is given twice")
+        alike: dict[str, list[str]] = {}
+        for c in kept:
+            alike.setdefault(class_key(c.name), []).append(c.name)
+        for group in alike.values():
+            if len(group) > 1:
+                listed = ", ".join(map(repr, group[:5])) + (f" and {len(group) - 5} more" if len(group) > 5 else "")
+                self.reporter.line(f"{self.name}: the classes {listed} differ only by case, Unicode form or blanks")
         return kept
 
     def too_small(self, c: SourceClass, readable: int, bad: Sequence[tuple[str, str]]) -> None:

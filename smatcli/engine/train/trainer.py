@@ -13,6 +13,7 @@ from smatcli.config.schema import TrainRecipe
 from smatcli.data.episodes.loader import EpisodeLoader
 from smatcli.data.episodes.sampler import EpisodeSampler
 from smatcli.data.stores.opening import open_stores
+from smatcli.data.stores.overlap import contents, copies
 from smatcli.engine.loop.distributed import ALONE, World
 from smatcli.engine.loop.guard import Problem
 from smatcli.engine.loop.learner import Learner, Schedule, Score, TrainingProgress
@@ -64,6 +65,8 @@ class MetaLearner(Learner[list[Episode]]):
         self.recipe, t = recipe, recipe.train
         stores = open_stores(Path(recipe.data.root), list(dict.fromkeys([*recipe.data.train, *(recipe.data.valid or [])])), reporter.line)
         self.data = {name: store.content_hash for name, store in stores.items()}
+        tested = [contents(recipe.data.root, names) for names in (recipe.data.id, recipe.data.ood)]
+        copies({name: self.data[name] for name in recipe.data.train}, *tested, recipe.data.allow_overlap)
         self.sampler = EpisodeSampler({n: stores[n] for n in recipe.data.train}, "train", recipe.episode, recipe.seed)
         names = validation_names(recipe, stores)
         self.model = self.method = prepare_method(recipe, weights)

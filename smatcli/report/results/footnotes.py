@@ -24,7 +24,21 @@ def notes(group: ResultGroup, columns: Sequence[Column]) -> list[str]:
     for title, read in _FACTS.items():
         values = {column.label: read(column.evaluation) for column in columns}
         lines += _differing(title, {label: value for label, value in values.items() if value})
-    return [*lines, *_seeds(columns)]
+    return [*lines, *overlaps(group, columns), *_seeds(columns)]
+
+
+def overlaps(group: ResultGroup, columns: Sequence[Column]) -> list[str]:
+    """Return a footnote per dataset that is a copy of a training dataset or of another dataset (data.allow_overlap)."""
+    keys = [key for domain in DOMAINS for key in group.keys(domain, columns)]
+    labels: dict[tuple[str, str], list[str]] = {}
+    for column in columns:
+        for name in dict.fromkeys(key.dataset for key in keys):
+            if original := column.evaluation.drawn.get(name, {}).get("copy_of"):
+                labels.setdefault((name, str(original)), []).append(column.label)
+    return [
+        f"Overlap: {name} has the content of {original}, so its accuracy is not that of an unseen dataset ({_listed(who)})."
+        for (name, original), who in labels.items()
+    ]
 
 
 def _episodes(group: ResultGroup, columns: Sequence[Column], keys: Sequence[Key]) -> list[str]:

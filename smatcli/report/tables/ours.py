@@ -80,7 +80,8 @@ def pairs_table(group: ResultGroup, digits: int = 1) -> Table:
         "Last column: datasets on which the first is better / worse and the interval excludes 0."
     )
     heads = [*(f"{DOMAINS[d]} average" for d in domains), "Better / worse"]
-    return Table(f"pairs-{group.tag}", f"All pairs ({group.brief})", caption, "Difference", heads, [Block("", rows)], digits=digits)
+    stem, heading, notes = f"pairs-{group.tag}", f"All pairs ({group.brief})", footnotes.overlaps(group, group.columns)
+    return Table(stem, heading, caption, "Difference", heads, [Block("", rows)], digits=digits, notes=notes)
 
 
 def sweep_table(group: ResultGroup, sweep: Path, digits: int = 1) -> Table:

@@ -108,7 +108,9 @@ def seeds_table(group: ResultGroup, digits: int = 1) -> Table | None:
     )
     families = [(c.label, 2) for c in columns]
     stem, heading = f"seeds-{group.tag}", f"Means over seeds ({group.brief})"
-    return Table(stem, heading, caption, "Dataset", heads, rows_by_domain(group, columns, row), families, digits)
+    return Table(
+        stem, heading, caption, "Dataset", heads, rows_by_domain(group, columns, row), families, digits, footnotes.overlaps(group, columns)
+    )
 
 
 def significance_tables(group: ResultGroup, digits: int = 1) -> list[Table]:
@@ -130,10 +132,11 @@ def significance_tables(group: ResultGroup, digits: int = 1) -> list[Table]:
         "adjusted for the number of rows of a block (Holm). They apply to these trained models, not to other seeds."
     )
     heads = ["Difference", "Bootstrap 95%", "p (bootstrap)", "p (Wilcoxon)", "p (Wilcoxon, Holm)"]
-    stem, heading = f"significance-{group.tag}", f"Significance ({group.brief})"
+    stem, heading, notes = f"significance-{group.tag}", f"Significance ({group.brief})", footnotes.overlaps(group, group.columns)
+    more = f"Significance by dataset ({group.brief})"
     return [
-        Table(stem, heading, caption, "Pair", heads, blocks, digits=digits),
-        Table(f"{stem}-datasets", f"Significance by dataset ({group.brief})", caption, "Pair", heads, details, digits=digits, inline=False),
+        Table(stem, heading, caption, "Pair", heads, blocks, digits=digits, notes=notes),
+        Table(f"{stem}-datasets", more, caption, "Pair", heads, details, digits=digits, notes=notes, inline=False),
     ]
 
 
@@ -177,7 +180,7 @@ def delta_table(group: ResultGroup, published: Sequence[Published], digits: int 
         "bold: interval excludes 0. The papers used other episodes."
     )
     heads = [f"{c.label} − {p.heading}" for c, p in pairs]
-    notes = list(dict.fromkeys(p.note for _, p in pairs))
+    notes = list(dict.fromkeys([*footnotes.overlaps(group, [c for c, _ in pairs]), *(p.note for _, p in pairs)]))
     blocks = rows_by_domain(group, [c for c, _ in pairs], row)
     return Table(
         f"delta-{group.tag}", f"Ours minus published ({group.brief})", caption, "Dataset", heads, blocks, digits=digits, notes=notes

@@ -12,7 +12,7 @@ from scipy import stats
 from smatcli.report.results.frame import read
 from smatcli.report.results.groups import ResultGroup, make_groups
 from smatcli.report.tables.costs import cost_table, parameter_table, size_of, tensor_shapes
-from smatcli.report.tables.ours import main_table
+from smatcli.report.tables.ours import gains_table, main_table, pairs_table
 from smatcli.report.tables.studies import ablation_table, significance_tables, strategies_table
 from tests.report.fakes import accuracies, add_eval, draw, make_run, set_columns
 
@@ -58,6 +58,16 @@ def test_other_image_size_and_backbone(tmp_path: Path):
     for folder, size in zip(pair(tmp_path), (128, 224), strict=True):
         recipe(folder.parents[1], "backbone", name="vit", image_size=size)
     assert notes(tmp_path) == ["Image size differs: 128 px for Pre-trained; 224 px for PMF."]
+
+
+def test_copies_of_training_datasets_are_named_in_every_table(tmp_path: Path):
+    for folder in pair(tmp_path):
+        with h5py.File(folder / "results.h5", "r+") as file:
+            file["coco_crops"].attrs["copy_of"] = "coco"
+    (group,) = make_groups(read([tmp_path]), {})
+    tables = [main_table(group), gains_table(group, group.columns[0]), pairs_table(group), *significance_tables(group)]
+    expected = "Overlap: coco_crops has the content of coco, so its accuracy is not that of an unseen dataset (Pre-trained and PMF)."
+    assert [table.notes for table in tables] == [[expected]] * 5
 
 
 def test_searches(tmp_path: Path):
