@@ -33,7 +33,9 @@ class DataConfig(Strict):
     id: list[str] = Field([], description="in-domain datasets of the meta-test, evaluated on their test classes")
     ood: list[str] = Field([], description="out-of-domain datasets of the meta-test")
     ood_split: Split = Field("all", description="out-of-domain datasets: split whose classes are used")
-    allow_overlap: bool = Field(False, description="accept training datasets, or copies of them, as out-of-domain; tables then get a footnote")
+    allow_overlap: bool = Field(
+        False, description="accept training datasets, or copies of them, as out-of-domain, with a footnote in tables"
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> "DataConfig":

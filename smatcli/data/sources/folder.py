@@ -97,7 +97,7 @@ class FolderSource:
         for parts in sorted(PurePosixPath(name).parts for name in self._tree.empty_folders()):
             read = split is None or parts[len(top) : len(top) + 1] in [(folder,) for folder in split.folders]
             if read and len(parts) == start + depth and parts[: len(top)] == top and not _junk(parts):
-                self.remarks.append(f"the class folder {'/'.join(parts)} is empty; it is no class")
+                self.remarks.append(f"the class folder {'/'.join(parts)} is empty; skipped")
 
     def _refuse_nested(self, grouped: dict[str, list[str]], level: int, depth: int) -> None:
         """Refuse class folders that contain only folders, several each: they are probably splits (train/, test/) or groups of classes."""

@@ -90,21 +90,21 @@ class _TopFolders:
 
 def _compared(top: _TopFolders, train: Sequence[str], rest: Sequence[str], remarks: list[str]) -> StatedSplit:
     """Compare the classes of the other parts with those of train."""
-    known = top.joined(train)
-    keys = {class_key(name) for name in known}
+    train_classes = top.joined(train)
+    keys = {class_key(name) for name in train_classes}
     same, own = [], []
     for folder in rest:
         classes = top.classes[folder]
-        if known and classes <= known:
+        if train_classes and classes <= train_classes:
             same.append(folder)
         elif not keys & {class_key(name) for name in classes}:
-            if known and len(classes) == 1:
+            if train_classes and len(classes) == 1:
                 count = top.images[folder]
-                remarks.append(f"skipped {folder}: {count} images in the single folder {_listed(classes)}, which is no class of {train[0]}")
+                remarks.append(f"skipped {folder}: {count} images in the single folder {_listed(classes)}, which is not in {train[0]}")
             else:
                 own.append(folder)
         else:
-            raise top.refused(train[0], f"shares some classes with {folder}, which has others too ({_listed(classes - known)})")
+            raise top.refused(train[0], f"shares some classes with {folder}, which has others too ({_listed(classes - train_classes)})")
     if same and own:
         raise top.refused(train[0], f"has the classes of {_listed(same)}, but {_listed(own)} has classes of its own")
     folders = {folder: PARTS[folder.lower()] for folder in (*train, *same, *own)}

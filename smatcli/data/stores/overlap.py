@@ -40,6 +40,6 @@ def copies(train: Mapping[str, str], indomain: Mapping[str, str], ood: Mapping[s
         if not allowed:
             kind = f"training dataset {original}" if original in train and name in ood else f"dataset {original}"
             raise UserError(
-                f"data: {name} has the same content as the {kind}; remove it, or set data.allow_overlap=true (tables then say so)"
+                f"data: {name} has the same content as the {kind}; remove it, or set data.allow_overlap=true (with a footnote in tables)"
             )
     return result

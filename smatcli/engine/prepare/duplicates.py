@@ -20,7 +20,7 @@ class Duplicates:
 
     def add(self, image: np.ndarray | bytes, index: int) -> None:
         """Add an image of a class."""
-        data = image if isinstance(image, bytes) else np.ascontiguousarray(image)
+        data = image if isinstance(image, bytes) else np.ascontiguousarray(image).data
         self.hashes.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
         self.classes.append(index)
 

@@ -65,8 +65,9 @@ class MetaLearner(Learner[list[Episode]]):
         self.recipe, t = recipe, recipe.train
         stores = open_stores(Path(recipe.data.root), list(dict.fromkeys([*recipe.data.train, *(recipe.data.valid or [])])), reporter.line)
         self.data = {name: store.content_hash for name, store in stores.items()}
-        tested = [contents(recipe.data.root, names) for names in (recipe.data.id, recipe.data.ood)]
-        copies({name: self.data[name] for name in recipe.data.train}, *tested, recipe.data.allow_overlap)
+        data = recipe.data
+        trained = {name: self.data[name] for name in data.train}
+        copies(trained, contents(data.root, data.id), contents(data.root, data.ood), data.allow_overlap)
         self.sampler = EpisodeSampler({n: stores[n] for n in recipe.data.train}, "train", recipe.episode, recipe.seed)
         names = validation_names(recipe, stores)
         self.model = self.method = prepare_method(recipe, weights)

@@ -63,7 +63,7 @@ def test_groups_inside_the_parts_need_depth(make):
     ("layout", "skipped"),
     [
         ({"train": "abc", "test": None}, "skipped test: 2 images without class folders"),
-        ({"train": "abc", "test": ["unknown"]}, "skipped test: 2 images in the single folder unknown, which is no class of train"),
+        ({"train": "abc", "test": ["unknown"]}, "skipped test: 2 images in the single folder unknown, which is not in train"),
         ({"train": "abc", "Test": ["images"], "VAL": None}, "skipped VAL: 2 images without class folders"),
         ({"train": "abc", "test": None, "preview": None}, "skipped preview: 2 images in a folder beside the parts"),
     ],
@@ -150,9 +150,9 @@ def test_empty_class_folders_are_named(tmp_path):
     (root / "c").mkdir()
     (root / ".git").mkdir()
     (root / "a" / "inner").mkdir()
-    assert FolderSource(root).remarks == ["the class folder c is empty; it is no class"]
+    assert FolderSource(root).remarks == ["the class folder c is empty; skipped"]
     path = write_zip(tmp_path / "a.zip", {f"{c}/1.png": PNG for c in "ab"})
     with zipfile.ZipFile(path, "a") as archive:
         archive.mkdir("a")
         archive.mkdir("c")
-    assert FolderSource(path).remarks == ["the class folder c is empty; it is no class"]
+    assert FolderSource(path).remarks == ["the class folder c is empty; skipped"]

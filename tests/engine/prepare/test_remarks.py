@@ -66,7 +66,7 @@ def test_classes_that_look_alike(tmp_path, names, alike):
 
 def test_an_empty_class_folder(tmp_path):
     files = {f"{c}/{i}.png": picture(10 * n + i) for n, c in enumerate("ab") for i in range(2)}
-    assert lines_of(tmp_path, files, ["c"]) == ["pets: the class folder c is empty; it is no class"]
+    assert lines_of(tmp_path, files, ["c"]) == ["pets: the class folder c is empty; skipped"]
 
 
 def test_the_stated_split_is_in_the_store(tmp_path):
