@@ -87,7 +87,7 @@ def test_lists_that_do_not_fit_are_refused_before_anything_is_written(run: Path,
     part = make_list(run, tmp_path / "part.npz", names=("near", "far"))
     with pytest.raises(UserError, match=r"part\.npz: no episodes of farther; did you mean 'far'"):
         evaluate(run, ["proto"], overrides=[f"eval.episode={part}"])
-    with pytest.raises(UserError, match="there is no such list"):
+    with pytest.raises(UserError, match="list of episodes does not exist"):
         evaluate(run, ["proto"], overrides=["eval.episode=nothing.npz"])
     with pytest.raises(UserError, match=r"needs eval\.episode\.file"):
         evaluate(run, ["proto"], overrides=["eval.episode.kind=list"])
