@@ -1,4 +1,4 @@
-"""Shared by all tests: one CPU thread, no network, a small recipe, and a summary of what was skipped for a missing package."""
+"""Fixtures of all tests: one CPU thread, no network, a small recipe, and a summary of tests skipped for missing packages."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Imports of version 0.1 fail, and name the new module."""
+"""Imports from version 0.1 fail with the name of the new module."""
 
 import importlib
 import re

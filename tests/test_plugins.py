@@ -1,4 +1,4 @@
-"""Plugins: the package of docs/extend.md works from preparing to reporting; broken ones are named in one line and stop nobody else."""
+"""Plugins: the package of docs/extend.md works from `prepare` to `report`; broken ones are named in one line and do not affect others."""
 
 import importlib
 import json
@@ -37,7 +37,7 @@ adapt: {neighbours: {k: 3}}
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """A folder of installed packages, empty at first; a working folder beside it."""
+    """Create an empty folder for installed packages, and a working folder."""
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
@@ -52,7 +52,7 @@ def site(tmp_path, monkeypatch):
 
 
 def forget_plugins():
-    """Discard what is cached of the installed packages."""
+    """Clear the cache of installed packages."""
     for function in (plugins._entries, plugins._load, plugins._warn_once):
         function.cache_clear()
 
@@ -70,7 +70,7 @@ def smat(*words):
 
 
 def write_npz(path):
-    """Twenty-one classes of six images, each of one colour with noise; one more with too few."""
+    """Write 21 classes of six images, each of one colour with noise, and one class with too few images."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(21), 6)
     images = np.clip(rng.integers(40, 216, (21, 1, 1, 3))[labels] + rng.normal(0, 8, (126, 16, 16, 3)), 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Small methods over a small vision transformer, and support sets that can be learnt."""
+"""Small methods on a small vision transformer, and support sets that can be learned."""
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -27,7 +27,7 @@ def backbone(**settings) -> nn.Module:
 
 
 def make_method(name: str = "smat", **settings) -> FlatMethod:
-    """A method whose trained tensors were moved, so that theta is not theta_pre."""
+    """Return a method with random changes to its trained tensors, so that theta is not theta_pre."""
     net = backbone(**settings)
     made = build_method(CONFIGS[name], net)
     noise = torch.Generator().manual_seed(3)
@@ -40,7 +40,7 @@ def make_method(name: str = "smat", **settings) -> FlatMethod:
 
 
 def make_support(seed: int = 0, ways: int = 3, shots: int = 4, size: int = 16, noise: float = 1.0) -> Support:
-    """Noisy class patterns, labels in random order."""
+    """Return a support set of noisy class patterns, with labels in random order."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(ways).repeat_interleave(shots)[torch.randperm(ways * shots, generator=generator)]
     patterns = torch.randn(ways, 3, size, size, generator=generator)
@@ -48,7 +48,7 @@ def make_support(seed: int = 0, ways: int = 3, shots: int = 4, size: int = 16, n
 
 
 def snapshot(method: nn.Module) -> dict[str, Tensor]:
-    """Copies of everything that a model holds: parameters, buffers, gradients, and the weights of its architecture."""
+    """Copy everything that a model stores: parameters, buffers, gradients, and the weights of its architecture."""
     found = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     found |= {f"grad.{name}": p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
     return found | {f"net.{name}": t.clone() for name, t in method.backbone.state_dict().items()}  # type: ignore[operator, union-attr]

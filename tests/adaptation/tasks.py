@@ -1,4 +1,4 @@
-"""Hand-made tasks whose losses can be computed by hand: features are pixels weighted by theta."""
+"""Small tasks whose losses can be computed by hand: features are pixels weighted by theta."""
 
 import itertools
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ PIXELS = 12  # 3 x 2 x 2
 
 
 class Counted:
-    """embed(images, theta) = pixels * theta, counting its calls."""
+    """Compute embed(images, theta) = pixels * theta, and count the calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -26,7 +26,7 @@ class Counted:
 
 
 def make_support(seed: int, ways: int = 3, shots: int = 4) -> Support:
-    """Noisy class clusters, labels in random order."""
+    """Return a support set of noisy class clusters, with labels in random order."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(ways).repeat_interleave(shots)[torch.randperm(ways * shots, generator=generator)]
     means = torch.randn(ways, PIXELS, generator=generator)
@@ -35,7 +35,7 @@ def make_support(seed: int, ways: int = 3, shots: int = 4) -> Support:
 
 
 def make_task(seed: int, experts: int = 4, delta: bool = False) -> tuple[Task, Counted, Tensor, Tensor]:
-    """A task with random experts, its counter, theta_pre [P] and the experts' steps theta_delta z_m [M, P]."""
+    """Return a task with random experts, its counter, theta_pre [P] and the experts' steps theta_delta z_m [M, P]."""
     generator = torch.Generator().manual_seed(1000 + seed)
     pre = torch.ones(PIXELS)
     steps = 2 * torch.randn(experts, PIXELS, generator=generator) * (torch.rand(experts, PIXELS, generator=generator) < 0.4)
@@ -53,7 +53,7 @@ def make_task(seed: int, experts: int = 4, delta: bool = False) -> tuple[Task, C
 
 
 def softmax_loss(features: np.ndarray, labels: np.ndarray, ways: int, leave_one_out: bool = False) -> float:
-    """Cross-entropy of the cosine prototype classifier, one image at a time, in float64."""
+    """Return the cross-entropy of the cosine prototype classifier, computed image by image in float64."""
     total = 0.0
     for i, (x, label) in enumerate(zip(features, labels, strict=True)):
         logits = []
@@ -68,16 +68,16 @@ def softmax_loss(features: np.ndarray, labels: np.ndarray, ways: int, leave_one_
 
 
 def state_loss(support: Support, theta: Tensor, leave_one_out: bool = False) -> float:
-    """Support loss of parameters theta by the definition."""
+    """Return the support loss of parameters theta, directly from the definition."""
     features = (support.images.flatten(1).double() * theta.double()).numpy()
     return softmax_loss(features, support.labels.numpy(), support.ways, leave_one_out)
 
 
 def all_states(experts: int) -> Iterator[tuple[int, ...]]:
-    """Every binary pattern."""
+    """Return all binary states."""
     return itertools.product((0, 1), repeat=experts)
 
 
 def binary_theta(bits: tuple[int, ...], pre: Tensor, steps: Tensor) -> Tensor:
-    """theta_pre + sum_m (bits_m / sum bits) theta_delta z_m."""
+    """Return theta_pre + sum_m (bits_m / sum bits) theta_delta z_m."""
     return pre + torch.tensor(bits, dtype=torch.float32) @ steps / max(sum(bits), 1)

@@ -1,4 +1,4 @@
-"""All flips of a state in one forward pass: the walk of one state at a time, and fewer passes of the network."""
+"""Batched flips: the same walk as one state at a time, with fewer passes of the network."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from tests.adaptation.nets import ROUTER, backbone, make_support
 
 
 def sharp_method(experts: int = 4, seed: int = 0) -> SmatMethod:
-    """Experts that change the features so much that flips are kept."""
+    """Return a method whose experts change the features so much that flips are accepted."""
     method = SmatMethod(SmatConfig(experts=experts, router=ROUTER), backbone())
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_states_that_are_left_are_forgotten() -> None:
         there = ahead(here, (0, 0, 0, 0))
         assert len(measure.trace) == 3
         assert ahead(there, (0, 1, 0, 0)).bits == (0, 1, 0, 0)
-    assert set(ahead._cached) == {(0, 0, 1, 0), (0, 0, 0, 1)}  # of (1, 0, 0, 0)'s neighbours none, and the seen ones are not made again
+    assert set(ahead._cached) == {(0, 0, 1, 0), (0, 0, 0, 1)}  # no neighbours of (1, 0, 0, 0); states seen before are not measured again
     assert [bits for bits, _ in measure.trace[1:]] == [(1, 0, 0, 0), (0, 0, 0, 0), (0, 1, 0, 0)]
 
 

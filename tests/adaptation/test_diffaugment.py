@@ -1,4 +1,4 @@
-"""DiffAugment against its definition, one image at a time in numpy."""
+"""DiffAugment compared with its definition, one image at a time in NumPy."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def by_hand(x: np.ndarray, brightness: float, saturation: float, contrast: float) -> np.ndarray:
-    """Zhao et al. 2020, section 3: the three colour operations in their order."""
+    """Apply the three colour operations of Zhao et al. 2020, section 3, in order."""
     x = x + brightness
     grey = x.mean(0, keepdims=True)
     x = (x - grey) * saturation + grey

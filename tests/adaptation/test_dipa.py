@@ -1,4 +1,4 @@
-"""DIPA against a module whose layers are scaled and shifted by hooks, with the loss written as loops, in float64."""
+"""DIPA compared with a module whose layers are scaled and shifted by hooks and a loss written as loops, in float64."""
 
 import dataclasses
 import math
@@ -52,7 +52,7 @@ def dipa(**settings: object) -> Dipa:
 
 
 class Hooked:
-    """A ViT whose last blocks' layers are scaled and shifted by hooks; features of the last blocks through the model's own norm."""
+    """A ViT whose last blocks are scaled and shifted by hooks; returns the blocks' features after the model's final norm."""
 
     def __init__(self, model: Any, blocks: int, fuse: int):
         self.model, self.fuse = model, fuse
@@ -118,7 +118,7 @@ def test_merged_scale_and_shift_are_those_of_the_outputs(arguments: dict) -> Non
     scale, shift = (torch.randn(sum(sites.sizes), generator=generator, dtype=torch.float64) for _ in range(2))
     for k, path in enumerate(hooked.scale):
         hooked.scale[path] = scale.split(sites.sizes)[k]
-        without_bias = "qkv_bias" in arguments and "qkv" in path  # such a layer is scaled alone
+        without_bias = "qkv_bias" in arguments and "qkv" in path  # a layer without bias is only scaled
         hooked.shift[path] = 0 * shift.split(sites.sizes)[k] if without_bias else shift.split(sites.sizes)[k]
     found = fused.named(support.images, sites.merged(fused.space.unflatten(task.theta), scale, shift))
     torch.testing.assert_close(found, hooked(support.images))

@@ -1,4 +1,4 @@
-"""All binary states against a table of losses by the definition, and flip's search against its replay on the table."""
+"""Exhaustive search compared with a table of losses from the definition; flip's search compared with its replay on the table."""
 
 import dataclasses
 import itertools

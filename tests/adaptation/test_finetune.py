@@ -1,4 +1,4 @@
-"""The fine-tuning loop: against a plain loop of another optimizer object, and what all fine-tuning adaptations must do."""
+"""The fine-tuning loop compared with a plain loop and another optimizer object, and requirements on all fine-tuning adaptations."""
 
 import dataclasses
 import inspect
@@ -34,7 +34,7 @@ def make_task(seed: int = 0, **settings) -> Task:
 
 
 def test_full_is_adam_on_all_parameters_of_the_module() -> None:
-    """Without augmentation, against torch's own loop over a module with its own parameters, in float64."""
+    """Compare with torch's Adam on a module's own parameters, without augmentation, in float64."""
     net = backbone().double()
     method = make_method("pretrained")
     method.double()
@@ -230,7 +230,7 @@ def test_augmentation_off_and_settings() -> None:
 
 @pytest.mark.parametrize(("name", "images"), [("full", 12), ("joint", 12), ("lora", 24)])
 def test_a_batch_that_is_not_augmented_is_embedded_once(name: str, images: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But not where the network draws noise of its own."""
+    """Except where the network draws noise of its own."""
     support = make_support()
     task, found = make_method().task(support), []
     original = FineTune._features

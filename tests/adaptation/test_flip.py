@@ -1,4 +1,4 @@
-"""Algorithm 2 on hand-made tasks, against brute force over all 2^M states and a literal replay."""
+"""Algorithm 2 on small tasks, compared with brute force over all 2^M states and a literal replay."""
 
 import dataclasses
 import inspect
@@ -22,7 +22,7 @@ def flip(**settings) -> Flip:
 
 
 def replay(losses: dict, start_bits: tuple, soft: float, rounds: int, rho: float) -> tuple[float, tuple | None]:
-    """Algorithm 2 as written, from a table of all losses: no cache, no early end."""
+    """Run Algorithm 2 as written on a table of all losses: no cache, no early end."""
     best, answer, at = soft, None, start_bits
     if losses[at] < best:
         best, answer = losses[at], at
@@ -103,7 +103,7 @@ def test_keeps_the_routers_scores_when_no_binary_state_is_better() -> None:
     pre = torch.ones(PIXELS)
     good = torch.tensor([0.7, 0.3])
 
-    def merge(scores: torch.Tensor) -> torch.Tensor:  # only the soft scores keep the features apart
+    def merge(scores: torch.Tensor) -> torch.Tensor:  # only the soft scores separate the features
         return pre if torch.equal(scores, good) else torch.zeros(PIXELS)
 
     classifier = flip().adapt(Task(pre, Counted(), 10.0, good, merge), support)

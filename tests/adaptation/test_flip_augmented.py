@@ -1,4 +1,4 @@
-"""The loss on augmented copies: by its definition, the same copies for every state, noise from the task alone, no gradient anywhere."""
+"""The loss on augmented copies: matches its definition, uses the same copies for all states, draws only the task's noise, has no graph."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ AUGMENTED = {"loss": "augmented", "copies": 3}
 
 
 class Recorded:
-    """embed(images, theta) = pixels * theta, keeping what it was given."""
+    """Compute embed(images, theta) = pixels * theta, and record the arguments."""
 
     def __init__(self) -> None:
         self.given: list[tuple[Tensor, Tensor]] = []

@@ -1,4 +1,4 @@
-"""Fine-tunings side by side: each ends where it would alone, its noise is its own, and whether they are grouped is decided in one place."""
+"""Fine-tunings side by side: each gives the same result and noise as alone, and `Grouping` decides whether to group."""
 
 import dataclasses
 from typing import Any
@@ -27,7 +27,7 @@ RATES = [1e-3, 3e-2, 3e-3]
 def world(
     dtype: torch.dtype = torch.float64, count: int = 3, device: str = "cpu", **settings: Any
 ) -> tuple[Any, list[Task], list[Support]]:
-    """A method, and tasks with supports and seeds of their own."""
+    """Return a method, and tasks with different supports and seeds."""
     method = make_method(**settings).to(dtype).to(device)
     method.backbone.to(device)
     supports = [make_support(seed, noise=2) for seed in range(count)]
@@ -48,7 +48,7 @@ def assert_equal(one: Any, other: Any, tolerance: float) -> None:
 @pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("name", NAMES)
 def test_episodes_side_by_side_are_episodes_one_after_the_other(name: str, probability: float) -> None:
-    """In float64; with a chance of 0.5 some members' copies are augmented in a step where others' are not."""
+    """Compare in float64; with probability 0.5, a step augments the copies of some members but not of others."""
     _, tasks, supports = world()
     alone = [make(name, rate, 6, probability=probability).adapt(t, s) for t, s, rate in zip(tasks, supports, RATES, strict=True)]
     found = adapt_many(make(name, None, 6, probability=probability), tasks, supports, RATES)
@@ -60,7 +60,7 @@ def test_episodes_side_by_side_are_episodes_one_after_the_other(name: str, proba
 
 @pytest.mark.parametrize("name", NAMES)
 def test_in_fp32(name: str) -> None:
-    """Adam divides small gradients by their size, so rounding of 1e-7 becomes more: within 1e-2 of how far theta moved in 6 steps."""
+    """Adam divides small gradients by their size and amplifies rounding: allow 1e-2 of the distance that theta moved in 6 steps."""
     _, tasks, supports = world(torch.float32)
     rates = [1e-3, 1e-3, 3e-3]
     alone = [make(name, rate, 6).adapt(t, s) for t, s, rate in zip(tasks, supports, rates, strict=True)]
@@ -71,7 +71,7 @@ def test_in_fp32(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_rates_of_a_search_side_by_side(name: str) -> None:
-    """Of one episode, with one seed: rate 0 takes no steps, and one that blows up falls back to none without touching the others."""
+    """Use one episode and one seed: rate 0 takes no steps, and a rate that diverges falls back to none without affecting others."""
     _, (task, *_), (support, *_) = world()
     rates = [0.0, 1e-3, 1e300, 3e-2]
     start = Proto().adapt(task, support)
@@ -129,7 +129,7 @@ def test_interrupted_anywhere_it_leaves_the_model_and_the_generators_as_they_wer
         assert all(torch.equal(t.theta, theta) for t, theta in zip(tasks, thetas, strict=True))
         assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(one.theta, theta) for one, theta in zip(adapt_many(adaptation, tasks, supports, RATES), expected, strict=True))
-    # what was interrupted within its steps can be used again
+    # steps can be reused after an interruption
     assert all(
         torch.equal(one.theta, theta)
         for one, theta in zip(adapt_many(other, [dataclasses.replace(t) for t in tasks], supports, RATES), expected, strict=True)
@@ -137,7 +137,7 @@ def test_interrupted_anywhere_it_leaves_the_model_and_the_generators_as_they_wer
 
 
 def test_static_steps_of_one_member_are_the_loop() -> None:
-    """What is captured on CUDA, here without a capture."""
+    """Run without a capture the steps that are captured on CUDA."""
     for adaptation in (Full(FullConfig(lr=1e-3, steps=5)), LoraAdaptation(LoraAdaptConfig(lr=1e-3, steps=5))):
         _, (task, *_), (support, *_) = world()
         expected = adaptation.adapt(task, support)
@@ -207,7 +207,7 @@ def test_what_is_measured(name: str) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", NAMES)
 def test_on_a_gpu_captured_steps_and_groups_are_eager_ones(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Captured at the second task of a shape; a chance of 0.5 takes both graphs of `full`."""
+    """Steps are captured at the second task of a shape; with probability 0.5, both graphs of `full` are used."""
     method, tasks, supports = world(torch.float64, device="cuda")
     before = snapshot(method)
     settings: dict[str, Any] = {"probability": 0.5}

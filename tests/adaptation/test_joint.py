@@ -1,4 +1,4 @@
-"""Joint tuning: what theta is composed of, its gradients, and that all of it moves."""
+"""Joint tuning: the parts of theta, their gradients, and that all of them change."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""LoRA: what it moves, and its merged weights against peft's own merging."""
+"""LoRA: the parameters that it changes, and its merged weights compared with peft's merging."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ def test_merged_is_unmerged_and_what_peft_merges() -> None:
         merged = method.embed(images, net.merged(theta, branches))
         torch.testing.assert_close(merged, unmerged, rtol=1e-5, atol=1e-5)
         assert (merged - method.embed(images, theta)).abs().max() > 0.1
-    # peft's own arithmetic, on weights of its own
+    # peft's merging, on separate weights
     for name, value in net.tensors(theta, branches).items():
         owner, kind = name.rpartition(".")[::2]
         setattr(net.module.get_submodule(owner) if owner else net.module, kind, nn.Parameter(value.clone()))

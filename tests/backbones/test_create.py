@@ -68,7 +68,7 @@ def test_no_network_or_other_arguments(monkeypatch, raised, message):
 
 
 def test_timm_weights_are_resized_for_the_image_size(monkeypatch, tmp_path):
-    """timm's own path, with its file replaced by a local one: 24 px weights in a 16 px model."""
+    """Load through timm, with its file replaced by a local one: weights for 24 px in a model for 16 px."""
     from safetensors.torch import save_file
 
     source = timm.create_model("vit_tiny_patch16_224", img_size=24, num_classes=0, **ARGS)

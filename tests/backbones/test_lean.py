@@ -1,4 +1,4 @@
-"""The network without what its feature does not depend on: equal to the plain one in float64, features and gradients."""
+"""The CLS-only network: equal to the plain one in float64, in features and gradients."""
 
 from typing import Any
 

@@ -199,7 +199,7 @@ def test_no_tensors_by_name(tmp_path):
 
 
 class TestRun:
-    """A pre-training run as the source."""
+    """Weights from a pre-training run."""
 
     @pytest.fixture
     def run(self, tmp_path):

@@ -1,4 +1,4 @@
-"""`smat analyze`: what it prints and refuses; `smat report --watch` and `--format` from the command line."""
+"""`smat analyze`: output and errors; `smat report --watch` and `--format` on the command line."""
 
 import functools
 import os

@@ -1,4 +1,4 @@
-"""The command line with what it was not made for: wrong kinds of files, closed pipes, poor terminals, folders that cannot be written."""
+"""The command line with invalid input: wrong kinds of files, closed pipes, limited terminals, folders without permission."""
 
 import os
 import subprocess
@@ -139,7 +139,7 @@ def test_a_full_output(stores):
 
 
 def test_a_folder_that_cannot_be_written_or_read(tmp_path, recipe_file):
-    """As another user, since nothing is forbidden to root."""
+    """Run as another user, because root may read and write everything."""
     if os.getuid() != 0:
         pytest.skip("needs root to become another user")
     if not os.access("/usr/bin/setpriv", os.X_OK):

@@ -1,4 +1,4 @@
-"""`smat predict`: table, picture, saved classifier, and one line for everything that is wrong."""
+"""`smat predict`: table, picture, saved classifier, and one-line errors."""
 
 import csv
 import io

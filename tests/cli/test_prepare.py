@@ -1,4 +1,4 @@
-"""`smat data prepare KIND`: a command for every kind of source, and what reaches its constructor."""
+"""`smat data prepare KIND`: one command per kind of source, and the arguments of its constructor."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def smat(*words):
 
 @pytest.fixture
 def opened(monkeypatch):
-    """What sources were opened with; none of them can be."""
+    """Record the arguments of sources, which all fail to open."""
     calls: list[tuple] = []
 
     def refuse(kind, *args, **options):

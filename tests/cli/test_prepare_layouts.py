@@ -1,4 +1,4 @@
-"""`smat data prepare domainnet | coco | cub | fungi | quickdraw`, from files as they are downloaded to stores."""
+"""`smat data prepare domainnet | coco | cub | fungi | quickdraw`, from files in their published layout to stores."""
 
 import io
 import json

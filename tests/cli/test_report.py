@@ -1,4 +1,4 @@
-"""`smat report`: the folder it makes, options, exit codes, no torch."""
+"""`smat report`: the folder that it writes, options, exit codes, and that it does not import torch."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""`smat train --seeds`: one run a seed, named by it."""
+"""`smat train --seeds`: one run per seed, with the seed in its name."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -68,7 +68,7 @@ def test_results_load_and_go_on(world: Path, number: int) -> None:
     for name, records in before.items():
         assert after[name]["index"].tolist() == [0, 1, 2]
         assert after[name]["accuracy"][:2].tolist() == records["accuracy"].tolist()
-        assert after[name]["seconds"][:2].tolist() == records["seconds"].tolist()  # kept, not measured again
+        assert after[name]["seconds"][:2].tolist() == records["seconds"].tolist()  # kept, not evaluated again
 
 
 @pytest.mark.parametrize("name", ["format2", "format2-encoded"])

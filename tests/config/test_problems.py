@@ -1,4 +1,4 @@
-"""Every bad recipe is one clear line that names the key, what was expected and where."""
+"""Every invalid recipe gives a one-line error with the key, the expected value and the place."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Protocols by name: what they stand for in a recipe and on the command line."""
+"""Named protocols: the settings that they replace in a recipe and on the command line."""
 
 import pytest
 

@@ -12,7 +12,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\
 
 
 def picture(seed: int = 0, width: int = 8, height: int = 8, kind: str = "PNG") -> bytes:
-    """An encoded image of random pixels."""
+    """Return an encoded image of random pixels."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, kind)
@@ -20,7 +20,7 @@ def picture(seed: int = 0, width: int = 8, height: int = 8, kind: str = "PNG") -
 
 
 def tree(classes: int = 3, images: int = 3, top: str = "") -> dict[str, bytes]:
-    """Relative name -> content of class folders c0, c1, ... with 000.png, 001.png, ..."""
+    """Return {relative name: content} of class folders c0, c1, ... with 000.png, 001.png, ..."""
     return {f"{top}c{c}/{i:03d}.png": picture(100 * c + i) for c in range(classes) for i in range(images)}
 
 

@@ -1,4 +1,4 @@
-"""Saved classifiers: the same predictions without the run; cut and foreign files are refused."""
+"""Saved classifiers: the same predictions without the run; truncated and foreign files are errors."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Exports load elsewhere and give the run's features."""
+"""Exports load in other programs and give the run's features."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""push and pull: what is uploaded, what comes back, and what is said offline."""
+"""push and pull: the uploaded files, the downloaded files, and the errors offline."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from tests.runs.eval_results import write_evaluation
 
 
 class FakeHub:
-    """Keeps uploaded folders by name, as the hub's client would be asked to."""
+    """Replacement for the hub's client that stores uploaded folders by name."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.calls = folder, []  # type: ignore[var-annotated]

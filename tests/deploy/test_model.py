@@ -1,4 +1,4 @@
-"""load, adapt, predict: against timm and arithmetic by hand."""
+"""load, adapt and predict, compared with timm and arithmetic by hand."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
 
 
 def by_hand(tensors: dict[str, torch.Tensor], support: list[Image.Image], labels: list[str], queries: list[Image.Image]) -> np.ndarray:
-    """Cosines [Q, C] of a plain timm model's features to class means, in float64."""
+    """Return cosines [Q, C] of a plain timm model's features to class means, in float64."""
     model = timm.create_model(BACKBONE["name"], num_classes=0, img_size=SIZE, **BACKBONE["args"]).eval()  # type: ignore[arg-type]
     model.load_state_dict(tensors, strict=True)
 

@@ -1,4 +1,4 @@
-"""Images as users have them."""
+"""Images in the formats that users have."""
 
 import zipfile
 from pathlib import Path

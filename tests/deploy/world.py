@@ -1,4 +1,4 @@
-"""Runs without training, and photographs of coloured patterns, for the tests of what runs are used for."""
+"""Runs without training, and photographs of coloured patterns, for tests of deployment."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ COLOURS = {"blue": (40, 60, 220), "green": (50, 200, 60), "red": (220, 50, 40)}
 
 
 def make_run(folder: Path, method: dict[str, Any] | None = None, name: str = "run", **backbone: Any) -> Path:
-    """A finished run whose parameters differ from the pre-trained ones."""
+    """Write a finished run whose parameters differ from the pre-trained ones."""
     recipe = TrainRecipe.model_validate(
         {
             "kind": "train",
@@ -50,7 +50,7 @@ def make_run(folder: Path, method: dict[str, Any] | None = None, name: str = "ru
 
 
 def make_pretrain_run(folder: Path) -> Path:
-    """A pre-training run with its backbone."""
+    """Write a pre-training run with its backbone."""
     from smatcli.backbones import create_backbone
     from smatcli.backbones.weights import save_backbone
 
@@ -72,13 +72,13 @@ def make_pretrain_run(folder: Path) -> Path:
 
 
 def photo(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (24, 20)) -> Image.Image:
-    """A noisy picture of one colour, `size` wide and high."""
+    """Return a noisy picture of one colour, `size` wide and high."""
     noise = np.random.default_rng(seed).normal(0, 25, (size[1], size[0], 3))
     return Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8))
 
 
 def make_support(folder: Path, shots: int = 4) -> Path:
-    """Class folders blue, green, red in mixed formats and modes."""
+    """Write class folders blue, green and red with mixed formats and modes."""
     for k, (name, colour) in enumerate(COLOURS.items()):
         (folder / name).mkdir(parents=True)
         for i in range(shots):
@@ -93,7 +93,7 @@ def make_support(folder: Path, shots: int = 4) -> Path:
 
 
 def make_queries(folder: Path, each: int = 3) -> Path:
-    """`each` images of every colour, the colour in the name, some in a subfolder."""
+    """Write `each` images per colour, named after the colour, some in a subfolder."""
     (folder / "more").mkdir(parents=True)
     for k, (name, colour) in enumerate(COLOURS.items()):
         for i in range(each):
@@ -102,6 +102,6 @@ def make_queries(folder: Path, each: int = 3) -> Path:
 
 
 def pictures(shots: int = 3) -> tuple[list[Image.Image], list[str]]:
-    """`shots` square pictures of every colour, and its name for each."""
+    """Return `shots` square pictures per colour, and the name of each colour."""
     made = [(photo(colour, 10 * k + i, (SIZE, SIZE)), name) for k, (name, colour) in enumerate(COLOURS.items()) for i in range(shots)]
     return [picture for picture, _ in made], [name for _, name in made]

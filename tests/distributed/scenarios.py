@@ -1,4 +1,4 @@
-"""What is done twice, by one process and by two: trainings, meta-tests and a pre-training whose results must agree.
+"""Scenarios that run with one process and with two: training, meta-tests and pre-training, whose results must agree.
 
 `torchrun --nproc-per-node 2 -m tests.distributed.scenarios FOLDER` does it with two; `run_all` in the test's own process with one.
 """
@@ -51,7 +51,7 @@ EVAL = [
 
 @dataclass(frozen=True)
 class Ended:
-    """How a stopped training ended."""
+    """Outcome of a stopped training."""
 
     step: int
     code: int
@@ -59,7 +59,7 @@ class Ended:
 
 @contextmanager
 def broken(episode: int) -> Iterator[None]:
-    """The loss of one training episode is not a number."""
+    """Make the loss of one training episode NaN."""
     from smatcli.methods.smat import SmatMethod
 
     real = SmatMethod.loss
@@ -77,7 +77,7 @@ def broken(episode: int) -> Iterator[None]:
 
 @contextmanager
 def signalled(rank: int, step: int) -> Iterator[None]:
-    """One process alone receives SIGTERM during an update."""
+    """Send SIGTERM to one process alone during an update."""
     from smatcli.engine.train.trainer import MetaLearner
 
     real = MetaLearner.backward
@@ -95,7 +95,7 @@ def signalled(rank: int, step: int) -> Iterator[None]:
 
 
 def run_all(root: Path, out: Path, processes: int) -> None:
-    """Every scenario on the stores in `root`, runs in `out`."""
+    """Run every scenario on the stores in `root`, with runs in `out`."""
     from smatcli.engine.evaluate.evaluation import evaluate
     from smatcli.engine.loop import shards
     from smatcli.engine.pretrain.pretraining import pretrain

@@ -1,4 +1,4 @@
-"""Two gloo processes do what one does: losses, parameters, evaluations; they stop together, resume bit for bit, and end when one dies."""
+"""Two gloo processes give the same results as one; they stop together, resume exactly, and end when one of them dies."""
 
 import json
 import os
@@ -23,12 +23,12 @@ from tests.engine.train.world import load
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-6
 LINUX = sys.platform == "linux"  # there `lo` is the loopback device: no connection then depends on the machine's network
-MEASURED = ("seconds", "peak_memory", "energy")  # of the machine, not of the method
+MEASURED = ("seconds", "peak_memory", "energy")  # an error of the machine, not of the method
 LEARNED = [name for name in TRAININGS if name != RESUMED]
 
 
 def torchrun(*args: Any, **more: Any) -> subprocess.CompletedProcess[str]:
-    """Two processes of a module, at a port of their own."""
+    """Run a module in two processes, at a port of their own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, args)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **({"GLOO_SOCKET_IFNAME": "lo"} if LINUX else {})}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=240, **more)
@@ -36,14 +36,14 @@ def torchrun(*args: Any, **more: Any) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """(folder of one process, folder of two), each with every scenario done."""
+    """Return (folder of one process, folder of two processes), each with the results of every scenario."""
     root = tmp_path_factory.mktemp("worlds")
     load(root)
     one, two = root / "one", root / "two"
     one.mkdir()
     two.mkdir()
     done = torchrun("-m", "tests.distributed.scenarios", root, two)
-    if done.returncode:  # seen twice on crowded cores, its cause not found: what it says is shown, and it may try once more
+    if done.returncode:  # failed twice on busy cores for unknown reasons: print the output and retry once
         warnings.warn(f"two processes did not get through at first:\n{done.stderr}", stacklevel=2)
         two = root / "again"
         two.mkdir()
@@ -140,7 +140,7 @@ def test_results_are_those_of_one_process(both):
 
 def test_pretraining_is_that_of_one_process(both):
     one, two = (load_file(folder / "pretrain/checkpoints/last/model.safetensors") for folder in both)
-    assert all(float((one[key] - two[key]).abs().max()) < 2e-5 for key in one)  # Adam divides rounding by rounding where gradients vanish
+    assert all(float((one[key] - two[key]).abs().max()) < 2e-5 for key in one)  # where gradients vanish, Adam divides rounding by rounding
     rows = [list(records(folder / "pretrain")) for folder in both]
     assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]]
     for a, b in zip(*rows, strict=True):

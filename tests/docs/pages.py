@@ -1,4 +1,4 @@
-"""The Markdown pages of the source tree, and what stands in them."""
+"""The Markdown pages of the source tree, and functions that parse them."""
 
 import re
 from collections.abc import Iterator
@@ -13,19 +13,19 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)")
 
 
 def prose(page: Path) -> str:
-    """The text without code blocks and inline code: links in these are no links."""
+    """Return the text without code blocks and inline code, whose links do not count."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     text = re.sub(r"(?m)^(?: {4}|\t).*$", "", text)
     return re.sub(r"`[^`\n]*(?:\n[^`\n]*)?`", "", text)
 
 
 def links(page: Path) -> list[str]:
-    """Targets of links and pictures."""
+    """Return the targets of links and pictures."""
     return LINK.findall(prose(page))
 
 
 def anchors(page: Path) -> set[str]:
-    """Names of the headings as GitHub and mkdocs make them; where the two differ, neither is given."""
+    """Return the anchors of headings as GitHub and mkdocs create them, without those on which the two differ."""
     found: dict[str, int] = {}
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     for heading in re.findall(r"(?m)^#{1,6}\s+(.*?)\s*#*$", text):
@@ -38,7 +38,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def commands(page: Path) -> Iterator[str]:
-    """What follows `smat ` in the page's code: blocks (a line that ends in a backslash goes on) and inline code."""
+    """Return the text after `smat ` in the page's code: blocks (joining lines that end in a backslash) and inline code."""
     text = page.read_text(encoding="utf-8")
     inline = re.findall(r"`(smat [^`]+)`", FENCE.sub("", text))
     blocks = [body for _, body in FENCE.findall(text)]

@@ -1,4 +1,4 @@
-"""Pages: links and anchors lead somewhere, commands exist with their options, recipes that are named are there, the site builds."""
+"""Pages: links and anchors resolve, commands and options exist, recipes exist, and the site builds."""
 
 import pkgutil
 import re
@@ -43,7 +43,7 @@ def root():
 
 
 def problem(command: str) -> str:
-    """What is wrong with a command line as a page shows it, empty if nothing is."""
+    """Return the error of a command line as shown on a page, or an empty string."""
     try:
         words = shlex.split(command)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The example of docs/use.md runs as it stands."""
+"""The example of docs/use.md runs unchanged."""
 
 import re
 from pathlib import Path

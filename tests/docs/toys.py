@@ -1,4 +1,4 @@
-"""The package that docs/extend.md shows, put beside smat as `pip install` would."""
+"""The package in docs/extend.md, installed next to smat as `pip install` would."""
 
 import re
 import tomllib
@@ -9,7 +9,7 @@ BLOCK = re.compile(r'^```(\w+) title="([^"]+)"\n(.*?)^```$', re.M | re.S)
 
 
 def files() -> dict[str, str]:
-    """Path -> text of every titled code block of the page."""
+    """Return {path: text} of every titled code block of the page."""
     return {path: text for _, path, text in BLOCK.findall((ROOT / "docs/extend.md").read_text())}
 
 
@@ -26,7 +26,7 @@ def install(site: Path, **entries: dict[str, str]) -> None:
 
 
 def write_metadata(site: Path, name: str, version: str, groups: dict[str, dict[str, str]]) -> None:
-    """What `pip install` leaves of a package beside its code."""
+    """Write the metadata that `pip install` writes next to the code of a package."""
     folder = site / f"{name}-{version}.dist-info"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")

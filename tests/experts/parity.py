@@ -1,4 +1,4 @@
-"""The numbers of the official release (tests/data/parity/README.md), and its names mapped to ours."""
+"""Numbers of the official release (tests/data/parity/README.md), and a mapping of its names to ours."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parent.parent / "data" / "parity"
 
 
 class Parity:
-    """One file; arrays as tensors, floats in double precision."""
+    """One file, with arrays as tensors and floats in double precision."""
 
     def __init__(self, name: str) -> None:
         self.arrays = np.load(FOLDER / f"{name}.npz")
@@ -30,7 +30,7 @@ class Parity:
         return [str(name) for name in self.arrays["names"]]
 
     def flat(self, key: str, missing: float = 0.5) -> Tensor:
-        """The array `key` of every tensor as one vector [P], or [M, P] where it has an expert axis (last in the files)."""
+        """Return the array `key` of every tensor as one vector [P], or [M, P] if it has an expert axis (last in the files)."""
         parts = []
         for i in range(len(self.names)):
             size, experts = self[f"{i}.theta_pre"].numel(), self[f"{i}.log_alpha"].shape[-1]
@@ -40,7 +40,7 @@ class Parity:
 
 
 def close(found: Tensor | float, expected: Tensor, tolerance: float) -> bool:
-    """Relative in norm: |found - expected| <= tolerance |expected|."""
+    """Check that |found - expected| <= tolerance |expected|, by the norm."""
     found = torch.as_tensor(found).detach().double()
     assert found.shape == expected.shape
     return bool((found - expected).norm() <= tolerance * expected.norm() + 1e-12)
@@ -50,7 +50,7 @@ RELEASE_ROUTER = RouterConfig(pool="first", heads=4, logit_l2=1e-4)
 
 
 def release_config(experts: int, heads: int = 4) -> SmatConfig:
-    """The recipe options that reach the release's arithmetic."""
+    """Return the recipe options that reproduce the release's arithmetic."""
     return SmatConfig(
         experts=experts,
         inner_steps=1,
@@ -63,21 +63,21 @@ def release_config(experts: int, heads: int = 4) -> SmatConfig:
 
 
 def our_name(name: str) -> str:
-    """A released router tensor's name -> ours."""
+    """Return our name of a router tensor of the release."""
     name = name.replace("masks_keys", "keys").replace("skills_tokens", "skills").replace("task_embed_agg.", "")
     name = name.replace("attn.", "").replace("mlp.", "")
     return name.replace("weight_orig", "weight").replace("weight_u", "u").replace("weight_v", "v")
 
 
 def router_state(data: Parity, prefix: str) -> dict[str, Tensor]:
-    """The arrays under `prefix` by our names (`count_encoding` is not used by the release either)."""
+    """Return the arrays under `prefix` by our names (`count_encoding`, which the release does not use either, is skipped)."""
     keys = [key for key in data.arrays.files if key.startswith(prefix) and "count_encoding" not in key]
     found = {our_name(key.removeprefix(prefix)): data[key] for key in keys}
     return {name: value.squeeze(0) if name == "skills" else value for name, value in found.items()}
 
 
 def load_router(router: Router, data: Parity, prefix: str) -> nn.Module:
-    """`router` in double precision with the state under `prefix`."""
+    """Load the state under `prefix` into `router`, in double precision."""
     router.double()
     missing, unexpected = router.load_state_dict(router_state(data, prefix), strict=False)
     assert missing == ["temperature"]

@@ -15,7 +15,7 @@ M, P = 4, 1000
 
 
 def compressed(log_alpha: torch.Tensor, dense: torch.Tensor | None = None, dtype: torch.dtype | None = None) -> CompressedExperts:
-    """The inference masks of log_alpha [M, P], compressed; 1 where `dense`."""
+    """Return the compressed inference masks of log_alpha [M, P]; masks are 1 where `dense`."""
     rows = (SHAPE.eval_gate(row) for row in log_alpha)
     return CompressedExperts.of((z if dense is None else z.masked_fill(dense, 1.0) for z in rows), dtype)
 

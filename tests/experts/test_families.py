@@ -1,4 +1,4 @@
-"""Structured and fixed masks against explicit index vectors and plain loops."""
+"""Structured and fixed masks compared with explicit index vectors and plain loops."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def space() -> ParameterSpace:
 
 
 def index_by_hand(space: ParameterSpace, kind: str) -> Tensor:
-    """Group of every parameter, [P]: element by element, from the rule in words."""
+    """Return the group of every parameter, [P], computed element by element from the written rule."""
     groups: dict[tuple[object, ...], int] = {}
     found = []
     for name, shape in zip(space.names, space.shapes, strict=True):
@@ -54,7 +54,7 @@ def test_groups_are_those_of_the_rule(space: ParameterSpace, kind: str) -> None:
 
 
 def test_group_sizes_of_a_layer(space: ParameterSpace) -> None:
-    """fc1 of width 8 -> 32: an output switches its 8 weights and its bias, an input 32 weights."""
+    """For fc1 of width 8 -> 32, an output has 8 weights and a bias, and an input has 32 weights."""
     start = sum(space.sizes[: space.names.index("blocks.0.mlp.fc1.weight")])
     outputs, inputs = ParameterGroups.of(space, "output"), ParameterGroups.of(space, "input")
     assert outputs.expand(outputs.members)[start] == 9
@@ -148,7 +148,7 @@ def test_magnitude_masks_of_one_expert_are_the_largest_weights(space: ParameterS
 
 
 def test_magnitude_masks_of_several_experts_are_drawn_in_proportion() -> None:
-    """Of three parameters 1, 2 and 5 one is kept: a share 1/8, 2/8 and 5/8 of the time."""
+    """One of three parameters 1, 2 and 5 is kept, with probability 1/8, 2/8 and 5/8."""
     layer = torch.nn.Linear(3, 1, bias=False)
     masks = Masks(MaskConfig(kind="magnitude"), ParameterSpace.of(layer))
     torch.manual_seed(0)

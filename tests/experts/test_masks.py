@@ -12,7 +12,7 @@ SHAPE = HardConcrete()
 
 
 def cdf(shape: HardConcrete, log_alpha: Tensor, value: float) -> Tensor:
-    """P(z <= value) in training, value in [0, 1) (Louizos et al. 2018, eq. 11-12)."""
+    """Return P(z <= value) in training, for value in [0, 1) (Louizos et al. 2018, eq. 11-12)."""
     stretched = (value - shape.gamma) / shape.stretch
     return torch.sigmoid(shape.beta * (log(stretched) - log(1 - stretched)) - log_alpha)
 

@@ -1,4 +1,4 @@
-"""The compiled merge against the float64 reference; how it is made, chosen, and what happens where it cannot be."""
+"""The compiled merge compared with the float64 reference; how it is compiled, chosen, and replaced where unavailable."""
 
 import subprocess
 import tempfile
@@ -27,7 +27,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def inputs(tasks: int, experts: int, size: int) -> list[Tensor]:
-    """theta_pre, theta_delta, log_alpha, alphas, gradients of theta [B, P] and of E[L0] [B, M] in fp32."""
+    """Return theta_pre, theta_delta, log_alpha, alphas, and gradients of theta [B, P] and of E[L0] [B, M] in fp32."""
     generator = torch.Generator().manual_seed(tasks + experts + size)
     shapes = [(size,), (size,), (experts, size), (tasks, experts), (tasks, size), (tasks, experts)]
     found = [torch.randn(*shape, generator=generator) for shape in shapes]
@@ -37,7 +37,7 @@ def inputs(tasks: int, experts: int, size: int) -> list[Tensor]:
 
 
 def by_definition(tensors: list[Tensor], seeds: list[int] | None, dense: Tensor | None, unused: tuple[int, ...]) -> list[Tensor]:
-    """Thetas, non-zeros, E[L0] and the three gradients, by autograd through the definition in float64."""
+    """Return thetas, non-zeros, E[L0] and the three gradients, by autograd through the definition in float64."""
     pre, delta, log_alpha, alphas, weight, l0_weight = (t.double() for t in tensors)
     leaves = [t.clone().requires_grad_() for t in (delta, log_alpha, alphas)]
     thetas, counts, total = [], [], torch.zeros((), dtype=torch.float64)
@@ -186,7 +186,7 @@ def test_it_is_compiled_once_into_a_folder_of_the_users_own(monkeypatch: pytest.
     assert not isinstance(merge_native.library(), str)
     assert made.stat().st_mtime_ns == stamp
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    (tmp_path / "smat" / "native").chmod(0o777)  # others could have put something there
+    (tmp_path / "smat" / "native").chmod(0o777)  # others could write to this folder
     assert merge_native._folder() != tmp_path / "smat" / "native"
 
 

@@ -1,4 +1,4 @@
-"""One merge for all tasks of a meta-batch against a merge for each, and against the reference."""
+"""One merge for all tasks of a meta-batch compared with one merge per task and with the reference."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ TASKS, M, P = 3, 4, 1001
 
 
 def inputs(dtype: torch.dtype = torch.float32, device: str = "cpu") -> list[Tensor]:
-    """theta_pre, theta_delta, log_alpha, alphas; and what theta's and E[L0]'s gradients are: [B, P], [B, M]."""
+    """Return theta_pre, theta_delta, log_alpha, alphas, and the gradients of theta [B, P] and E[L0] [B, M]."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(P,), (P,), (M, P), (TASKS, M), (TASKS, P), (TASKS, M)]
     found = [torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, dtype) for shape in shapes]
@@ -75,7 +75,7 @@ def test_without_noise_it_is_the_reference(keep: int, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("seeds", [None, [1, 2, 3]])
 def test_a_task_whose_theta_has_no_gradient(seeds: list[int] | None) -> None:
-    """A task whose loss was not used costs nothing and changes nothing; without any, E[L0] alone has a gradient."""
+    """A task with an unused loss costs nothing and changes nothing; if all are unused, only E[L0] has a gradient."""
     pre, delta, log_alpha, alphas, weight, _ = inputs(torch.float64)
     leaves = [t.clone().requires_grad_() for t in (delta, log_alpha, alphas)]
     found = merge_tasks(pre, leaves[0], leaves[1], leaves[2], SHAPE, seeds=seeds)

@@ -1,4 +1,4 @@
-"""The Triton merge: its numbers by Triton's interpreter, that it compiles for GPUs that are not there, and the reference where one is."""
+"""The Triton merge: results in Triton's interpreter, compilation for absent GPUs, and a comparison with the reference on a GPU."""
 
 import os
 import re
@@ -33,7 +33,7 @@ def test_interpreted_it_is_the_reference() -> None:
 
 
 def compiled(folder: Path, kernel: str, capability: int, tasks: int, gates: int, noisy: bool, dense: bool) -> tuple[str, str]:
-    """(PTX, what cuobjdump says of the machine code's resources) of a kernel as it would be launched on aligned tensors."""
+    """Return (PTX, cuobjdump's report on the machine code's resources) of a kernel as launched on aligned tensors."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

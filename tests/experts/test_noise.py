@@ -1,4 +1,4 @@
-"""The counter-based noise of stochastic masks: uniform, independent between experts, seeds and columns, the same wherever it is made."""
+"""Counter-based noise: uniform, independent between experts, seeds and columns, and equal wherever it is computed."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def drawn(seed: int, experts: int = 4, size: int = 50_001) -> Tensor:
 
 
 def plainly(k0: int, k1: int, columns: int) -> np.ndarray:
-    """The hash as it is documented, in unsigned 64-bit integers."""
+    """Compute the documented hash in unsigned 64-bit integers."""
     word = np.uint64(2**32 - 1)
     x = (np.arange(columns, dtype=np.uint64) * np.uint64(k1) + np.uint64(k0)) & word
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
@@ -37,7 +37,7 @@ def test_it_is_the_hash_of_the_column(dtype: torch.dtype) -> None:
 
 
 def test_keys_are_words_and_differ() -> None:
-    """The second of a pair is odd, so that a column's product with it tells all columns apart."""
+    """The second key of a pair is odd, so that its products with columns are distinct."""
     pairs = [pair for seed in range(100) for pair in keys_of(seed, 16)]
     assert len(set(pairs)) == 1600
     assert all(0 <= k0 < 2**32 and 0 < k1 < 2**32 and k1 % 2 for k0, k1 in pairs)
@@ -63,7 +63,7 @@ def test_each_bit_is_fair() -> None:
 
 
 def test_experts_seeds_and_columns_are_independent() -> None:
-    """Correlations are those of chance between experts, between seeds, and between columns some steps apart."""
+    """Correlations between experts, seeds and neighbouring columns are no larger than chance."""
     streams = torch.cat([drawn(seed) for seed in (1, 2, 3, 2**40)])
     streams = torch.cat([streams, *(streams[:4].roll(step, 1) for step in (1, 2, 16, 512, 4096))])
     found = torch.corrcoef(streams) - torch.eye(len(streams))

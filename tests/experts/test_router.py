@@ -16,7 +16,7 @@ def data() -> Parity:
 
 
 def release_router(data: Parity) -> Router:
-    """The released router as it was before the file's training-mode call.
+    """Return the released router in its state before the file's training-mode call.
 
     The file's `param.*_u` and `param.*_v` are those *after* that call (they equal `after_train_call.*`), so the power iteration
     v' = W^T u / |.|, u' = W v' / |.| is undone: u = W^-T v' / |.| and v = W^-1 u / |.|.

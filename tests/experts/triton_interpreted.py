@@ -1,4 +1,4 @@
-"""Run by test_merge_triton.py with TRITON_INTERPRET=1, which has to be set before Triton is imported: the kernels on CPU tensors.
+"""Run the Triton kernels on CPU tensors; test_merge_triton.py sets TRITON_INTERPRET=1, which must precede the import of Triton.
 
 They are compared with autograd in float64 through the definition; the noise, bit for bit, with the same function in numpy.
 """
@@ -29,8 +29,8 @@ def _uniforms(out, keys, start, BLOCK: tl.constexpr):  # type: ignore[no-untyped
 
 
 def uniform(columns: Any, k0: int, k1: int) -> Any:
-    """u of `columns` (int64 array) under a pair of keys, in float64."""
-    x = (columns * k1 + k0).astype(np.uint32)  # of 64-bit products the low half
+    """Return u of `columns` (int64 array) for a pair of keys, in float64."""
+    x = (columns * k1 + k0).astype(np.uint32)  # the low half of 64-bit products
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
     x = x ^ (x >> np.uint32(16))
@@ -57,7 +57,7 @@ def reference(
 
 
 def check(tasks: int, gates: int, experts: int, size: int, case: str) -> None:
-    """All outputs against the reference, by the norm; `gates` 0: no noise."""
+    """Compare all outputs with the reference, by the norm; `gates` 0: no noise."""
     generator = torch.Generator().manual_seed(1000 * experts + size)
     shapes = [(size,), (size,), (experts, size), (tasks, experts), (tasks, experts)]
     pre, delta, log_alpha, alphas, share = (torch.randn(*s, generator=generator) for s in shapes)
@@ -89,7 +89,7 @@ def check(tasks: int, gates: int, experts: int, size: int, case: str) -> None:
 
 
 def noise_is_the_same_everywhere() -> None:
-    """Also where columns pass 2^31, and for keys with the highest bit set."""
+    """Check columns beyond 2^31, and keys whose highest bit is set."""
     for start, (k0, k1) in itertools.product([0, 2**31 - 60], [(0, 1), (2**32 - 1, 2**32 - 1), (0x9E3779B9, 0x85EBCA6B)]):
         out = torch.full((128,), torch.nan)
         _uniforms[(1,)](out, torch.tensor([k0, k1]), start, BLOCK=128)
@@ -100,7 +100,7 @@ def noise_is_the_same_everywhere() -> None:
 
 
 def extremes_are_finite_and_nan_stays_nan() -> None:
-    """Saturated gates, and one column that is not a number."""
+    """Check saturated gates, and one column of NaN."""
     size, keys = 40, key_tensor([1], 3)
     pre, delta, grad = torch.randn(3, size, generator=torch.Generator().manual_seed(0))
     log_alpha, alphas = torch.tensor([1e4, -1e4, -math.inf])[:, None].repeat(1, size), torch.full((1, 3), 1 / 3)
@@ -117,14 +117,14 @@ def extremes_are_finite_and_nan_stays_nan() -> None:
 
 
 def main() -> None:
-    """Fails with the first combination that differs."""
+    """Run all combinations; fail with the first that differs."""
     noise_is_the_same_everywhere()
     extremes_are_finite_and_nan_stays_nan()
     for (tasks, gates), case in itertools.product([(1, 0), (1, 1), (3, 0), (3, 1), (3, 3)], ["dense", "unused", "no share"]):
         check(tasks, gates, 4, 300, case)
     for (tasks, gates), (experts, size) in itertools.product([(1, 1), (3, 0), (3, 3)], [(1, 5), (1, 256), (8, 257), (16, 33)]):
         check(tasks, gates, experts, size, "plain")
-    check(9, 9, 2, 70, "dense")  # fewer columns to a program
+    check(9, 9, 2, 70, "dense")  # fewer columns per program
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Children of the fork server (`server.py`), and what is asked of everything that they leave behind."""
+"""Children of the fork server (`server.py`), and checks of the files that they leave."""
 
 import json
 import os
@@ -15,14 +15,14 @@ from smatcli.runs.checkpoint import has_checkpoint, load_checkpoint
 from smatcli.runs.results import read_records, read_summary
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = {  # every unit of work is stored at once, so that there is much to lose
+QUICK = {  # every unit of work is stored immediately, so that there are many files to damage
     "smatcli.engine.evaluate.evaluation.PART_EPISODES": 1,
     "smatcli.engine.prepare.convert.MARK_SECONDS": -1.0,
 }
 
 
 class Children:
-    """Runs `smat` command lines in forked processes; counts the kills."""
+    """Run `smat` command lines in forked processes, and count the kills."""
 
     def __init__(self) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
@@ -38,7 +38,7 @@ class Children:
         assert self._read() == "ready"
 
     def smat(self, cwd: Path, *args: str, **options: Any) -> dict[str, Any]:
-        """One child; see `server.py` for options and answer."""
+        """Run one child; see `server.py` for the options and the answer."""
         task = {"args": list(args), "cwd": str(cwd), "patch": QUICK, **options}
         assert self._server.stdin is not None
         self._server.stdin.write(json.dumps(task) + "\n")
@@ -48,7 +48,7 @@ class Children:
         return answer
 
     def done(self, cwd: Path, *args: str, **options: Any) -> dict[str, Any]:
-        """One child that must succeed."""
+        """Run one child, which must succeed."""
         answer = self.smat(cwd, *args, **options)
         assert answer["status"] == 0, answer["stderr"]
         return answer
@@ -64,7 +64,7 @@ class Children:
 
 
 def one_clear_line(answer: dict[str, Any], codes: tuple[int, ...] = (1, 2)) -> str:
-    """The error line of a child that failed as it should: its last line, no traceback."""
+    """Return the error line of a child that failed as expected: its last line, without a traceback."""
     assert answer["status"] in codes, answer
     assert "Traceback" not in answer["stderr"], answer["stderr"]
     assert "internal error" not in answer["stderr"], answer["stderr"]
@@ -74,7 +74,7 @@ def one_clear_line(answer: dict[str, Any], codes: tuple[int, ...] = (1, 2)) -> s
 
 
 def check_whole(folder: Path) -> None:
-    """Whatever stands under a final name can be read."""
+    """Check that every file with a final name can be read."""
     for run in folder.rglob("run.json"):
         json.loads(run.read_text())
         for name in ("last", "best"):
@@ -92,20 +92,20 @@ def check_whole(folder: Path) -> None:
 
 
 def last_step(run: Path) -> int:
-    """The step that a resumed run would begin at; -1: from the start."""
+    """Return the step at which a resumed run would start; -1: from the beginning."""
     last = run / "checkpoints" / "last"
     return int(load_checkpoint(last).state["step"]) if has_checkpoint(last) else -1
 
 
 def trained(run: Path) -> tuple[dict[str, torch.Tensor], Any, list[Any]]:
-    """Everything that a training leaves: tensors (weights, optimizer), state, metrics but for the clock."""
+    """Return all results of a training run: tensors (weights, optimizer), state, and metrics except times."""
     found = load_checkpoint(run / "checkpoints" / "last")
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {**found.model, **found.optim}, found.state, [{k: v for k, v in r.items() if k != "time"} for r in records]
 
 
 def assert_same_training(a: Path, b: Path) -> None:
-    """Bit for bit: parameters, buffers, optimizer states, counters, metrics without gap or double line."""
+    """Compare parameters, buffers, optimizer states, counters and metrics bit for bit, without missing or repeated lines."""
     (one, state, lines), (two, other_state, other_lines) = trained(a), trained(b)
     assert one.keys() == two.keys()
     assert len(one) > 3
@@ -115,7 +115,7 @@ def assert_same_training(a: Path, b: Path) -> None:
 
 
 def evaluated(run: Path) -> dict[str, Any]:
-    """Records of every results.h5 but for the clock, as lists; and the summaries' numbers."""
+    """Return the records of every results.h5 except times, as lists, and the numbers of the summaries."""
     found: dict[str, Any] = {}
     for file in sorted((run / "eval").glob("*/results.h5")):
         groups = read_records(file)
@@ -129,7 +129,7 @@ CLOCK = ("seconds", "peak_memory", "joules")
 
 
 def refused_or(answer: dict[str, Any]) -> bool:
-    """True where a child succeeded; False (and one clear line) where it refused."""
+    """Return True if a child succeeded, False if it failed with a one-line error."""
     if answer["status"] == 0:
         return True
     one_clear_line(answer)

@@ -7,7 +7,7 @@ from tests.faults.children import Children
 
 @pytest.fixture(scope="session")
 def children() -> Iterator[Children]:
-    """One fork server for all tests of this folder."""
+    """Start one fork server for all tests of this folder."""
     made = Children()
     yield made
     made.close()

@@ -1,6 +1,6 @@
-"""A process that has imported everything once and forks a child for every command line: a child lives some tenths of a second.
+"""Import everything once and fork a child for every command line, so that a child takes only tenths of a second.
 
-Reads a JSON object a line from stdin, writes one a line to stdout: {"args": [...], "cwd": DIR, "kill_after": seconds or null,
+Reads one JSON object per line from stdin and writes one per line to stdout: {"args": [...], "cwd": DIR, "kill_after": seconds or null,
 "die_at": n or null (SIGKILL before its n-th change of the disk), "largest": bytes a file may have, "patch": {"module.NAME": value}} ->
 {"status": exit code or minus the signal, "stderr": text, "changes": changes of the disk, "seconds": ...}.
 """
@@ -22,7 +22,7 @@ CHANGES = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir", "ftruncate"
 
 
 def serve() -> None:
-    """Answer until stdin ends."""
+    """Answer requests until stdin ends."""
     import torch
 
     for name in (
@@ -43,7 +43,7 @@ def serve() -> None:
 
 
 def _warm_up() -> None:
-    """Train and evaluate once, for what is imported late (timm)."""
+    """Train and evaluate once, to import modules that are imported late (timm)."""
     from smatcli.engine.evaluate.evaluation import evaluate
     from smatcli.engine.train.trainer import train
     from smatcli.runs.reporter import SilentReporter
@@ -100,7 +100,7 @@ def _child(task: dict[str, Any], app: Callable[..., None], errors: Path, changes
 
 
 def _count(file: int, die_at: int | None) -> None:
-    """Count the calls that change the disk; die before the n-th."""
+    """Count the calls that change the disk, and kill the process before the n-th."""
     lock, done = threading.Lock(), [0]
 
     def counted(real: Callable[..., Any]) -> Callable[..., Any]:

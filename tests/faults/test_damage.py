@@ -1,4 +1,4 @@
-"""Bytes flipped and files truncated at random places: correct continuation or one clear error, never another number."""
+"""Flip bytes and truncate files at random places: commands continue correctly or fail with one clear error, never with wrong results."""
 
 import random
 import shutil
@@ -16,7 +16,7 @@ EVAL = ("--adapt", "proto", "--episodes", "2", "--which", "last")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, children: Children) -> Path:
-    """`whole`: trained and evaluated; `half`: killed on the way, to be damaged."""
+    """Prepare two runs: `whole`, trained and evaluated, and `half`, killed during training, which tests damage."""
     root = tmp_path_factory.mktemp("damage")
     load(root)
     children.done(root, *TRAIN, "run=whole")
@@ -45,7 +45,7 @@ def damage(file: Path, dice: random.Random) -> None:
 
 
 def test_checkpoints(world: Path, children: Children) -> None:
-    """A damaged `last` gives way to the one before it, and training ends bit for bit where it would have."""
+    """If `last` is damaged, its predecessor is used, and training ends with the same result, bit for bit."""
     dice, outcomes = random.Random(0), []
     for _ in range(7):
         run = world / "broken"
@@ -85,7 +85,7 @@ def test_a_damaged_checkpoint_is_never_evaluated_as_another(world: Path, childre
 
 
 def test_results(world: Path, children: Children) -> None:
-    """Evaluating again what was damaged: the same numbers, or a refusal that names the file."""
+    """A second evaluation of damaged results gives the same numbers, or an error that names the file."""
     dice, names = random.Random(2), ("results.h5", "results.h5", "results.h5", "summary.csv", "settings.json")
     for _ in range(8):
         run = world / "results"
@@ -99,7 +99,7 @@ def test_results(world: Path, children: Children) -> None:
 
 
 def test_stores(world: Path, children: Children) -> None:
-    """One bit of one image is enough to refuse; nothing is trained or measured on it."""
+    """One wrong bit of one image is an error; nothing is trained or measured on it."""
     dice = random.Random(3)
     whole = {p: p.read_bytes() for p in world.glob("*.h5")}
     try:

@@ -1,4 +1,4 @@
-"""A disk that becomes full at a random moment: one clear line, nothing lost, and with room again it goes on as if nothing had been."""
+"""A disk that becomes full at a random moment: one clear error, nothing lost, and a normal continuation once there is space."""
 
 import random
 import shutil
@@ -19,7 +19,7 @@ SIZE = 4 << 20
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small disk of its own."""
+    """Mount a small disk."""
     place = tmp_path / "disk"
     place.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(place)], capture_output=True, text=True, check=False)
@@ -30,7 +30,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, free: int) -> Path:
-    """A file that leaves `free` bytes."""
+    """Write a file that leaves `free` bytes."""
     filler = disk / "filler"
     filler.write_bytes(bytes(max(0, shutil.disk_usage(disk).free - free)))
     return filler
@@ -43,7 +43,7 @@ def used(disk: Path, work: Callable[[], object]) -> int:
 
 
 def squeeze(disk: Path, children: Children, args: list[str], need: int, times: int, made: Path, after: Callable[[bool], None]) -> int:
-    """Run the command with too little room, several times, each time then with enough; returns how often it failed."""
+    """Run the command several times with too little space, each time followed by enough; return the number of failures."""
     dice, failed = random.Random(len(args)), 0
     for _ in range(times):
         filler = fill(disk, dice.randrange(0, need))
@@ -108,7 +108,7 @@ def test_prepare(disk: Path, tmp_path: Path, children: Children) -> None:
 
 @pytest.mark.parametrize("largest", [300, 20_000])
 def test_files_that_may_not_grow(tmp_path: Path, children: Children, largest: int) -> None:
-    """The same without a disk of its own (a limit on file sizes): a run with a checkpoint keeps it."""
+    """The same with a limit on file sizes instead of a small disk: a run with a checkpoint keeps it."""
     load(tmp_path)
     train = ["train", "recipe.yaml", "--resume", *SMALL]
     children.smat(tmp_path, *train, "run=whole")

@@ -1,4 +1,4 @@
-"""kill -9 at random moments and at random changes of the disk: the same command again ends where an unbroken run ends."""
+"""kill -9 at random moments and at random changes of the disk: the same command then ends like an uninterrupted run."""
 
 import random
 import shutil

@@ -1,4 +1,4 @@
-"""N + M updates are N updates, kill -9, a new process, M updates: bit for bit, for every method."""
+"""N updates, kill -9, and M updates in a new process equal N + M updates, bit for bit, for every method."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ def test_killed_and_resumed(tmp_path: Path, children: Children, case: str) -> No
 
 
 def test_killed_and_resumed_by_the_command_line(tmp_path: Path, children: Children) -> None:
-    """The same with processes that share nothing."""
+    """The same with separate processes."""
     load(tmp_path)
     args = ["train", "recipe.yaml", "--resume", *QUICK[1:], "train.steps=20"]
     command = [sys.executable, "-m", "smatcli", *args, "run=broken"]

@@ -1,6 +1,6 @@
-"""Valid files, changed at random: what reads them says SmatError or works; nothing else comes out, nothing hangs, nothing grows.
+"""Randomly changed files are read or raise SmatError: no other exception, no hang, no excessive memory.
 
-A fixed number of fixed seeds, so that every run tests the same; `python -m tests.fuzz.long` tries others for as long as one likes.
+Seeds are fixed, so that every run tests the same; `python -m tests.fuzz.long` tries others for a given time.
 """
 
 import pytest
@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from tests.fuzz.targets import TARGETS, Bench
 
-# Attempts of each target, by what one costs.
+# Attempts per target, depending on the cost of an attempt.
 BUDGET = {"official": 10, "weights": 10, "run": 8, "classifier": 25, "images": 8, "pmf": 25, "store": 25, "tuning-lists": 20}
 USUAL = 40
-# Seeds that once led to something else than SmatError (or to a hang, or a crash).
+# Seeds that once caused an exception other than SmatError, a hang or a crash.
 FOUND = {
     "quickdraw": (1963173279855793430, 8455875857354387532),
     "archive": (4064494096350945498,),

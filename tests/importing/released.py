@@ -23,7 +23,7 @@ HUB_LAYER = {
 
 
 def hf_pairs(depth: int) -> list[tuple[str, str, int | None]]:
-    """(transformers name, torch-hub name, third of qkv) of every tensor of an encoder, in the order of transformers 4."""
+    """Return (transformers name, torch-hub name, third of qkv) of every tensor of an encoder, in the order of transformers 4."""
     found: list[tuple[str, str, int | None]] = [
         ("embeddings.cls_token", "cls_token", None),
         ("embeddings.position_embeddings", "pos_embed", None),
@@ -44,7 +44,7 @@ def third(tensor: Tensor, part: int | None) -> Tensor:
 
 
 def smat_release(names: str = "transformers", age: str = "old") -> dict[str, Tensor]:
-    """The `model` of a released SMAT checkpoint that holds the parity task's model; `age` new: without the router's keys."""
+    """Return the `model` of a released SMAT checkpoint with the parity task's model; `age` new omits the router's keys."""
     data = Parity("task")
     arrays = {n: [data[f"{i}.{key}"].float() for key in ("theta_pre", "theta_delta", "log_alpha")] for i, n in enumerate(data.names)}
     if names == "transformers":
@@ -70,7 +70,7 @@ def smat_release(names: str = "transformers", age: str = "old") -> dict[str, Ten
 
 
 def random_vit(side: int, dim: int = 32, depth: int = 2, patch: int = 8, seed: int = 0) -> dict[str, Tensor]:
-    """A ViT's tensors by torch-hub name, for images of `side` patches."""
+    """Return a ViT's tensors by torch-hub name, for images of `side` patches."""
     noise = torch.Generator().manual_seed(seed)
     shapes: dict[str, tuple[int, ...]] = {
         "cls_token": (1, 1, dim),
@@ -91,13 +91,13 @@ def random_vit(side: int, dim: int = 32, depth: int = 2, patch: int = 8, seed: i
 
 
 def pmf_release(side: int = 3, scale: float = 12.5, **vit: int) -> dict[str, Tensor]:
-    """The `model` of a released PMF checkpoint."""
+    """Return the `model` of a released PMF checkpoint."""
     tensors = {"bias": torch.tensor([0.25]), "scale_cls": torch.tensor([scale])}
     return tensors | {f"backbone.{name}": value for name, value in random_vit(side, **vit).items()}
 
 
 def saved(path: Path, tensors: dict[str, Tensor], **more: Any) -> Path:
-    """The checkpoint as a file: `{model, ...}` for PyTorch, bare tensors for safetensors."""
+    """Save the checkpoint: `{model, ...}` for PyTorch, bare tensors for safetensors."""
     if path.suffix == ".safetensors":
         save_file({k: v.contiguous().clone() for k, v in tensors.items()}, path)
     else:

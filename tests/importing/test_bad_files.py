@@ -1,4 +1,4 @@
-"""What `smat import` refuses: one line that names the culprit, exit code 2, and nothing written."""
+"""Invalid input of `smat import`: a one-line error that names the cause, exit code 2, and no written files."""
 
 import pickle
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What an imported checkpoint predicts: the release's numbers."""
+"""Imported checkpoints give the predictions of the release."""
 
 import argparse
 import json
@@ -151,7 +151,7 @@ def test_position_embeddings_are_stretched_as_the_release_does(tmp_path: Path) -
 
 
 def cubic_weights(before: int, after: int, scale: float) -> Tensor:
-    """Rows of bicubic interpolation (a = -0.75) at half-pixel centres, source positions (i + 0.5) / scale - 0.5, edges repeated."""
+    """Return rows of bicubic interpolation (a = -0.75) at half-pixel centres, source positions (i + 0.5) / scale - 0.5, edges repeated."""
 
     def kernel(x: float, a: float = -0.75) -> float:
         x = abs(x)

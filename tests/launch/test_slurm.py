@@ -1,4 +1,4 @@
-"""A real Slurm of one node: jobs are sent, fail, are sent again, are requeued and go on, are cancelled."""
+"""A real Slurm cluster of one node: jobs are submitted, fail, are resubmitted, are requeued and continue, and are cancelled."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ CPU = {"cpus": "1", "time": "10"}
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A running Slurm; `SLURM_CONF` names it."""
+    """Start a Slurm cluster, whose configuration is `SLURM_CONF`."""
     pytest.importorskip("submitit", reason="submitit is not installed (extra `cluster`)")
     if MISSING:
         pytest.skip(f"Slurm is not installed ({', '.join(MISSING)} missing); apt-get install slurm-wlm munge")
@@ -51,7 +51,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def until(what: Callable[[], object]) -> None:
-    """Wait for something to become true."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + PATIENCE
     while not what():
         assert time.monotonic() < deadline, "it did not happen in time"

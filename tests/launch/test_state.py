@@ -1,4 +1,4 @@
-"""`smat sweep --status` and `--retry`, the local launcher's processes, and what Slurm's words mean."""
+"""`smat sweep --status` and `--retry`, the local launcher's processes, and the meaning of Slurm's states."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def folder(tmp_path):
 
 
 def stand_in(monkeypatch, body):
-    """Every command of a point becomes `python -c body VERB TAU`."""
+    """Replace every command of a point by `python -c body VERB TAU`."""
     real = local.commands_of
 
     def commands(point, device, side_by_side):

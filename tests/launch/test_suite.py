@@ -1,4 +1,4 @@
-"""`smat tune` on the command line: suites, seeds, what is skipped, missing stores, bad input; and the report of it."""
+"""`smat tune` on the command line: suites, seeds, skipped tasks, missing stores, invalid input; and its report."""
 
 import csv
 import json
@@ -44,7 +44,7 @@ def test_means_are_means_of_group_means_and_only_where_complete():
 
 @pytest.fixture
 def root(tmp_path):
-    """The recipe with two tasks of VTAB-1k beside the others, one under another name."""
+    """Write the recipe, with two tasks of VTAB-1k next to the other stores, one under another name."""
     load(tmp_path)
     shutil.copy(tmp_path / "b.h5", tmp_path / "vtab_svhn.h5")
     shutil.copy(tmp_path / "b.h5", tmp_path / "vtab_retinopathy.h5")

@@ -1,4 +1,4 @@
-"""Sweeps, with training and evaluation replaced by fakes that write what the real ones would."""
+"""Sweeps, with training and evaluation replaced by fakes that write similar files."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ from tests.runs.eval_results import write_evaluation
 
 
 def write_results(run, tau, adapts=("proto",)):
-    """What training and evaluation leave behind: accuracies that depend on tau, a log with two validations."""
+    """Write the files of training and evaluation: accuracies that depend on tau, and a log with two validations."""
     (run / "checkpoints/best").mkdir(parents=True, exist_ok=True)
     (run / "checkpoints/best/state.json").write_text(json.dumps({"state": {"step": 5}}))
     valid = [
@@ -54,7 +54,7 @@ def tau_of(recipe):
 
 @pytest.fixture
 def world(monkeypatch, recipe_file, tmp_path):
-    """Fake engines; `calls` lists what was asked of them, `fail` maps tau to an error."""
+    """Replace the engines by fakes; `calls` lists the calls, and `fail` maps tau to an error."""
 
     world: Any = SimpleNamespace(calls=[], fail={}, folder=tmp_path / "runs/small-sweep-tau")
     world.recipe = recipe_file("run: runs/small", f"run: {tmp_path}/runs/small")
@@ -266,7 +266,7 @@ def test_one_device_reaches_the_recipe(world):
 
 
 def stand_in(world, monkeypatch, body):
-    """Side by side, every command becomes `python -c body VERB TAU`."""
+    """Replace every parallel command by `python -c body VERB TAU`."""
     real = local.commands_of
 
     def commands(point, device, side_by_side):

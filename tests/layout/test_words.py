@@ -40,7 +40,7 @@ def modules() -> dict[str, ast.Module]:
 
 
 def texts(name: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Docstrings, messages and help texts (strings of several words), and comments."""
+    """Yield (line, text) of docstrings, messages and help texts (strings of several words), and comments."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
             yield node.lineno, " ".join(node.value.split())

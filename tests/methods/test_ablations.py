@@ -1,4 +1,4 @@
-"""SoftMerge, MLP experts and the switches of SMAT against their definitions written out."""
+"""SoftMerge, MLP experts and the switches of SMAT compared with explicit definitions."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ ROUTER = RouterConfig(heads=2)
 
 
 def build(config: MethodConfig, moved: bool = True) -> RoutedMethod:
-    """The method in double precision, with experts away from zero if `moved`."""
+    """Return the method in double precision; with `moved`, its experts have random values."""
     torch.manual_seed(0)
     net = VisionTransformer(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=0)
     method = build_method(config, net).double().eval()
@@ -66,7 +66,7 @@ def scores(method: RoutedMethod, task: Episode, noise: Tensor) -> Tensor:
 
 
 def written_out(method: RoutedMethod, theta: Tensor, task: Episode, distilled: bool) -> Tensor:
-    """0.75 CE + 0.25 KD of Algorithm 1 (one teacher step), or CE alone."""
+    """Return 0.75 CE + 0.25 KD of Algorithm 1 (one teacher step), or CE alone."""
     student = logits(method, theta, task)
     ce = F.cross_entropy(student, task.query_labels)
     if not distilled:
@@ -77,7 +77,7 @@ def written_out(method: RoutedMethod, theta: Tensor, task: Episode, distilled: b
 
 
 def agree(method: RoutedMethod, task: Episode, injected: Injected, expected: Tensor) -> None:
-    """The method's loss and all its gradients equal those of `expected`."""
+    """Check that the method's loss and all its gradients equal those of `expected`."""
     losses = method.loss(task, torch.Generator(), injected)
     assert losses.total.item() == pytest.approx(expected.item(), rel=1e-6)
     params = [p for n, group in method.groups().items() if n != "multipliers" for p in group]
@@ -122,7 +122,7 @@ def test_own_dense_experts_written_out() -> None:
 
 @pytest.mark.parametrize("group", ["element", "output"])
 def test_own_sparse_experts_written_out(group: Any) -> None:
-    """Every expert its own theta_delta, under the same masks and the same constraint."""
+    """Every expert has its own theta_delta, with the same masks and constraint."""
     method, task = build(SmatConfig(experts=M, router=ROUTER, interpolated=False, masks=MaskConfig(group=group))), double()
     assert isinstance(method, SmatMethod)
     with torch.no_grad():
@@ -145,7 +145,7 @@ def test_own_sparse_experts_written_out(group: Any) -> None:
 
 
 def test_without_a_split_all_images_are_support_and_query() -> None:
-    """The same loss as with the split of an episode whose support and query are both the union; each image is embedded once."""
+    """The loss equals that of an episode whose support and query are both the union; each image is embedded once."""
     whole = double()
     images, labels = torch.cat([whole.support.images, whole.query_images]), torch.cat([whole.support.labels, whole.query_labels])
     union = Episode(Support(images, labels, WAYS), images.clone(), labels, "x", 0, 0)
@@ -181,7 +181,7 @@ def test_without_a_teacher_the_loss_is_the_query_loss_and_the_constraint() -> No
 
 @pytest.mark.parametrize("name", ["softmerge", "mlp_experts"])
 def test_mlp_experts_written_out(name: str) -> None:
-    """MLP tensors by name are averages of the experts' copies; the rest is shared (softmerge) or pre-trained (mlp_experts)."""
+    """MLP tensors are averages of the experts' copies; the rest is shared (softmerge) or pre-trained (mlp_experts)."""
     configs: dict[str, MethodConfig] = {
         "softmerge": SoftMergeConfig(experts=M, router=ROUTER),
         "mlp_experts": MlpExpertsConfig(experts=M, router=ROUTER),

@@ -1,4 +1,4 @@
-"""What every meta-tuning method must do. A new method, or a new switch of one, adds one row to `CONFIGS`."""
+"""Requirements on every meta-tuning method. To add a method, or a new switch of one, add one row to `CONFIGS`."""
 
 import pytest
 import torch
@@ -85,7 +85,7 @@ def test_a_task_of_experts_merges_scores_of_any_scale(name: str) -> None:
         assert torch.allclose(task.merge(on), task.merge(on / 4), atol=1e-6)
         assert not torch.equal(task.merge(on), task.theta)
     off = task.merge(torch.zeros_like(on))
-    assert torch.equal(off, method.theta_pre) or name == "softmerge"  # whose other parameters are tuned too
+    assert torch.equal(off, method.theta_pre) or name == "softmerge"  # methods that also tune the other parameters
     assert not task.theta.requires_grad
     assert not off.requires_grad
     if task.delta is not None:

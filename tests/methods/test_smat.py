@@ -113,7 +113,7 @@ def test_noise_comes_from_the_generator_alone() -> None:
 
 
 def test_loss_is_algorithm_1_written_out() -> None:
-    """The paper's rule from its parts: autograd merge, own teacher step by autograd.grad, KL by definition."""
+    """Compute the paper's loss from its parts: autograd merge, teacher step by autograd.grad, KL from the definition."""
     method = build().double().eval()
     task = episode()
     support = Support(task.support.images.double(), task.support.labels, WAYS)
@@ -184,7 +184,7 @@ def test_teacher_can_be_left_out() -> None:
 
 @pytest.mark.parametrize(("config", "rate"), [(PAPER, 0.5), (RELEASE, 0.5 * M)], ids=["paper", "release"])
 def test_training_lowers_the_loss_and_reaches_the_sparsity(config: SmatConfig, rate: float) -> None:
-    """The release weights each expert by its alpha, about 1/M: its multipliers need M times the rate."""
+    """The release weights each expert by its alpha, about 1/M, so multipliers need M times the learning rate."""
     config = config.model_copy(update={"sparsity": config.sparsity.model_copy(update={"tau": 0.6, "lr": rate})})
     method = build(config, trained=False)
     rates = {"delta": 3e-3, "masks": 0.05, "router": 1e-3, "multipliers": rate}

@@ -22,7 +22,7 @@ TOLERANCE = 1e-4
 
 
 class ReleasedModel(nn.Module):
-    """Encoder and a one-row head that the forward pass does not use (the release overwrites it by prototypes)."""
+    """Encoder with a one-row head that the forward pass does not use, because the release replaces it by prototypes."""
 
     def __init__(self, image: int, patch: int, dim: int, depth: int, heads: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class ReleasedModel(nn.Module):
 
 
 class Released(SmatMethod):
-    """The release counts the head's ones once for every expert, and the head once in N."""
+    """SMAT that counts sparsity like the release: the head's ones once per expert, the head once in N."""
 
     def measured_sparsity(self, nonzeros: Tensor) -> Tensor:
         assert self.dense is not None
@@ -129,7 +129,7 @@ def test_loss_terms_and_all_gradients_agree_with_the_release(data: Parity, metho
 
 
 def test_a_paper_option_differs_from_the_release(data: Parity, method: Released, episode: Episode, injected: Injected) -> None:
-    """The agreement above is not for lack of sensitivity: one option changed, and the loss is another."""
+    """The comparison above is sensitive: changing one option changes the loss."""
     for changed in (
         {"inner_steps": 0},
         {"teacher": method.config.teacher.model_copy(update={"direction": "forward"})},

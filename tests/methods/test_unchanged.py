@@ -39,7 +39,7 @@ def normal(random: np.random.RandomState, shape: torch.Size | tuple[int, ...], s
 
 
 def make(config: SmatConfig) -> SmatMethod:
-    """A small SMAT in float64: the backbone, each parameter, and each vector of a power iteration at fixed random values."""
+    """Return a small SMAT in float64, with fixed random values for the backbone, parameters and power-iteration vectors."""
     random = np.random.RandomState(0)
     net = VisionTransformer(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=0).double()
     with torch.no_grad():
@@ -67,14 +67,14 @@ def episode(seed: int) -> Episode:
 
 
 def fingerprint(tensor: Tensor) -> list[float]:
-    """The norm of a tensor and its products with three fixed vectors: a change of any entry changes them."""
+    """Return the norm of a tensor and its products with three fixed vectors, which change with any entry."""
     flat = tensor.detach().double().reshape(-1)
     at = torch.arange(1, len(flat) + 1, dtype=torch.float64)
     return [float(flat.norm()), *(float(flat @ torch.cos(at * frequency)) for frequency in (0.1, 1.0, 2.3))]
 
 
 def trace(name: str) -> list[dict[str, Any]]:
-    """For each of three updates: loss, terms, and the gradient's fingerprint by parameter."""
+    """Return loss, terms and gradient fingerprints by parameter for each of three updates."""
     method = make(CONFIGS[name])
     optimizers = build_optimizers(method.groups(), {}, STEPS, method.default_groups())
     steps = []
@@ -90,7 +90,7 @@ def trace(name: str) -> list[dict[str, Any]]:
 
 
 def test_the_default_start() -> None:
-    """theta_delta and the multipliers start at zero: the first task is that of the pre-trained model."""
+    """theta_delta and the multipliers start at zero, so that the first task uses the pre-trained model."""
     method = build_method(SmatConfig(), VisionTransformer(img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=0))
     assert isinstance(method, SmatMethod)
     assert not method.theta_delta.any()

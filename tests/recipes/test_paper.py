@@ -1,4 +1,4 @@
-"""The recipes of the paper: their methods can be built and trained, and each ablation differs from SMAT in what it ablates."""
+"""The recipes of the paper: their methods can be built and trained, and each ablation differs from SMAT only in its ablated part."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -95,7 +95,7 @@ def test_domains_are_added_one_by_one() -> None:
 
 
 def test_results_of_before_the_switches_stay_comparable() -> None:
-    """A default SMAT is recorded as it was; a switch that is used is recorded."""
+    """The facts of a default SMAT are unchanged; a switch that is used is recorded."""
     old = {"name", "scale", "experts", "inner_steps", "inner_lr", "masks", "router", "sparsity", "teacher"}
     facts = method_facts(SmatConfig())
     assert set(facts) == old

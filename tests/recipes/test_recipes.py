@@ -1,4 +1,4 @@
-"""Every recipe that is shipped is valid and says how it is run."""
+"""Every shipped recipe is valid and states the command that runs it."""
 
 from pathlib import Path
 

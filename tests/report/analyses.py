@@ -1,4 +1,4 @@
-"""Analyses as `smat analyze` leaves them, made by hand."""
+"""Analyses in the layout of `smat analyze`, with values set by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ NAMES = ["a class with quite a long name", "b_$x^2", "c", "d <&>", "e"]
 
 
 def found(analysis: Analysis, label: str = "SMAT", path: Path = Path("smat"), **facts: Any) -> RunAnalysis:
-    """An analysis of a run."""
+    """Return an analysis of a run."""
     return RunAnalysis(label, Run(path, "train", "smat", name=path.name, **facts), analysis)
 
 
 def masks() -> Analysis:
-    """Two experts over four segments: 10 + 20 of block 1 (q, fc1), 10 of block 2 (q), 4 outside."""
+    """Return two experts over four segments: 10 + 20 of block 1 (q, fc1), 10 of block 2 (q), 4 outside."""
     arrays = {
         "tensor": texts(["0.q", "0.fc1", "1.q", "cls"]),
         "layer": texts(["q", "fc1", "q", "cls_token"]),
@@ -31,7 +31,7 @@ def masks() -> Analysis:
 
 
 def gradients(seed: int = 0) -> Analysis:
-    """Six episodes of two datasets: those of the same one agree."""
+    """Return six episodes of two datasets, with similar gradients within a dataset."""
     rng = np.random.default_rng(seed)
     points = np.repeat([[3.0, 0, 0], [0, 3.0, 0]], 3, axis=0) + rng.normal(size=(6, 3))
     units = points / np.linalg.norm(points, axis=1, keepdims=True)
@@ -42,7 +42,7 @@ def gradients(seed: int = 0) -> Analysis:
 
 
 def predictions(adapt: str = "proto", classes: int = 5, episodes: int = 8) -> Analysis:
-    """Two datasets; a query is right with the probability that it is confident of."""
+    """Return two datasets in which a query is correct with its confidence as probability."""
     made = Analysis("predictions", f"predictions-{adapt}", {}, facts={"adapt": adapt})
     for i, (name, domain) in enumerate((("near", "ID"), ("far_away", "OOD"))):
         rng = np.random.default_rng(i)
@@ -66,13 +66,13 @@ def predictions(adapt: str = "proto", classes: int = 5, episodes: int = 8) -> An
 
 
 def search() -> Analysis:
-    """Three states of two searches."""
+    """Return three states of two searches."""
     arrays = {"lowest": np.array([[2.0, 1.5, 1.0], [1.0, 1.0, 0.5]]), "accuracy": np.array([[0.2, 0.4, 0.6], [0.4, 0.4, 0.8]])}
     return Analysis("flip", "flip", {}, {"near": arrays}, {"near": {"domain": "ID", "protocol": "5w5s10q-test"}})
 
 
 def features(classes: int = 5) -> Analysis:
-    """One episode in two stages."""
+    """Return one episode in two stages."""
     rng = np.random.default_rng(0)
     label = np.repeat(np.arange(classes), 15)
     spread = rng.normal(size=(2, len(label), 2))
@@ -87,6 +87,6 @@ def features(classes: int = 5) -> Analysis:
 
 
 def write_all(run: Path) -> None:
-    """Every analysis into a run's folder."""
+    """Write every analysis to a run's folder."""
     for analysis in (masks(), gradients(), predictions(), search(), features()):
         write_analysis(run / "analysis", analysis)

@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to through its DevTools pipe: no driver, no network."""
+"""A headless Chromium, controlled through its DevTools pipe without a driver or network."""
 
 import base64
 import json
@@ -12,12 +12,12 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 def find() -> str | None:
-    """Chromium's command, if there is one."""
+    """Return the command of Chromium, or None."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Browser:
-    """One page. `console` collects errors, warnings and exceptions, `requested` every address that was asked for."""
+    """One page. `console` collects errors, warnings and exceptions, `requested` collects every requested address."""
 
     def __init__(self, command: str, folder: Path) -> None:
         to_read, self._write = os.pipe()
@@ -46,17 +46,17 @@ class Browser:
             pass
 
     def run(self, script: str) -> Any:
-        """The value of a JavaScript expression."""
+        """Return the value of a JavaScript expression."""
         found = self.ask("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
     def picture(self) -> bytes:
-        """A PNG of what is seen."""
+        """Return a PNG of the visible page."""
         return base64.b64decode(self.ask("Page.captureScreenshot", format="png")["data"])
 
     def ask(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The answer to one command."""
+        """Send one command and return the answer."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters} | ({"sessionId": self._session} if self._session else {})
         os.write(self._write, json.dumps(message).encode() + b"\0")

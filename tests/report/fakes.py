@@ -1,4 +1,4 @@
-"""Run directories as `smat train` and `smat eval` leave them, with accuracies from a seeded generator."""
+"""Run directories in the layout of `smat train` and `smat eval`, with accuracies from a seeded generator."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ OOD = ("traffic_signs", "coco_crops", "cifar10", "sketch_pacs")
 
 
 def accuracies(shift: float, dataset: str, episodes: int, noise: float = 0.05, seed: int = 0) -> np.ndarray:
-    """[E] shares: the same hard and easy episodes for every method (so pairing pays), `shift` and a little noise on top."""
+    """Return shares [E]: hard and easy episodes are the same for all methods (so pairing helps), plus `shift` and a little noise."""
     shared = np.random.default_rng([seed, *dataset.encode()]).normal(0.6, 0.12, episodes)
     own = np.random.default_rng([round(1000 * abs(shift)), *dataset.encode()]).normal(shift, noise, episodes)
     return np.clip(np.round((shared + own) * 50) / 50, 0, 1)
@@ -24,7 +24,7 @@ def accuracies(shift: float, dataset: str, episodes: int, noise: float = 0.05, s
 def make_run(
     path: Path, method: str = "smat", tau: float | None = None, experts: int | None = None, valid: Sequence[float] = (), **facts: float
 ) -> Path:
-    """A trained run: recipe, checkpoints/best, and a validation every 100 steps with the means `valid`."""
+    """Write a trained run: recipe, checkpoints/best, and a validation every 100 steps with the means `valid`."""
     path.mkdir(parents=True)
     settings: dict[str, object] = {"name": method}
     if experts is not None:
@@ -54,7 +54,7 @@ def add_eval(
     tau: float | None = None,
     experts: int | None = None,
 ) -> Path:
-    """An evaluation of `run` with the accuracies `values` (dataset -> [E])."""
+    """Write an evaluation of `run` with the accuracies `values` (dataset -> [E])."""
     folder = run / "eval" / f"{adapt}-{protocol}"
     folder.mkdir(parents=True)
     facts = {"run": run.name, "method": method, "adapt": adapt, "tau": tau, "experts": experts}
@@ -79,7 +79,7 @@ def set_facts(folder: Path, /, **facts: object) -> None:
 
 
 def set_columns(folder: Path, /, **columns: object) -> None:
-    """Set attributes of all datasets of an evaluation, and export its summary again."""
+    """Set attributes of all datasets of an evaluation, and write its summary again."""
     with h5py.File(folder / "results.h5", "r+") as file:
         for group in file.values():
             group.attrs.update(columns)
@@ -87,12 +87,12 @@ def set_columns(folder: Path, /, **columns: object) -> None:
 
 
 def draw(shift_id: float, shift_ood: float, episodes: int = 40, names: Sequence[str] = ID + OOD) -> dict[str, np.ndarray]:
-    """Accuracies on every dataset, shifted by domain."""
+    """Return accuracies on every dataset, shifted by domain."""
     return {name: accuracies(shift_ood if name in OOD else shift_id, name, episodes) for name in names}
 
 
 def make_study(root: Path, episodes: int = 40, names: Sequence[str] = ID + OOD) -> Path:
-    """A pre-training run, three methods (SMAT with flip too), and a sweep of tau, as the quick start leaves them below `root`."""
+    """Write a pre-training run, three methods (SMAT with flip too) and a sweep of tau below `root`, as in the quick start."""
     (root / "base").mkdir(parents=True)
     (root / "base" / "recipe.yaml").write_text("kind: pretrain\n")
     pre = make_run(root / "pretrained", "pretrained")

@@ -15,7 +15,7 @@ def names(out: Path) -> set[str]:
 
 
 def write(out: Path, *files: str) -> list[Path]:
-    """Write files as a report would."""
+    """Write files as a report does."""
     for name in files:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text(f"content of {name}")

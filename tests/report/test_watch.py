@@ -1,4 +1,4 @@
-"""A report that is written anew when its runs change."""
+"""A report is rewritten when its runs change."""
 
 import os
 from pathlib import Path

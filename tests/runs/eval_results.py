@@ -19,7 +19,7 @@ def write_evaluation(
     experts: int | None = None,
     episodes: int = 4,
 ) -> Path:
-    """Write results.h5 and summary.csv of an evaluation; `episodes` is even."""
+    """Write results.h5 and summary.csv of an evaluation; `episodes` must be even."""
     folder.mkdir(parents=True, exist_ok=True)
     groups, attributes = {}, {}
     for name, (domain, protocol, mean, half_width) in datasets.items():

@@ -1,4 +1,4 @@
-"""Calibration and confusion by hand."""
+"""Calibration and confusion compared with values computed by hand."""
 
 import math
 

@@ -110,7 +110,7 @@ def test_a_full_disk_keeps_the_one_before(last, monkeypatch, where):
 
 
 def test_what_does_not_read_back_is_no_checkpoint(last, monkeypatch):
-    """A disk that loses a bit between writing and reading."""
+    """A disk flips a bit between writing and reading."""
     write = module.save_file  # type: ignore[attr-defined]
 
     def lossy(tensors, file):
@@ -128,7 +128,7 @@ def test_what_does_not_read_back_is_no_checkpoint(last, monkeypatch):
 
 @pytest.mark.parametrize("cut", range(1, 7))
 def test_a_crash_anywhere_loses_nothing_and_the_next_one_takes_its_place(last, monkeypatch, cut):
-    """Whatever the number of renames and removals that were made."""
+    """Crash after every possible number of renames and removals."""
     save_checkpoint(last, {}, {"step": 2}, keep_before=True)
     calls = iter(range(100))
 
@@ -188,7 +188,7 @@ def test_missing_and_newer_formats(tmp_path, last):
 
 
 def test_format_1_is_refused_in_one_line(last):
-    """It had no manifest; its sums were in state.json."""
+    """Format 1 had no manifest; its checksums were in state.json."""
     (last / "manifest.json").unlink()
     (last / "state.json").write_text(json.dumps({"format": 1, "files": {}, "state": {"step": 1}}))
     with pytest.raises(UserError, match=r"^checkpoint .*last is of format 1, this version reads format 2; train again with this version$"):

@@ -19,7 +19,7 @@ from smatcli.runs.overview import differing_settings, facts, find_runs, follow, 
 
 
 def made(root, name, status="finished", rows=(), recipe="method: {name: smat, experts: 4}\ntrain: {steps: 10}\n", **info: Any):
-    """A run directory as the engine would leave it."""
+    """Write a run directory as the engine does."""
     run = root / name
     (run / "checkpoints/last").mkdir(parents=True)
     (run / "run.json").write_text(json.dumps({"format": 1, "kind": "train", "status": status, **info}))

@@ -1,4 +1,4 @@
-"""Trackers mirror metrics.jsonl: TensorBoard read back by its own reader, W&B by a stand-in and by the real package offline."""
+"""Trackers mirror metrics.jsonl: TensorBoard, read by its own reader, and W&B, as a fake and as the real package offline."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ VALID = {"step": 2, "kind": "valid", "mean": 0.25, "datasets": {"a": 0.2, "b": 0
 
 
 def write(recipe_file: Any, tmp_path: Any, names: str, *records: dict[str, Any], resume: bool = False) -> RunDir:
-    """A run that logs some records."""
+    """Write a run that logs some records."""
     file = recipe_file("run: runs/small", f"run: {tmp_path}/runs/small")
     run = RunDir.start(load_recipe(file, [f"track={names}"], kind="train"), SilentReporter(), resume)
     run.info["status"] = "created"

@@ -1,4 +1,4 @@
-"""Small files that claim to be huge, deep or endless: refused in one line before anything of that size is made."""
+"""Small files that claim to be huge, deep or endless are rejected in one line, before memory of that size is allocated."""
 
 import json
 import os
@@ -106,7 +106,7 @@ def test_json(tmp_path):
 
 
 def claims(file: h5py.File, name: str, shape: tuple[int, ...], chunks: tuple[int, ...] | None = None) -> None:
-    """Doubles that nobody has written."""
+    """Create a dataset of doubles without writing its values."""
     file.create_dataset(name, shape, "f8", chunks=chunks)
 
 
@@ -186,7 +186,7 @@ def test_links_objects_and_other_files(tmp_path):
 
 
 def test_a_structure_that_leads_in_circles(tmp_path, monkeypatch):
-    """A group's member that is the group itself, and a file in which HDF5 2.0 goes round for ever: a child process finds out."""
+    """A group contains itself, or HDF5 2.0 reads a file in an endless loop; a child process detects it."""
     monkeypatch.setattr(safe_probe, "SECONDS", 2.0)
     path = tmp_path / "r.h5"
     with h5py.File(path, "w") as file:

@@ -1,4 +1,4 @@
-"""Names that strangers choose (of classes, files, datasets, runs, protocols): they name no other file, and nothing takes them for code."""
+"""Untrusted names (of classes, files, datasets, runs, protocols) never reach other files and are never executed as code."""
 
 import csv
 import json
@@ -37,7 +37,7 @@ PLACES = ("run", "sweep", "dataset", "adapt", "protocol", "search")
 
 
 class Seen(HTMLParser):
-    """Tags and attributes of a page."""
+    """Parser that collects the tags and attributes of a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Seen(HTMLParser):
 
 
 def made(root: Path, place: str, name: str) -> Path:
-    """A run (or a sweep of two) with `name` in that place."""
+    """Write a run (or a sweep of two) with `name` in the given place."""
     runs = root / "runs"
     paths = [runs / (name if place == "run" else "smat")]
     if place == "sweep":
@@ -68,7 +68,7 @@ def made(root: Path, place: str, name: str) -> Path:
 
 
 def cases() -> list[tuple[str, str]]:
-    """Every kind of name, each in two places, so that every place has several."""
+    """Return every kind of name in two places, so that every place has several names."""
     found = []
     for i, (kind, name) in enumerate(NASTY.items()):
         for place in (PLACES[i % len(PLACES)], PLACES[(i + 2) % len(PLACES)]):
@@ -139,7 +139,7 @@ def test_a_store_is_named_within_its_folder(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil-smat", "a/b", ".."])
 def test_prepare_writes_below_out(tmp_path, name):
-    """The name that a stranger's specification gives, and the one that the user gives."""
+    """Test names from an untrusted specification, and a name given by the user."""
     from tests.data.imagefiles import picture
     from tests.data.mdfiles import flat, write_records
 
@@ -192,7 +192,7 @@ def test_a_class_may_be_called_anything_but_is_only_text(tmp_path):
 
 
 def test_a_run_is_made_where_the_recipe_says_and_nothing_is_replaced(tmp_path, recipe_file):
-    """`run:` may be anywhere, as scratch disks are; what is there already is never touched, whatever it is."""
+    """`run:` may be any path, such as a scratch disk; existing files are never changed."""
     from smatcli.config import load_recipe
     from smatcli.runs.directory import RunDir
 

@@ -1,4 +1,4 @@
-"""Pairs of images and masks, masks of every kind, splits, and the measures against plain loops."""
+"""Pairs of images and masks, all kinds of masks, splits, and metrics compared with plain loops."""
 
 from collections.abc import Callable
 from pathlib import Path

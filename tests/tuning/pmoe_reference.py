@@ -1,4 +1,4 @@
-"""pMoE written out: one image, one expert, one token at a time, in float64, from the equations of docs/pmoe.md alone."""
+"""pMoE written out from the equations of docs/pmoe.md: one image, one expert, one token at a time, in float64."""
 
 import math
 
@@ -29,7 +29,7 @@ def _softmax(values: list[float]) -> list[float]:
 
 
 def _scores(state: dict[str, Tensor], prefix: str, token: list[float], act: str) -> list[float]:
-    """One token's K scores, of a dispatching MLP or of several behind a router."""
+    """Return the K scores of one token, from a dispatching MLP or from several behind a router."""
     if f"{prefix}router.weight" not in state:
         return _mlp(state, prefix, token, act)
     shares = _softmax(_dense(state[f"{prefix}router.weight"], state[f"{prefix}router.bias"], token))
@@ -38,7 +38,7 @@ def _scores(state: dict[str, Tensor], prefix: str, token: list[float], act: str)
 
 
 def pmoe_features(experts, images: Tensor, act: str = "gelu") -> Tensor:
-    """Representations [B, D] of what `PromptedExperts` (in float64) computes, by loops."""
+    """Return the features [B, D] of a `PromptedExperts` in float64, computed by loops."""
     state = experts.state_dict()
     vits, count, n_prompts = experts.vits, experts.count, experts.prompts.shape[2]
 

@@ -1,4 +1,4 @@
-"""What holds for every tuner: hand counts, start at the pre-trained model, merging, saving, and that nothing else moves."""
+"""Requirements on every tuner: parameter counts, start at the pre-trained model, merging, saving, and frozen weights."""
 
 import copy
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ WHOLE = 3 * 8 * 8 * D + D + D + 5 * D + L * BLOCK + 2 * D  # patches, class toke
 
 @dataclass
 class Row:
-    """Settings, the hand count of the tuner's parameters, whether it starts at the pre-trained model (`zero` settings) and merges."""
+    """Settings, number of the tuner's parameters, whether it starts at the pre-trained model (`zero` settings), and whether it merges."""
 
     settings: dict[str, Any]
     count: int

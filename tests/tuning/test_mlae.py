@@ -1,4 +1,4 @@
-"""Masked LoRA experts against loops over experts, closed forms of the masks, and MLAE's patterns."""
+"""Masked LoRA experts compared with loops over experts, closed forms of the masks, and MLAE's patterns."""
 
 from typing import Any
 
@@ -160,7 +160,7 @@ def test_settings_that_contradict_each_other(settings, words):
 
 
 def test_rank_one_experts_with_unit_coefficients_are_lora():
-    """With all experts on and lambda = 1 the function is LoRA's of the same rank, scale 1."""
+    """With all experts on and lambda = 1, the layer equals LoRA of the same rank with scale 1."""
     ours, theirs = shake(mlae(rank=4, mask="none")), make(name="lora", rank=4, alpha=4)
     assert isinstance(theirs, LoraTuner)
     theirs.head.load_state_dict(ours.head.state_dict())

@@ -1,4 +1,4 @@
-"""`pmoe` on the seam of the tuners: equal to vpt-deep and gapt with one expert, its prefix, its groups, save and load."""
+"""`pmoe` as a tuner: equal to vpt-deep and gapt with one expert; its prefix, groups, saving and loading."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""PromptedExperts against the loops of pmoe_reference.py, hand counts, and what it must equal without a dispatcher."""
+"""PromptedExperts compared with the loops of pmoe_reference.py, parameter counts, and special cases without a dispatcher."""
 
 from typing import Any
 

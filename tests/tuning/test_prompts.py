@@ -1,4 +1,4 @@
-"""Prompt tuners against the timm model itself, run by hand."""
+"""Prompt tuners compared with the timm model, run by hand."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def prompted(**settings: Any) -> Prompted:
 
 
 def by_hand(tuner, layers):
-    """The plain ViT with hooks that put prompts between the class token and the patches of the blocks `layers`."""
+    """Run the plain ViT with hooks that insert prompts between the class token and the patches of the blocks `layers`."""
     plain, prompts = vit(), tuner.prompts.detach()
 
     def insert(layer):

@@ -35,25 +35,25 @@ tune: {{epochs: 3, batch_size: 8, valid_every: 1, lr: 1.0e-2}}
 
 
 def vit(**more: Any) -> VisionTransformer:
-    """Four blocks of width 16, 16 px in four patches; equal weights at every call."""
+    """Return a ViT with four blocks of width 16 for 16 px in four patches; weights are equal in every call."""
     torch.manual_seed(7)
     return VisionTransformer(img_size=16, patch_size=8, embed_dim=DIM, depth=DEPTH, num_heads=2, num_classes=0, **more).eval()
 
 
 def config(**settings: Any) -> TunerConfig:
-    """Settings of a tuner."""
+    """Return settings of a tuner."""
     return TypeAdapter(TunerConfig).validate_python(settings)
 
 
 def make(**settings: Any) -> Tuner:
-    """A tuner over `vit()`; equal weights at every call."""
+    """Return a tuner of `vit()`; weights are equal in every call."""
     backbone = vit()
     torch.manual_seed(3)
     return build_tuner(config(**settings), [backbone], CLASSES)
 
 
 def shake(tuner: AnyTuner, seed: int = 5) -> AnyTuner:
-    """Other values for everything that is trained, so that nothing is zero."""
+    """Change all trained parameters, so that none is zero."""
     torch.manual_seed(seed)
     for params in tuner.trainable().values():
         for parameter in params:
@@ -79,7 +79,7 @@ def write_stores(root: Path) -> None:
 
 
 def load(root: Path, *overrides: str) -> Loaded:
-    """The recipe, with its stores written beside it on the first call."""
+    """Load the recipe, and write its stores next to it on the first call."""
     if not (root / "recipe.yaml").exists():
         write_stores(root)
         (root / "recipe.yaml").write_text(RECIPE.format(root=root))

@@ -1,4 +1,4 @@
-"""The source `fungi`: both annotation files of FGVCx Fungi 2018 together."""
+"""The source `fungi`: both annotation files of FGVCx Fungi 2018 combined."""
 
 import json
 

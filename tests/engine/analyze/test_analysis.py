@@ -1,4 +1,4 @@
-"""Analyses of a tiny trained run, against its own evaluation, its checkpoint, and plain computations."""
+"""Analyses of a tiny trained run, compared with its evaluation, its checkpoint and plain computations."""
 
 import csv
 from pathlib import Path

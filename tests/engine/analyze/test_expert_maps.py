@@ -1,4 +1,4 @@
-"""Analyses `similarity` and `expert-maps` against matrices written out and the plain model's attention."""
+"""Analyses `similarity` and `expert-maps`, compared with explicit matrices and the plain model's attention."""
 
 from pathlib import Path
 from typing import Any

@@ -30,7 +30,7 @@ VIT = "{name: vit_tiny_patch16_224, args: {patch_size: 8, embed_dim: 16, depth: 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A run of two experts, with weights on disk (a run reads its frozen backbones again)."""
+    """Return a run of two experts with weights on disk, because a run loads its frozen backbones again."""
     from safetensors.torch import save_file
 
     from smatcli.backbones import create_backbone

@@ -1,4 +1,4 @@
-"""Meta-test of a run: numbers against a plain computation, continuation, refusals."""
+"""Meta-test of a run: results compared with a plain computation, continuation, and errors."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def results(folder: Path) -> dict[str, Records]:
 
 
 def assert_same(first: Path, second: Path) -> None:
-    """Equal results but for the clock."""
+    """Check that results are equal except for times."""
     one, other = results(first), results(second)
     assert one.keys() == other.keys()
     for name in one:
@@ -60,7 +60,7 @@ def assert_same(first: Path, second: Path) -> None:
 
 
 def by_hand(store: Store, plan, theta: np.ndarray) -> float:
-    """Accuracy of the nearest prototype by cosine, in float64, straight from the stored pixels."""
+    """Return the accuracy of the nearest prototype by cosine, in float64, from the stored pixels."""
 
     def features(rows: np.ndarray) -> np.ndarray:
         pixels = (np.stack([store.images[r] for r in rows]) / 255 - MEAN) / STD

@@ -1,4 +1,4 @@
-"""The feature cache of a meta-test: the numbers of embedding every episode by itself, and how often the network is asked."""
+"""The feature cache of a meta-test: results equal those without cache, and images are embedded once."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ CONFIGS: dict[str, MethodConfig] = {
 
 
 class Counted:
-    """Counts the images that a method's network embeds."""
+    """Count the images that a method's network embeds."""
 
     def __init__(self, method: FlatMethod, monkeypatch: pytest.MonkeyPatch) -> None:
         self.images = self.calls = 0
@@ -135,7 +135,7 @@ def test_a_table_of_limited_size_and_weights_that_change(bound) -> None:
             if episode is first:
                 assert not features.complete(plans)
                 features.tabulate(plans, first)
-                assert not features.complete(plans)  # of 108 images 64 are there
+                assert not features.complete(plans)  # 64 of 108 images are cached
         features.limit = 2**30
         features.tabulate(plans, first)
         assert features.complete(plans)
@@ -169,7 +169,7 @@ def test_joined_features_are_those_of_two_passes(bound) -> None:
     (first,) = EpisodeLoader(sampler, [0], image_size=16)
     with torch.inference_mode(), features.attached():
         features.bind(first, joined=True)
-        theta = method.theta_pre + 0.01  # as of a method with a theta for every task
+        theta = method.theta_pre + 0.01  # as for a method with a different theta per task
         task = features.of(replace(method.task(first.support), theta=theta))
         known, asked = (task.embed(images, task.theta) for images in (first.support.images, first.query_images))
         assert (count.calls, count.images) == (1, 36)

@@ -60,7 +60,7 @@ def test_energy_is_a_difference_and_shared_parts_are_added() -> None:
 
 
 def test_nvml_tells_millijoules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a small library with NVML's three functions; a missing one is no error."""
+    """Use a small library with NVML's three functions; a missing one is not an error."""
     (tmp_path / "nvml.c").write_text(NVML)
     try:
         subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "nvml.so", tmp_path / "nvml.c"], check=True, capture_output=True)

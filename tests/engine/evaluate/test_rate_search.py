@@ -1,4 +1,4 @@
-"""The choice of learning rates: on what, by which numbers, once, and that it sees no query label that it should not."""
+"""The search of learning rates: its episodes and criterion, that it runs once, and that it cannot use test query labels."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ def method(monkeypatch: pytest.MonkeyPatch) -> FakeMethod:
 
 
 def with_validation_classes(folder: Path, name: str) -> None:
-    """A store whose classes are 1 for training, 5 for validation, 5 for testing."""
+    """Write a store with 1 training class, 5 validation classes and 5 test classes."""
     rng = np.random.default_rng(5)
     (folder / "data").mkdir(exist_ok=True)
     splits = [0] + [1] * 5 + [2] * 5
@@ -54,7 +54,7 @@ def with_validation_classes(folder: Path, name: str) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path, method: FakeMethod) -> Path:
-    """`near` has validation classes; `far` and `farther` are evaluated on all of their classes."""
+    """Return a run in which `near` has validation classes; `far` and `farther` are evaluated on all of their classes."""
     with_validation_classes(tmp_path, "near")
     return make_run(tmp_path)
 
@@ -66,7 +66,7 @@ def recipe_of(run: Path) -> TrainRecipe:
 
 
 def by_hand(episodes: list[Episode], method: FakeMethod, rates: list[float]) -> np.ndarray:
-    """Mean accuracy of each rate."""
+    """Return the mean accuracy of each rate."""
     table = []
     for episode in episodes:
         noise = counted_key("search", episode.seed, episode.dataset, episode.index) % 2**63
@@ -137,7 +137,7 @@ def test_support_halves_deals_a_support_set_to_two_halves() -> None:
 
 
 def test_query_labels_of_the_evaluation_are_read_by_paper_alone(run: Path, method: FakeMethod, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the labels of every test query permuted, choices stay as they were, but those of the papers' way."""
+    """When test query labels are permuted, only the choices of `paper` change."""
     original = EpisodeLoader._episode
 
     def permuted(self, loaded):
@@ -301,7 +301,7 @@ def test_variants_name_what_is_not_the_default() -> None:
 
 
 def test_a_fixed_list_of_episodes(run: Path, method: FakeMethod, tmp_path: Path) -> None:
-    """Validation episodes are then drawn as in training; the papers' way takes as many as the list has."""
+    """Validation episodes are drawn as in training; `paper` uses as many episodes as the list has."""
     recipe = recipe_of(run)
     stores = {"near": Store.open(Path(recipe.data.root) / "near.h5")}
     write_list(tmp_path / "list.npz", draw_list(EpisodeSampler(stores, "test", recipe.eval.episode, 0), 2))

@@ -1,4 +1,4 @@
-"""The searches over binary scores in a meta-test: exhaustive beside flip, and flip's noise counted from the episode."""
+"""Searches over binary scores in a meta-test: exhaustive compared with flip, and flip's noise derived from the episode."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def test_augmented_copies_belong_to_the_episode(tmp_path: Path, monkeypatch: pyt
     (whole,) = evaluate(make_run(tmp_path, name="one"), ["flip"], overrides=asked)
     assert whole.name == "flip-augmented-copies2-4w3s6q-test"
     other = make_run(tmp_path, name="other")
-    evaluate(other, ["flip"], ["farther"], episodes=2, overrides=asked)  # another order, and in two goes
+    evaluate(other, ["flip"], ["farther"], episodes=2, overrides=asked)  # another order, in two runs
     (parts,) = evaluate(other, ["flip"], overrides=asked)
     for name, records in results(whole).items():
         for key in records.keys() - NO_CLOCK:

@@ -100,7 +100,7 @@ def test_parameters_without_decay():
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
 def test_the_state_continues_exactly(name):
-    """Through JSON and copied tensors, as a checkpoint does; in the middle of a schedule."""
+    """Save the state as JSON and copied tensors, like a checkpoint, in the middle of a schedule."""
     settings = config(optimizer=name, schedule="cosine", warmup=0.3, clip=0.5, **({"momentum": 0.9} if name == "sgd" else {}))
     whole, stopped, resumed = parameters(), parameters(), parameters(1)
     one = build_optimizers({"g": whole}, {"g": settings}, 10)

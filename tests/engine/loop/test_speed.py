@@ -1,4 +1,4 @@
-"""train.compile, checkpoint_activations and chunk from the recipe to the numbers."""
+"""train.compile, checkpoint_activations and chunk, from the recipe to the results."""
 
 from pathlib import Path
 

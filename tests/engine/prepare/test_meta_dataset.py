@@ -22,7 +22,7 @@ def pictures(classes, images=2):
 
 @pytest.fixture
 def prepared(tmp_path):
-    """Prepares a folder; the store and the reported lines."""
+    """Prepare a folder; return the store and the reported lines."""
 
     def run(kind, path, name="toy", **options):
         reporter = SilentReporter()

@@ -1,4 +1,4 @@
-"""Source images to stores: contents, splits, what is named, what is refused, what survives an accident."""
+"""From source images to stores: contents, splits, reported lines, errors, and recovery from interruptions."""
 
 import errno
 import functools
@@ -34,7 +34,7 @@ REALMINI = Path(os.environ.get("SMAT_REALMINI", ROOT.parent / "shared" / "realmi
 
 @pytest.fixture
 def prepare(tmp_path):
-    """Prepares one ZIP of `files`; returns the store, the result and the reported lines."""
+    """Prepare one ZIP of `files`; return the store, the result and the reported lines."""
 
     def run(files, name="pets", **options):
         reporter = SilentReporter()
@@ -335,7 +335,7 @@ def test_the_order_of_a_parallel_map_and_its_errors():
 
 
 def test_memory_stays_small(tmp_path, monkeypatch):
-    """However many images are waiting, only a window of them is decoded ahead of the writer."""
+    """However many images there are, only a window of them is decoded ahead of the writer."""
     source = write_zip(tmp_path / "pets.zip", tree(4, 200))
     decoded, most = [0], [0]
     original, append = convert.decode_image, store_writer._append  # type: ignore[attr-defined]
@@ -363,7 +363,7 @@ def test_memory_stays_small(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not REALMINI.is_dir(), reason=f"no {REALMINI} (set SMAT_REALMINI)")
 def test_realmini(tmp_path):
-    """Counts as its README states them."""
+    """Compare counts with those in its README."""
     sources = [REALMINI / f"{name}.zip" for name in ("pets", "coco_crops")]
     results = prepare_stores(folder_jobs(sources), tmp_path, size=32)
     assert [(sum(r.classes), r.images, len(r.unreadable)) for r in results] == [(37, 370, 0), (28, 485, 0)]

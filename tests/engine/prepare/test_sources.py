@@ -1,4 +1,4 @@
-"""What `prepare` makes of any kind of source: encodings, splits by image, ontologies, lazy keys, two at once, a full disk."""
+"""`prepare` with all kinds of sources: encodings, splits by image, ontologies, lazy keys, two processes, a full disk."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 class Numbers:
-    """Classes of `counts` images that are drawn from their number; `bad` numbers are unreadable, `fatal` ones end everything."""
+    """Source of `counts` images drawn from their number; `bad` numbers are unreadable, `fatal` ones raise an error that ends `prepare`."""
 
     kind, name, remarks, fingerprint = "numbers", "digits", ["drawn, not photographed"], "1"
 
@@ -151,7 +151,7 @@ def test_at_most_so_many_images_a_class(tmp_path):
 
 
 def test_keys_are_looked_up_one_by_one(tmp_path, monkeypatch):
-    """A class of a billion images is no list of them."""
+    """The keys of a class with a billion images are never put into a list."""
 
     class Endless(Numbers):
         def read(self, image):
@@ -228,7 +228,7 @@ def test_a_store_that_another_process_finished_meanwhile_is_kept(tmp_path, monke
 
 
 def interrupted(tmp_path, monkeypatch, **options):
-    """Leaves an unfinished draft behind, as a killed process does."""
+    """Leave an unfinished draft, as a killed process does."""
 
     class Killed(Numbers):
         def read(self, image):

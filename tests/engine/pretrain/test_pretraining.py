@@ -44,7 +44,7 @@ def test_it_learns_and_leaves_a_backbone(tmp_path):
 
 
 def poisoned(monkeypatch, calls_that_are):
-    """Some batches become NaN, counted by call from 0."""
+    """Make some batches NaN, by number of the call from 0."""
     augmented, calls = module.augmented, itertools.count()
 
     def poison(*given):

@@ -35,7 +35,7 @@ pretrain:
 
 
 def write_stores(root: Path) -> None:
-    """`a`: 16 px, five training classes and a test class of 8 images; `b`: 24 px, three classes of 8 images."""
+    """Write `a` (16 px, five training classes and a test class of 8 images) and `b` (24 px, three classes of 8 images)."""
     rng = np.random.default_rng(0)
 
     def images(size: int) -> np.ndarray:
@@ -47,7 +47,7 @@ def write_stores(root: Path) -> None:
 
 
 def load(root: Path, *overrides: str) -> Loaded:
-    """The recipe, with its stores written beside it on the first call."""
+    """Load the recipe, and write its stores next to it on the first call."""
     if not (root / "a.h5").exists():
         write_stores(root)
         (root / "recipe.yaml").write_text(RECIPE.format(root=root))

@@ -1,4 +1,4 @@
-"""The net of segmentation, and whole runs of `smat segment` on drawn images."""
+"""The segmentation network, and whole runs of `smat segment` on synthetic images."""
 
 import csv
 import json
@@ -130,7 +130,7 @@ def test_cross_validation_leaves_measures_of_every_fold(recipe):
 
 
 class Stopper(SilentReporter):
-    """Sends SIGINT to this process after some steps of training."""
+    """Reporter that sends SIGINT to this process after some training steps."""
 
     def __init__(self, after: int) -> None:
         super().__init__()

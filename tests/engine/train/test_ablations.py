@@ -1,4 +1,4 @@
-"""The new methods and switches through training, a resumed run and meta-test."""
+"""Ablation methods and switches through training, a resumed run and a meta-test."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The predicted peak of a training step against the bytes that a whole step holds."""
+"""The predicted peak memory of a training step compared with the bytes that are allocated."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ SIZE = [
 
 
 def measured(recipe: TrainRecipe) -> int:
-    """Bytes of tensors at the peak of the second of two whole steps, with states, gradients and images, without the parameters."""
+    """Return the peak bytes of tensors in the second of two steps: states, gradients and images, without parameters."""
     method = prepare_method(recipe, "none")
     speed_up(method, recipe.train, SilentReporter())
     optimizers = build_optimizers(method.groups(), {}, 1, method.default_groups())
@@ -37,7 +37,7 @@ def measured(recipe: TrainRecipe) -> int:
 
 
 def test_the_peak_is_predicted_within_a_fifth(tmp_path: Path) -> None:
-    """With chunks the memory of the network does not grow with the episode, and checkpoints keep less of it."""
+    """With chunks, the network's memory does not grow with the episode; activation checkpoints reduce it."""
     found = []
     for options in ([], ["train.checkpoint_activations=true"], ["train.chunk=24"]):
         recipe = load(tmp_path, *SIZE, *options).recipe

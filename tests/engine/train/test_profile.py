@@ -61,6 +61,6 @@ def test_inner_phases_are_subtracted_whichever_thread_they_run_in(monkeypatch: p
             now[0] += 16.0
     found = {name: wall for name, wall, _, _ in table(recorder, 2)}
     assert found == {"merge": 1.0, "backward": 10.5, "total": 11.5}
-    with phase("merge"):  # nobody records
+    with phase("merge"):  # no recorder is active
         pass
     assert recorder.phases["merge"].calls == 1

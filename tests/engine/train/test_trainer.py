@@ -66,7 +66,7 @@ def test_a_resumed_run_needs_its_first_weights_no_more(tmp_path: Path) -> None:
 
 
 def break_losses(monkeypatch: pytest.MonkeyPatch, broken: Callable[[int], bool], value: float = float("nan")) -> None:
-    """The losses of some episodes (by index) become NaN, or another multiple of what they are."""
+    """Replace the losses of some episodes (by index) by NaN or multiples."""
     loss = SmatMethod.loss
 
     def broken_loss(self: SmatMethod, episode: Any, generator: torch.Generator) -> Any:
@@ -101,7 +101,7 @@ def test_no_checkpoint_replaces_the_last_good_one_while_updates_are_skipped(tmp_
 
 
 def test_a_skipped_update_changes_nothing_and_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parameters, optimizer and power iterations are as before; the schedule goes on."""
+    """Parameters, optimizer and power iterations are unchanged; the schedule advances."""
     seen: dict[int, dict[str, torch.Tensor]] = {}
     after_step = MetaLearner.after_step
 
@@ -143,7 +143,7 @@ def dataset_of(loaded: Loaded, index: int) -> str:
 
 
 def test_debug_episode_gives_the_loss_that_the_run_had(tmp_path: Path) -> None:
-    """Bit for bit, augmentation, noise and power iterations included."""
+    """The loss is equal bit for bit, including augmentation, noise and power iterations."""
     two = load(tmp_path, "train.meta_batch=1", "train.steps=2")
     train(two, SilentReporter())
     name = dataset_of(two, 2)
@@ -172,7 +172,7 @@ def test_debug_episode_starts_from_the_weights_of_the_failure(tmp_path: Path, mo
 
 
 def test_kept_checkpoints_stand_in_for_lost_ones(tmp_path: Path) -> None:
-    """`last` and the one before it are damaged: training goes on from step-N, and ends where it would have."""
+    """With `last` and its predecessor damaged, training continues from step-N and ends with the same result."""
     whole = train(load(tmp_path, f"run={tmp_path}/whole"), SilentReporter())
     run = train(load(tmp_path, "train.keep_every=2", "train.steps=6"), SilentReporter())
     assert sorted(p.name for p in run.checkpoints.iterdir() if p.name[:4] in ("step", "last")) == [
@@ -207,7 +207,7 @@ def test_weights_that_are_not_finite_are_never_kept_as_last(tmp_path: Path, monk
 
 
 def test_best_is_the_best_validation_of_a_state_that_satisfies_the_constraint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """tau = 0.99 cannot be reached in six updates, so no state may be kept as best, and meta-test takes the last one."""
+    """tau = 0.99 is not reached in six updates, so no state becomes best, and the meta-test uses the last one."""
     run = train(load(tmp_path, "method.sparsity.tau=0.99"), SilentReporter())
     assert not (run.checkpoints / "best").exists()
     load_method(run.path, "best")

@@ -35,7 +35,7 @@ eval: {{episodes: 3, episode: {{kind: fixed, ways: 3, shots: 2, queries: 2}}}}
 
 
 def write_stores(root: Path) -> None:
-    """`a`, `b`: five training, three validation and three test classes of 6 images; `c`: four test classes."""
+    """Write `a` and `b` (five training, three validation and three test classes of 6 images) and `c` (four test classes)."""
     rng = np.random.default_rng(0)
 
     def images() -> np.ndarray:
@@ -48,7 +48,7 @@ def write_stores(root: Path) -> None:
 
 
 def load(root: Path, *overrides: str) -> Loaded:
-    """The recipe, with its stores written beside it on the first call."""
+    """Load the recipe, and write its stores next to it on the first call."""
     if not (root / "a.h5").exists():
         write_stores(root)
         (root / "recipe.yaml").write_text(RECIPE.format(root=root))

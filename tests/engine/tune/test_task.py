@@ -1,4 +1,4 @@
-"""Splits, what the network sees, and the scores, against brute force."""
+"""Splits, the images that the network receives, and the scores, compared with brute force."""
 
 from pathlib import Path
 

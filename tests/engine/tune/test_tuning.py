@@ -1,4 +1,4 @@
-"""`engine.tune`: learning, exact resume, search, what is kept and refused."""
+"""`engine.tune`: learning, exact resume, search, stored files and errors."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def plain(run):
 
 
 def _stop_at(monkeypatch, step, signum=signal.SIGTERM):
-    """The signal arrives while this step is computed."""
+    """Send the signal while this step is computed."""
     backward = TuneLearner.backward
 
     def stopping(self, batch, now):

@@ -1,4 +1,4 @@
-"""Correctness under speed: every fast way of a training step against the plain one in float64, on fresh inputs, with poisoned memory."""
+"""All fast variants of a training step compared with the plain step in float64, on fresh inputs, with poisoned memory."""
 
 import itertools
 from collections.abc import Iterator
@@ -22,14 +22,14 @@ from smatcli.seams import Episode, Support
 
 WAYS, SUPPORT, QUERY, M = 3, 6, 9, 4
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")])]
-# Without noise the masks of all tasks are made at once, which is the way that differs most from the plain one.
+# Without noise, all tasks share their masks, which differs most from the plain implementation.
 CONFIG = SmatConfig(experts=M, router=RouterConfig(heads=2, logit_l2=1e-3), masks=MaskConfig(noise="deterministic"))
 FULL = CONFIG.model_copy(update={"teacher": TeacherConfig(steps=2, pretrained=True, direction="reverse")})
 
 
 @pytest.fixture
 def poisoned() -> Iterator[None]:
-    """Fresh memory holds NaN, so that what is never written shows."""
+    """Fill fresh memory with NaN, so that missing writes are visible."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
@@ -51,7 +51,7 @@ def build(config: SmatConfig, dtype: torch.dtype, device: str = "cpu") -> SmatMe
 
 
 def tasks(count: int, dtype: torch.dtype, device: str = "cpu") -> list[Episode]:
-    """Fresh random tasks: another seed in every run of the tests."""
+    """Return fresh random tasks, with a different seed in every test run."""
     images = torch.rand(count, SUPPORT + QUERY, 3, 16, 16, dtype=torch.float64).to(device, dtype)
     labels = (torch.arange(SUPPORT + QUERY) % WAYS).to(device)
     return [
@@ -72,13 +72,13 @@ def gradients(method: SmatMethod) -> dict[str, Tensor]:
 
 
 def router_noise(count: int, dtype: torch.dtype, device: str) -> list[Tensor]:
-    """What the router of task k draws from the generator of seed k."""
+    """Return the noise that the router of task k draws from the generator of seed k."""
     like = torch.zeros(M, dtype=dtype, device=device)
     return [noise((M,), torch.Generator(device).manual_seed(k), like).cpu().double() for k in range(count)]
 
 
 def plain(config: SmatConfig, episodes: list[Episode], dtype: torch.dtype, device: str) -> tuple[list[float], dict[str, Tensor]]:
-    """Losses and gradients of the mean, by the plain path in float64 on the CPU, with the noise that is drawn in `dtype` on `device`."""
+    """Return losses and gradients of the mean by the plain path in float64 on the CPU, with noise drawn in `dtype` on `device`."""
     method, totals = build(config, torch.float64), []
     for episode, u in zip(like(episodes, torch.float64, "cpu"), router_noise(len(episodes), dtype, device), strict=True):
         total = plain_loss(method, episode, Injected(None, u))
@@ -88,7 +88,7 @@ def plain(config: SmatConfig, episodes: list[Episode], dtype: torch.dtype, devic
 
 
 def fast(method: SmatMethod, episodes: list[Episode]) -> tuple[list[float], dict[str, Tensor]]:
-    """The same as the engine does it."""
+    """Return the same results, computed as in the engine."""
     device = method.theta_pre.device
     noises = [torch.Generator(device).manual_seed(k) for k in range(len(episodes))]
     totals = []
@@ -137,7 +137,7 @@ def test_matrix(device: str, precision: str, way: str, batch: int, monkeypatch: 
 
 @pytest.mark.usefixtures("poisoned")
 def test_compiled_blocks_of_padded_episodes() -> None:
-    """Two backward passes through compiled graphs; `aot_eager` traces as inductor does, and needs no compiler."""
+    """Run two backward passes through compiled graphs; `aot_eager` traces like inductor but needs no compiler."""
     from torch._dynamo.backends.debugging import aot_eager
 
     episodes = tasks(2, torch.float64)
@@ -233,7 +233,7 @@ def test_cheap_recomputation_is_refused_where_it_cannot_be() -> None:
 
 @pytest.mark.parametrize("kind", ["stochastic", "deterministic"])
 def test_tasks_of_a_meta_batch_share_their_merge_and_nothing_else(kind: Any) -> None:
-    """With noise every bit is that of tasks one by one: training runs reproduce, however many tasks a process holds."""
+    """With noise, results equal those of separate tasks bit for bit, so they do not depend on the number of tasks per process."""
     config = SmatConfig(experts=M, router=RouterConfig(heads=2), masks=MaskConfig(noise=kind))
     episodes, found = tasks(3, torch.float32), []
     for shared in (False, True):
@@ -254,13 +254,13 @@ def test_an_episode_that_was_not_begun_stands_alone() -> None:
     expected = float(method.loss(episodes[2], torch.Generator().manual_seed(0)).total.detach())
     method.begin(episodes[:2], [torch.Generator().manual_seed(k) for k in (1, 2)])
     assert float(method.loss(episodes[2], torch.Generator().manual_seed(0)).total.detach()) == expected
-    method.begin(episodes[:2], [torch.Generator().manual_seed(k) for k in (1, 2)])  # an update that was given up leaves nothing behind
+    method.begin(episodes[:2], [torch.Generator().manual_seed(k) for k in (1, 2)])  # an abandoned update leaves no state
     method.end()
     assert all(p.grad is None for p in method.parameters())
 
 
 def test_curves_of_the_fast_and_the_plain_path_coincide() -> None:
-    """50 updates of two tasks on a micro ViT, fp32."""
+    """Compare 50 updates of two tasks on a micro ViT in fp32."""
     curves = []
     for kind in ("plain", "fast"):
         torch.manual_seed(3)
@@ -284,4 +284,4 @@ def test_curves_of_the_fast_and_the_plain_path_coincide() -> None:
             curve.append(sum(totals) / 2)
         curves.append(torch.tensor(curve))
     assert (curves[0] - curves[1]).abs().max() < 1e-4
-    assert (curves[0][:5].mean() - curves[0][-5:].mean()) > 1e-3  # they went somewhere
+    assert (curves[0][:5].mean() - curves[0][-5:].mean()) > 1e-3  # the losses changed

@@ -1,4 +1,4 @@
-"""The cache of frozen features: found again by image, bounded, and without influence on the loss."""
+"""The cache of frozen features: found by image, limited in size, without effect on the loss."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def test_each_image_is_embedded_once_and_the_limit_holds() -> None:
     for wanted in ([1, 2], [2, 1, 3], [3, 4, 5, 4], [1, 2, 3]):
         rows = torch.tensor(wanted)
         assert torch.equal(cache.get("a", wanted, compute), table[rows])
-    assert asked == [[0, 1], [2], [1, 2, 3]]  # 4 and 5 found no room
+    assert asked == [[0, 1], [2], [1, 2, 3]]  # no space for 4 and 5
     rows = torch.tensor([1])
     cache.get("b", [1], compute)
     assert asked[-1] == [0]  # another dataset's image

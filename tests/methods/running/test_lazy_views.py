@@ -1,4 +1,4 @@
-"""Views of a flat vector that are made when a block is reached: the same numbers, left as they were, and gradients in few pieces."""
+"""Lazy views of a flat vector, created when a block runs: equal results, unchanged parameters, and few gradient tensors."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ def test_the_same_bits_and_the_network_as_it_was(options: dict[str, object]) -> 
 
 
 def test_the_weights_of_a_block_wait_no_longer_than_its_backward() -> None:
-    """The gradient of a block's part is one tensor before autograd goes into the block below."""
+    """The gradient of a block is joined into one tensor before autograd continues with the block below."""
     net, space, theta, images = made()
     order: list[str] = []
 

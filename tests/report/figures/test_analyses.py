@@ -1,4 +1,4 @@
-"""Figures of analyses: numbers by hand, and nothing that overlaps."""
+"""Figures of analyses: values computed by hand, and no overlaps."""
 
 import csv
 import io
@@ -60,7 +60,7 @@ def test_agreement_of_gradients_and_its_jackknife():
     assert same[0].mean == pytest.approx(np.mean([cosine[0, i, j] for i, j in ((0, 1), (0, 2), (1, 2), (3, 4), (3, 5), (4, 5))]))
     assert other[0].mean == pytest.approx(cosine[0, :3, 3:].mean())
     assert other[2].mean == pytest.approx(cosine[2, 1:3, 3:].mean())  # an episode without the expert counts for nothing
-    # leaving out one episode at a time, plainly
+    # plain leave-one-out over episodes
     left = [np.mean([cosine[0, a, b] for a in range(6) for b in range(a) if i not in (a, b)]) for i in range(6)]
     wanted = 1.96 * np.sqrt(5 / 6 * np.sum((left - np.mean(left)) ** 2))
     found = mean_of_pairs(cosine[0], np.ones((6, 6), bool))
@@ -100,7 +100,7 @@ def test_predictions_make_their_figures():
     some = prediction_figures([SMAT(analyses.predictions()), SMAT(analyses.predictions("flip"), "SMAT + flip")], set())
     reliability, errors = of_type(some, Curves)[0], of_type(some, Bars)[0]
     assert [line.label for line in reliability.panels["In-domain"]] == ["SMAT", "SMAT + flip", "perfectly calibrated"]
-    for x, estimate in reliability.panels["In-domain"][0].points:  # right as often as it is sure
+    for x, estimate in reliability.panels["In-domain"][0].points:  # as often correct as confident
         assert abs(x / 100 - estimate.mean) < 2 * estimate.half_width + 0.05
     assert errors.categories == ["near", "far_away"]
     assert 0 < errors.series[0][1][0].mean < 0.15

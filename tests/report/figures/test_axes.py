@@ -1,4 +1,4 @@
-"""Figures: files, fonts, looks that differ, and no text that overlaps."""
+"""Figures: files, fonts, distinct styles, and no overlapping text."""
 
 import math
 import re
@@ -32,7 +32,7 @@ def gains(series: int, datasets: int) -> Gains:
 
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> list:
-    """The figures that were drawn."""
+    """Collect the figures that are drawn."""
     found: list = []
     save = figures.save
 
@@ -46,7 +46,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list:
 
 
 def overlaps(figure) -> list[tuple[str, str]]:
-    """Pairs of visible texts whose boxes intersect, and texts that leave the page."""
+    """Return pairs of visible texts whose boxes intersect, and texts that leave the page."""
     figure.canvas.draw()
     hidden = set()
     for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):

@@ -1,4 +1,4 @@
-"""Every figure of whole reports, by matplotlib's own boxes: no texts that overlap, no empty axes, legends on the page and off the data."""
+"""Layout of every figure of whole reports: no overlapping texts, no empty axes, legends on the page and clear of the data."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from tests.report import analyses
 from tests.report.fakes import add_eval, draw, make_run, make_study
 from tests.report.figures.test_axes import overlaps
 
-HTML = ReportOptions(formats=["html"])  # draws no PDF, whose layout is the same
+HTML = ReportOptions(formats=["html"])  # skips the PDF, whose layout is the same
 
 
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
-    """File -> faults of every figure that is drawn, looked at while its style holds (a later draw would make ticks of another size)."""
+    """Return {file: faults} of every figure, checked while its style is active (a later draw would change the size of ticks)."""
     found: dict[str, list] = {}
     save = figures.save
 
@@ -31,7 +31,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
 
 
 def empty_axes(figure) -> list[str]:
-    """Axes without anything drawn in them, but for those that are switched off."""
+    """Return visible axes in which nothing is drawn."""
     return [
         ax.get_title() or "untitled"
         for ax in figure.axes
@@ -40,7 +40,7 @@ def empty_axes(figure) -> list[str]:
 
 
 def misplaced_legends(figure) -> list[str]:
-    """Legends that leave the page or lie over the axes."""
+    """Return legends that leave the page or overlap the axes."""
     page, found = figure.bbox.padded(1), []
     for legend in [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]:
         box = legend.get_window_extent()
@@ -52,7 +52,7 @@ def misplaced_legends(figure) -> list[str]:
 
 
 def flat_axes(figure) -> list[str]:
-    """Axes that long names have squeezed to nothing."""
+    """Return axes that long names have squeezed to nothing."""
     sizes = [ax.get_window_extent() for ax in figure.axes]
     return [f"axes of {box.width:.0f} x {box.height:.0f} points" for box in sizes if min(box.width, box.height) < 20]
 
@@ -84,7 +84,7 @@ def test_long_names_of_runs_and_datasets(tmp_path: Path, faults: dict[str, list]
 
 
 def test_a_fault_would_be_seen(tmp_path: Path):
-    """The checks themselves: an empty panel, and a legend over the data."""
+    """The checks detect an empty panel, and a legend over the data."""
     from smatcli.report.figures.axes import new_figure
 
     figure = new_figure(3, 2)

@@ -1,4 +1,4 @@
-"""The HTML page: complete, self-contained, escaped; and in a real browser: no console output, sortable, filterable."""
+"""The HTML page is complete, self-contained and escaped; in a real browser, it has no console output and can be sorted and filtered."""
 
 import base64
 import json
@@ -31,7 +31,7 @@ VOID = {"meta", "img", "input", "br"}
 
 
 class Reader(HTMLParser):
-    """Tags that close what they open, ids, addresses, and all text."""
+    """Parser that checks closing tags and collects ids, addresses and text."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Reader(HTMLParser):
 
 
 def printed(table: HtmlTable) -> str:
-    """A table alone, as the page's template prints it."""
+    """Return a single table as the page's template renders it."""
     return str(html.templates().from_string('{% from "table.html.j2" import data_table %}{{ data_table(table) }}').render(table=table))
 
 

@@ -92,7 +92,7 @@ def test_tabular_has_the_cells_of_the_table():
     "engine", ENGINES or [pytest.param("none", marks=pytest.mark.skip("no LaTeX here: apt-get install texlive-latex-recommended"))]
 )
 def test_compiles_with_a_real_latex(engine, tmp_path: Path):
-    """The document as it is, and the bare tabular within a document without font packages."""
+    """Compile the document, and the bare tabular in a document without font packages."""
     (tmp_path / "own.tex").write_text(document(replace(small(NASTY, NASTY), notes=[NASTY, "a second note"])), encoding="utf-8")
     (tmp_path / "bare.tabular.tex").write_text(tabular(small(NASTY)), encoding="utf-8")
     (tmp_path / "bare.tex").write_text(

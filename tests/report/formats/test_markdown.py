@@ -1,4 +1,4 @@
-"""Markdown and CSV hold the same content as the LaTeX, escaped in their own way."""
+"""Markdown and CSV have the same content as the LaTeX, each with its own escaping."""
 
 import csv
 import html

@@ -1,4 +1,4 @@
-"""Damaged, foreign, unfinished, double and incompatible results: named, counted, in no table."""
+"""Damaged, foreign, unfinished, duplicate and incompatible results are named and counted, but not in tables."""
 
 import csv
 import json
@@ -111,7 +111,7 @@ def test_what_is_damaged_is_named_counted_and_skipped(tmp_path: Path, spoil: Cal
 
 
 def test_the_summary_is_an_export(tmp_path: Path):
-    """Nothing is read from it: a report without it is the same."""
+    """The report does not read it, and is the same without it."""
     good(tmp_path / "runs")
     folder = bad(tmp_path / "runs")
     report([tmp_path / "runs"], tmp_path / "with")

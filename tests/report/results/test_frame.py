@@ -1,4 +1,4 @@
-"""Finding and reading runs; what is left out, and what is refused."""
+"""Finding and reading runs: which are skipped, and which are errors."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Numbers of papers: read with their source, shown beside ours, subtracted, and kept out of every average, rank and test of ours."""
+"""Published numbers are read with their source, shown next to ours and subtracted, but excluded from averages, ranks and tests."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Seeds of one training are one column, with an interval over episodes and one over seeds."""
+"""Seeds of one training share a column, with an interval over episodes and one over seeds."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tables, comparisons and figure data against numpy and scipy on the same fake accuracies."""
+"""Tables, comparisons and figure data compared with NumPy and SciPy on the same fake accuracies."""
 
 from pathlib import Path
 

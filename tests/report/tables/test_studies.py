@@ -154,7 +154,7 @@ def test_the_dataset_table_is_linked_not_shown(tmp_path: Path):
 
 
 def save(path: Path, **shapes: list[int]) -> None:
-    """A safetensors file of float32 zeros, written by hand."""
+    """Write a safetensors file of float32 zeros by hand."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():

@@ -21,7 +21,7 @@ A, B = (0.61, 0.64, 0.60), (0.58, 0.57, 0.59)
 
 
 def tuned(folder: Path, tuner: dict, dataset: str, seed: int, score: float, **recipe) -> Path:
-    """A finished run of smat tune."""
+    """Write a finished run of smat tune."""
     folder.mkdir(parents=True)
     made = {"kind": "tune", "seed": seed, "run": str(folder), "data": {"root": "data", "dataset": dataset}, "tuner": tuner, **recipe}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(made))
@@ -36,7 +36,7 @@ def mlae(p: float) -> dict:
 
 
 def study(root: Path, datasets: tuple[str, ...] = ("a", "b")) -> Path:
-    """Three seeds of two rows on datasets that differ by a shift."""
+    """Write three seeds of two rows on datasets that differ by a shift."""
     for shift, dataset in enumerate(datasets):
         for seed in range(3):
             tuned(root / f"half-{dataset}-{seed}", mlae(0.5), dataset, seed, A[seed] + 0.01 * shift)
@@ -150,14 +150,14 @@ def test_similarity_of_the_runs_that_were_analysed(tmp_path):
 
 
 def confusion(iou: float) -> list[list[int]]:
-    """Pixels of two classes that both have this IoU, hit / (hit + 2 missed)."""
+    """Return pixel counts of two classes with the same IoU, hit / (hit + 2 missed)."""
     hit = 10_000_000
     missed = round(hit * (1 - iou) / (2 * iou))
     return [[hit, missed], [missed, hit]]
 
 
 def segmented(folder: Path, tuner: str, seed: int, single: list[float], folds: int = 0, **data) -> Path:
-    """A finished run of smat segment; multi-scale is a point better."""
+    """Write a finished run of smat segment; multi-scale is one point better."""
     (folder / "segment").mkdir(parents=True)
     recipe = {"kind": "segment", "seed": seed, "run": str(folder), "data": {"layout": "kvasir", "root": "/data/Kvasir-SEG", **data}}
     recipe |= {"tuner": {"name": tuner}, "segment": {"folds": folds}, "eval": {"size": "mask"}, "backbone": {"image_size": 64}}
