@@ -1,1 +1,1 @@
-"""Fast execution in little memory: compilation, recomputation, lazy views, graphs cut at the merge, cached features."""
+"""Fast execution that saves memory: compilation, recomputation, lazy views, graphs cut at the merge, cached features."""

@@ -1,4 +1,4 @@
-"""Execution of a backbone: compiled block by block, activations recomputed instead of kept, images in chunks. Results do not change."""
+"""Execution of a backbone: compile its blocks, recompute activations, and process images in chunks, without changing results."""
 
 import copy
 import shutil
@@ -25,7 +25,7 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass
 class Compiled:
-    """Compiled graphs: the number of images of each, and the seconds that compilation took."""
+    """Compiled graphs: the number of images of each graph, and the total compile time in seconds."""
 
     shapes: list[int]
     seconds: float = 0.0
@@ -36,7 +36,7 @@ class Compiled:
 
 
 def bucket(count: int) -> int:
-    """Return the number of images that `count` is padded to: four sizes per octave, so that 1 to 1,024 images need at most 29 graphs."""
+    """Round `count` images up to four sizes per octave, so that 1 to 1,024 images need at most 29 graphs."""
     if count <= 8:
         return 8
     step = 1 << max(0, (count - 1).bit_length() - 3)
@@ -63,8 +63,8 @@ class Execution:
     are supported and not compiled).
     `chunk`: run at most this many images at a time and recompute all their activations in backward, so that memory does not grow with
     the episode.
-    `lean`: last block: compute only the CLS token, if the architecture is supported (`backbones.lean`). Equal up to rounding; ignored if
-    blocks are compiled or fully recomputed.
+    `lean`: compute only the CLS token in the last block, if the architecture is supported (`backbones.lean`). Results are equal up to
+    rounding; ignored if blocks are compiled or fully recomputed.
     Raises `UserError` for a backbone without uniform blocks.
     """
 
@@ -102,7 +102,7 @@ class Execution:
         return torch.cat([checkpoint(self._part, tensors, part, **kept) for part in parts])
 
     def views(self, space: ParameterSpace, theta: Tensor) -> Tensors | LazyViews:
-        """Return the parameters theta [P] by name, in the form that is best for this execution."""
+        """Return the parameters theta [P] by name, as lazy views if this execution benefits from them."""
         graph = torch.is_grad_enabled() and theta.requires_grad
         if not graph or theta.device.type != "cpu" or self.compiled is not None or not self._tower:
             return space.unflatten(theta)
@@ -121,7 +121,7 @@ class Execution:
 
     @contextmanager
     def _patched(self) -> Iterator[None]:
-        """Let blocks pass their tensors and input to `_run` during a call."""
+        """Make blocks pass their tensors and input to `_run` inside this context."""
         try:
             for block in self._blocks:
                 setattr(block, "forward", self._forward_of(block))  # noqa: B010
@@ -134,7 +134,7 @@ class Execution:
         return lambda x: self._run(dict(block.named_parameters()), x)
 
     def _run(self, tensors: Tensors, x: Tensor) -> Tensor:
-        # The tensors are arguments, because swapped parameters are gone from the module when backward recomputes the block.
+        # The tensors are arguments, because the module no longer has the swapped parameters when backward recomputes the block.
         if self.recompute and torch.is_grad_enabled():
             kept: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
             result: Tensor = checkpoint(self._block, tensors, x, **kept)
@@ -155,7 +155,7 @@ class Execution:
             compiled.shapes.append(max(t.shape[0] for t in inputs if isinstance(t, Tensor) and t.ndim == 3))
             return function
 
-        # The gradients of teacher and loss share one graph, so no backward may overwrite what the forward saved.
+        # Teacher and loss run backward through the same graph, so no backward may overwrite tensors that the forward saved.
         setattr(torch._functorch.config, "donated_buffer", False)  # noqa: B010
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
         torch._dynamo.config.accumulated_recompile_limit = max(torch._dynamo.config.accumulated_recompile_limit, 512)
@@ -167,7 +167,9 @@ def _cheap_blocks(blocks: list[nn.Module], kind: str, recompute: Recompute, comp
     if isinstance(recompute, bool) or (recompute == "auto" and compile):
         return []
     if compile:
-        raise UserError("train.checkpoint_activations=cheap: with train.compile the compiler decides this; use auto, true or false")
+        raise UserError(
+            "train.checkpoint_activations=cheap: with train.compile, the compiler decides what to recompute; use auto, true or false"
+        )
     if blocks and all(can_recompute_cheaply(block) for block in blocks):
         return blocks
     if recompute == "cheap":
@@ -187,7 +189,7 @@ def _inductor(graph: Any, inputs: Any) -> Any:
 
 
 def functional_block(block: nn.Module) -> Callable[[Tensors, Tensor], Tensor]:
-    """Return `block` as a function of its tensors: calls of a copy whose own weights are not used."""
+    """Return `block` as a function of its tensors, which calls a copy of the block; the copy's own weights are not used."""
     template = copy.deepcopy(block).requires_grad_(requires_grad=False)
 
     def run(tensors: Tensors, x: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ LIMIT = 2**30
 
 
 class FeatureCache:
-    """Features [D] by (dataset, row of its store), up to `limit` bytes; images beyond that are computed each time.
+    """Cache of features [D] by (dataset, row of its store), up to `limit` bytes; other images are computed each time.
 
-    The other images of a batch affect an image's features by rounding only.
+    The other images of a batch change an image's features only by rounding.
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
@@ -25,7 +25,7 @@ class FeatureCache:
         return self.hits / self.requests if self.requests else 0.0
 
     def get(self, dataset: str, rows: Sequence[int], compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return features [B, D] of the images `rows`; `compute(positions)` embeds those at `positions` (among the B) that are missing."""
+        """Return features [B, D] of the images `rows`; `compute(positions)` embeds the missing images at `positions` (among the B)."""
         keys = [(dataset, int(row)) for row in rows]
         missing = [i for i, key in enumerate(keys) if key not in self._features]
         self.requests += len(keys)
@@ -35,6 +35,6 @@ class FeatureCache:
             computed = compute(torch.tensor(missing)).detach()
             fresh = dict(zip(missing, computed.unbind(), strict=True))
             room = self.limit // (computed.shape[1] * computed.element_size()) - len(self._features)
-            # Clones, because a row of `computed` would keep all of it alive.
+            # Clones, because a view of one row would keep all of `computed` alive.
             self._features |= {keys[i]: fresh[i].clone() for i in missing[: max(0, room)]}
         return torch.stack([fresh[i] if i in fresh else self._features[key] for i, key in enumerate(keys)])

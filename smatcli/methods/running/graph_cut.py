@@ -1,4 +1,4 @@
-"""Cut an autograd graph in two, so that the tasks of a meta-batch share one merge and one backward through it."""
+"""Cut an autograd graph in two, so that the tasks of a meta-batch share one merge and one backward pass through it."""
 
 from dataclasses import dataclass, field
 
@@ -9,13 +9,13 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 @dataclass
 class GraphCut:
-    """A graph cut at some tensors: the graph after them runs backward first, the graph before them when the cut is closed."""
+    """A graph that is cut at some tensors: backward runs first through the graph after them, and through that before them on `close`."""
 
     edges: list[GradientEdge] = field(default_factory=list)
     grads: list[Tensor | None] = field(default_factory=list)
 
     def at(self, tensor: Tensor) -> Tensor:
-        """Return a leaf with the value of `tensor`. Neither is kept here: the leaf's gradient is moved here as soon as it is computed."""
+        """Return a leaf with the value of `tensor`. The cut stores only the leaf's gradient, as soon as it is computed."""
         index = len(self.edges)
         leaf = tensor.detach().requires_grad_()
         self.edges.append(get_gradient_edge(tensor))

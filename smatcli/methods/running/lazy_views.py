@@ -17,7 +17,7 @@ from smatcli.experts.space import ParameterSpace
 
 
 class LazyViews:
-    """theta [P] by name (`tensors`); inside `attached`, tensors of `blocks` (by name prefix) get their graph when the block is reached.
+    """Views of theta [P] by name (`tensors`); inside `attached`, tensors of `blocks` (by name prefix) get their graph when a block runs.
 
     Raises `SmatError` if theta does not fit the space.
     """
@@ -45,7 +45,7 @@ class LazyViews:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Let every block use its views with graph when it is called. The caller must restore the previous tensors."""
+        """Make every block use its views with graph when it is called. The caller must restore the previous tensors."""
         handles = [block.register_forward_pre_hook(partial(_swap, prefix, own, part)) for block, prefix, own, part in self._blocks]
         try:
             yield

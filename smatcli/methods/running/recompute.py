@@ -1,6 +1,7 @@
-"""Cheap recomputation: backward recomputes the outputs of LayerNorm and of the activation function instead of keeping them.
+"""Cheap recomputation: backward recomputes the outputs of LayerNorm and of the activation function instead of storing them.
 
-These tensors are a third of a transformer block's activations and take a few percent of its time. The results are equal bit for bit.
+These tensors make up a third of a transformer block's activations, and recomputing them takes a few percent of its time. The results are
+equal bit for bit.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +45,7 @@ def _mlp(block: Any) -> Any:
 
 @contextmanager
 def cheap_recomputation(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Let blocks that pass `can_recompute_cheaply` keep the inputs of their norms and activations, not the outputs."""
+    """Make blocks that pass `can_recompute_cheaply` save the inputs of their norms and activations instead of the outputs."""
     changed: list[nn.Module] = []
 
     def replace(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
@@ -70,7 +71,7 @@ def _identity(x: Tensor) -> Tensor:
 
 
 def _norm_linear(norm: Any, linear: Any, x: Tensor) -> Tensor:
-    """Return linear(norm(x)). The tensors are arguments, because swapped parameters are gone from the modules in backward."""
+    """Return linear(norm(x)). The tensors are arguments, because the modules no longer have the swapped parameters in backward."""
 
     def run(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.linear(F.layer_norm(x, norm.normalized_shape, scale, shift, norm.eps), weight, bias)
@@ -86,7 +87,7 @@ def _act_linear(act: Callable[[Tensor], Tensor], linear: Any, x: Tensor) -> Tens
 
 
 def _checkpointed(run: Callable[..., Tensor], x: Tensor, *tensors: Tensor | None) -> Tensor:
-    """Checkpointed `run`: backward recomputes the input of the matmul, and stops there."""
+    """Run `run` with a checkpoint: backward recomputes the input of the matrix product and stops there."""
     if not torch.is_grad_enabled() or x.numel() < SMALL:
         return run(x, *tensors)
     kept: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
