@@ -25,7 +25,7 @@ class Kernel(Protocol):
         """Return (thetas of B tasks [P], non-zeros [G, M], sum over P of E[L0] [M])."""
 
     def backward(self, grads: Sequence[Tensor | None], inputs: MergeInputs, share: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return gradients of theta_delta [P], log_alpha [M, P] and alphas [B, M] from those of theta and of E[L0] / P [B, M]."""
+        """Return gradients of theta_delta [P], log_alpha [M, P], alphas [B, M] from those of theta and summed E[L0] (`share` [B, M])."""
 
 
 def fused_kernel(theta_pre: Tensor, theta_delta: Tensor, log_alpha: Tensor, alphas: Tensor, gates: Sequence[Gate]) -> Kernel | None:

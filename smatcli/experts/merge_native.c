@@ -9,11 +9,11 @@
 #include <string.h>
 
 #define N 512 /* columns at a time: M rows of them stay in the cache for all tasks */
-#define CHUNK 32768 /* columns whose sums are one double: the same whatever the threads' ranges */
-#define LIMIT 40.0f /* beyond it the gate is 0 or 1 in fp32, and y would overflow */
+#define CHUNK 32768 /* columns that share one sum in double precision, for any number of threads */
+#define LIMIT 40.0f /* of |log_alpha|: beyond it, the gate is 0 or 1 in fp32, and y would overflow */
 
 typedef struct {
-    int64_t columns, start, stop; /* P, and the range of this call, from a multiple of CHUNK */
+    int64_t columns, start, stop; /* P, and the range of this call, which starts at a multiple of CHUNK */
     int32_t tasks, experts, gates; /* gates: 1 (one mask for all tasks), or tasks */
     int32_t noisy;
     float gamma, stretch, odds_l0; /* odds_l0 = exp(l0_shift) */
@@ -22,7 +22,7 @@ typedef struct {
     const uint8_t *dense; /* [P] or null */
 } Merge;
 
-/* exp on [-LIMIT, LIMIT], to 2 units in the last place: 2^k times a polynomial of the remainder (Cody and Waite's reduction); NaN of NaN. */
+/* exp on [-LIMIT, LIMIT], to 2 units in the last place: 2^k times a polynomial of the remainder (Cody and Waite's reduction); NaN for NaN. */
 static inline float exponential(float x)
 {
     float n = __builtin_rintf(x * 1.44269504f), power;
@@ -91,7 +91,7 @@ static inline float clamped(float t)
     return t > 1.0f ? 1.0f : t;
 }
 
-/* theta [B] pointers to [P]; the sums of each chunk, nonzeros [chunks][G][M] and l0 [chunks][M], are added to; scratch holds
+/* theta: B pointers to [P]. The sums of each chunk are added to nonzeros [chunks][G][M] and l0 [chunks][M]. scratch has space for
  * (M + B + 1) N floats. */
 void smat_merge_forward(const Merge *q, const float *pre, float *const *theta, double *nonzeros, double *l0, float *scratch)
 {
@@ -142,8 +142,8 @@ void smat_merge_forward(const Merge *q, const float *pre, float *const *theta, d
     }
 }
 
-/* grad [B] pointers to [P] or null; share [G][M] (gradient of E[L0] over P) or null; d_log_alpha [M][P] and d_delta [P] are
- * written, the sums of each chunk, d_alphas [chunks][B][M], added to; scratch holds (M + 2 B + 2) N floats. */
+/* grad: B pointers to [P] or null; share: [G][M] (gradient of the sum of E[L0] over P) or null. d_log_alpha [M][P] and d_delta [P] are
+ * overwritten; the sums of each chunk are added to d_alphas [chunks][B][M]. scratch has space for (M + 2 B + 2) N floats. */
 void smat_merge_backward(const Merge *q, const float *const *grad, const float *share, float *d_delta, float *d_log_alpha, double *d_alphas,
                          float *scratch)
 {
