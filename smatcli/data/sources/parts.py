@@ -34,8 +34,8 @@ def class_key(name: str) -> str:
 def stated_split(where: str, files: Sequence[Parts], depth: int = 1) -> StatedSplit | None:
     """Return the split that the top folders of `files` state, or None if none of them has the name of a part and holds folders.
 
-    Class names have `depth` levels inside a part. A part in another form (images without class folders, a single folder that is no class
-    of train) is skipped with a remark. Raises UserError, with the folder to give instead, for parts that cannot be read as a split.
+    Class names have `depth` levels inside a part. A part in another form (images without class folders, a single folder that is not a
+    class of train) is skipped with a remark. Raises UserError, with the folder to give instead, for parts that cannot be read as a split.
     """
     top = _TopFolders(where, files, depth)
     named = [folder for folder in top.images if folder.lower() in PARTS]
