@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from smatcli.cli.frame import DEBUG_VARIABLE, Root, catch_sigterm, quiet_stdout
+from smatcli.cli.frame import DEBUG_VARIABLE, Root, catch_signals, closed_pipes
 from smatcli.version import __version__
 
 EPILOG = """
@@ -104,7 +104,7 @@ def main() -> None:
     if "--debug" in args[:end]:
         os.environ[DEBUG_VARIABLE] = "1"
         args = [a for i, a in enumerate(args) if i >= end or a != "--debug"]
-    catch_sigterm()
+    catch_signals()
     for stream in (sys.stdout, sys.stderr):  # file names may not be valid text, and the terminal may not be Unicode
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -112,10 +112,5 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Python processes started by libraries (loader workers, compilers) must not import modules from the current folder either.
     os.environ["PYTHONSAFEPATH"] = "1"
-    try:
+    with closed_pipes():
         app(args, prog_name="smat")
-    finally:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            quiet_stdout()

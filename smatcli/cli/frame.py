@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -16,6 +16,7 @@ from smatcli.errors import SmatError, UserError
 from smatcli.safe.text import shown
 
 DEBUG_VARIABLE = "SMAT_DEBUG"
+CLOSED_PIPE = 128 + signal.SIGPIPE
 # Newer versions of typer contain a copy of click, so its errors are taken from typer's public names.
 CLICK_ERRORS: tuple[type[BaseException], ...] = (
     typer.Exit,
@@ -25,7 +26,11 @@ CLICK_ERRORS: tuple[type[BaseException], ...] = (
 
 
 class Terminated(BaseException):
-    """SIGTERM, received while no engine handles it."""
+    """SIGTERM or SIGHUP, received while no engine handles it."""
+
+    def __init__(self, signum: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.signum = signum
 
 
 def debugging() -> bool:
@@ -47,7 +52,7 @@ def describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return str(error) or "stopped (SIGINT)", getattr(error, "exit_code", 130)
     if isinstance(error, Terminated):
-        return "stopped (SIGTERM)", 143
+        return f"stopped ({signal.Signals(error.signum).name})", 128 + error.signum
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left on the device{f' for {error.filename}' if error.filename else ''}; free some space and run again", 1
     if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
@@ -73,8 +78,8 @@ def guarded() -> Iterator[None]:
     except CLICK_ERRORS:
         raise
     except BrokenPipeError:
-        quiet_stdout()
-        raise SystemExit(128 + signal.SIGPIPE) from None
+        discard_output()
+        raise SystemExit(CLOSED_PIPE) from None
     except (Exception, KeyboardInterrupt, Terminated) as error:
         line, code = describe(error)
         if debugging():
@@ -83,22 +88,52 @@ def guarded() -> Iterator[None]:
             traceback.print_exc()
         # Under torchrun all processes raise the same error, and only the first prints it.
         if not (getattr(error, "quiet", False) or (isinstance(error, UserError) and os.environ.get("RANK", "0") != "0")):
-            print_error(line)
+            with suppress(OSError):  # the reader of stderr may be gone
+                print_error(line)
         raise SystemExit(code) from None
 
 
-def quiet_stdout() -> None:
-    """Redirect stdout to the null device, so that the flush at exit does not fail on a closed pipe."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+@contextmanager
+def closed_pipes() -> Iterator[None]:
+    """Exit with 141 (128 + SIGPIPE) and without a line if the reader of stdout or stderr has closed its pipe."""
+    code: Any = 0
+    try:
+        try:
+            yield
+        except SystemExit as stop:
+            if isinstance(stop.__context__, BrokenPipeError):  # rich and typer exit with 1
+                raise stop.__context__ from None
+            code = stop.code
+            raise
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None and not stream.closed:
+                    stream.flush()
+    except BrokenPipeError:
+        discard_output()
+        raise SystemExit(code or CLOSED_PIPE) from None
+
+
+def discard_output() -> None:
+    """Redirect stdout and stderr to the null device, so that the flush at exit does not fail on a closed pipe."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(null, descriptor)
 
 
 def _terminated(signum: int, frame: FrameType | None) -> None:
-    raise Terminated
+    if signum == signal.SIGHUP:
+        from smatcli.runs.signals import leave_terminal
+
+        leave_terminal()
+    raise Terminated(signum)
 
 
-def catch_sigterm() -> None:
-    """Make SIGTERM unwind the stack, so that temporary files are removed."""
+def catch_signals() -> None:
+    """Make SIGTERM and SIGHUP unwind the stack, so that temporary files are removed; SIGHUP stays ignored where it was (`nohup`)."""
     signal.signal(signal.SIGTERM, _terminated)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _terminated)
 
 
 class Root(TyperGroup):

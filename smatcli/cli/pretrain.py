@@ -18,7 +18,8 @@ def pretrain(
     """Pre-train a backbone on labelled images, for example if no weights can be downloaded.
 
     Trains a cosine classifier on all classes of the recipe's stores and writes backbone.safetensors and backbone.json to the run directory.
-    To use them in a train recipe, set backbone.weights=RUN. On SIGINT, SIGTERM or SIGUSR1 the step is finished and a checkpoint is saved.
+    To use them in a train recipe, set backbone.weights=RUN. On SIGHUP, SIGINT, SIGTERM or
+    SIGUSR1 the step is finished and a checkpoint is saved.
     """
     from smatcli.config import load_recipe
 

@@ -46,7 +46,8 @@ def tune(
     """Adapt a pre-trained network to a dataset with a tuner: mlae, lora, vpt, gapt, ssf, adapter, bias, linear, full or pmoe.
 
     Searches the grid of tune.search on the validation images, then trains and tests. Writes tune.json, metrics.jsonl and checkpoints of the
-    trained tensors to the run directory; smat report makes the tables. On SIGINT, SIGTERM or SIGUSR1 the step is finished and a checkpoint
+    trained tensors to the run directory; smat report makes the tables. On SIGHUP, SIGINT, SIGTERM or
+    SIGUSR1 the step is finished and a checkpoint
     is saved.
     """
     from smatcli.config import load_recipe

@@ -1,6 +1,8 @@
-"""SIGINT, SIGTERM and SIGUSR1: finish the step, save a checkpoint, exit with 130, 143 or 138 (128 + the signal's number)."""
+"""SIGHUP, SIGINT, SIGTERM and SIGUSR1: finish the step, save a checkpoint, exit with 129, 130, 143 or 138 (128 + the signal's number)."""
 
+import os
 import signal
+import stat
 import threading
 from types import FrameType
 from typing import Any
@@ -8,7 +10,24 @@ from typing import Any
 from smatcli.errors import SmatError
 
 # Slurm sends SIGUSR1 before the time limit or a pre-emption (--signal=USR1@120).
-CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+CAUGHT = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def _hangup_ignored() -> bool:
+    return signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def leave_terminal() -> None:
+    """Redirect stdout and stderr to the null device if their terminal was closed, where every write would fail."""
+    for descriptor in (1, 2):
+        try:
+            closed = stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor)
+        except OSError:
+            continue
+        if closed:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, descriptor)
+            os.close(null)
 
 
 class Interrupted(SmatError):
@@ -30,7 +49,9 @@ class StopNow(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Context in which a first SIGINT, SIGTERM or SIGUSR1 only sets `signum`; a second one raises `StopNow`.
+    """Context in which a first SIGHUP, SIGINT, SIGTERM or SIGUSR1 only sets `signum`; a second one raises `StopNow`.
+
+    A second SIGHUP changes nothing, and SIGHUP stays ignored where it was (`nohup`).
 
     Outside the main thread, where Python does not allow signal handlers, it has no effect.
     """
@@ -41,7 +62,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._on_signal) for s in CAUGHT}
+            self._before = {s: signal.signal(s, self._on_signal) for s in CAUGHT if s != signal.SIGHUP or not _hangup_ignored()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -50,6 +71,10 @@ class StopRequest:
         self._before = {}
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGHUP:
+            leave_terminal()
+            self.signum = self.signum or signum  # a closed terminal sends it twice: by the shell and by the kernel
+            return
         if self.signum is not None:
             raise StopNow(signum)
         self.signum = signum

@@ -1,7 +1,6 @@
 """The frame of the command line: start-up, help, exit codes, one line per error."""
 
 import errno
-import functools
 import os
 import resource
 import signal
@@ -122,6 +121,7 @@ def test_bad_recipes_are_one_line(recipe_file, tmp_path):
         (SmatError("failed run"), 1, "failed run"),
         (KeyboardInterrupt(), 130, "SIGINT"),
         (Terminated(), 143, "SIGTERM"),
+        (Terminated(signal.SIGHUP), 129, "SIGHUP"),
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 1, "no space left on the device for /x/y"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "/x: permission denied"),
         (MemoryError(), 1, "out of memory"),
@@ -166,14 +166,46 @@ def test_debug_anywhere_shows_the_traceback(recipe_file):
     assert "unknown key 'foo'" in done.stderr.splitlines()[-1]
 
 
-def test_closed_pipe_is_quiet():
-    done = subprocess.run(
-        f"{sys.executable} -m smatcli.cli recipes validate quickstart/smat | true", shell=True, capture_output=True, text=True
+@pytest.mark.parametrize("options", [[], ["--help"]])
+@pytest.mark.parametrize("closed", ["stdout", "both"])
+def test_a_closed_pipe_ends_every_verb_with_141_and_without_a_line(closed, options, tmp_path):
+    verbs = (
+        [["--version"], *([verb] for verb in VERBS)]
+        if options
+        else [["recipes", "ls"], ["recipes", "validate", "quickstart/smat"], ["env"]]
     )
-    assert done.stderr == ""
+    source = (
+        "import os, sys\n"
+        "from smatcli.cli import main\n"
+        f"for words in {verbs!r}:\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        f"        sys.argv = ['smat', *words, *{options!r}]\n"
+        "        main()\n"
+        "    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), *words, file=report)\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    report, errors = tmp_path / "report", tmp_path / "errors"
+    with errors.open("wb") as stderr:
+        subprocess.run(
+            [sys.executable, "-c", f"report = open({str(report)!r}, 'a', buffering=1)\n{source}"],
+            stdout=writer, stderr=writer if closed == "both" else stderr, timeout=120,
+        )  # fmt: skip
+    os.close(writer)
+    assert report.read_text().splitlines() == [f"141 {' '.join(words)}" for words in verbs]
+    assert errors.read_text() == ""
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_error_keeps_its_code_when_its_readers_are_gone():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "smatcli.cli", "train", "none.yaml"], stdout=writer, stderr=writer, timeout=120)
+    os.close(writer)
+    assert done.returncode in (2, 141)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_signals(signum, code):
     source = (
         "import sys, time, typer, smatcli.cli as cli\n"
@@ -184,8 +216,12 @@ def test_signals(signum, code):
         "sys.argv = ['smat', 'wait']\n"
         "cli.main()\n"
     )
+
     # A shell's background job inherits an ignored SIGINT, and so would its tests.
-    listens = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    def listens():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
     process = subprocess.Popen(
         [sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listens
     )

@@ -81,9 +81,9 @@ def _child(task: dict[str, Any], app: Callable[..., None], errors: Path, changes
             module, _, attribute = name.rpartition(".")
             setattr(importlib.import_module(module), attribute, value)
         _count(os.open(changes, os.O_WRONLY | os.O_CREAT | os.O_APPEND), task.get("die_at"))
-        from smatcli.cli.frame import catch_sigterm
+        from smatcli.cli.frame import catch_signals
 
-        catch_sigterm()
+        catch_signals()
         if task.get("largest"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (task["largest"], task["largest"]))
         app(task["args"], prog_name="smat")

@@ -18,7 +18,7 @@ from smatcli.runs.signals import Interrupted, StopNow
 from tests.engine.loop.jobs import KINDS, Job
 
 STEPS = 6
-CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
+CODES = {signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
 
 
 @pytest.fixture(params=KINDS)

@@ -266,8 +266,8 @@ from smatcli.runs.reporter import PlainReporter
 decode = convert.decode_image
 convert.decode_image = lambda *a: (time.sleep(0.01), decode(*a))[1]
 convert.MARK_SECONDS = 0.2
-from smatcli.cli.frame import catch_sigterm, guarded
-catch_sigterm()
+from smatcli.cli.frame import catch_signals, guarded
+catch_signals()
 with guarded():
     settings = {"size": 8, "encoding": sys.argv[3], "min_images": 3}
     preparation.prepare(preparation.folder_jobs([sys.argv[1]]), sys.argv[2], workers=2, reporter=PlainReporter(every=0.1), **settings)
