@@ -30,7 +30,9 @@ def test_a_closed_terminal_stops_a_run_although_it_can_print_no_more(tmp_path):
     assert os.read(controller, 100).startswith(b"ready")
     os.close(controller)
     time.sleep(0.1)
-    process.send_signal(signal.SIGHUP)  # as the shell does
+    for _ in range(2):  # as the shell and the kernel do
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.05)
     assert process.wait(60) == 0
     assert (tmp_path / "saved").read_text() == "129"
 

@@ -111,6 +111,9 @@ def test_a_signal_leaves_a_checkpoint_and_a_second_one_ends_at_once(job: Job, si
     assert interrupt(job, 0, signum=signum).exit_code == CODES[signum]
     assert signal.getsignal(signum) is before
 
+    if signum == signal.SIGHUP:  # sent twice when a terminal is closed, see tests/runs/test_signals.py
+        return
+
     def twice(step: int) -> None:
         for _ in range(2):
             os.kill(os.getpid(), signum)
