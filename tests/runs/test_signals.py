@@ -28,6 +28,7 @@ def test_a_closed_terminal_stops_a_run_although_it_can_print_no_more(tmp_path):
     process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True)
     os.close(terminal)
     assert os.read(controller, 100).startswith(b"ready")
+    time.sleep(0.5)  # until the child has returned from its print
     os.close(controller)
     time.sleep(0.1)
     for _ in range(2):  # as the shell and the kernel do
