@@ -46,8 +46,8 @@ def train(
     Creates the recipe's run directory with recipe.yaml (every value), metrics.jsonl, checkpoints/last and best. Never overwrites a run.
 
     On SIGHUP, SIGINT, SIGTERM or SIGUSR1 the update is finished, a checkpoint is saved, and the exit code is 129, 130, 143 or 138; a second
-    signal stops at once. An update whose loss or gradient is not finite is skipped and counted; after train.spike.in_a_row skipped updates in
-    a row, the run fails (exit code 1).
+    signal stops at once. An update whose loss or gradient is not finite is skipped and counted; the run fails (exit code 1) after
+    train.spike.in_a_row skipped updates in a row.
 
     Several processes (torchrun --nproc-per-node N --no-python smat train ...) share the tasks of each meta-batch.
     """

@@ -94,7 +94,7 @@ def test_pmf_what_does_not_fit_is_named(tmp_path: Path, change: Change, message:
         (("backbone.args.embed_dim=24",), r"has shape \(1, 1, 16\), expected \(1, 1, 24\) by the recipe's backbone"),
         (("method.experts=4",), r"log_alphas\.0 has shape \(1, 1, 16, 3\), expected \(1, 1, 16, 4\)"),
         (("method.router.spectral_norm=false",), "has no router.qkv.u for mask_hypernet.task_embed_agg.attn.qkv.weight_u"),
-        (("method.masks={kind: random}", "method.sparsity={tau: 0.9}"), "the recipe's method has no log_alpha"),
+        (("method.masks={kind: random}", "method.sparsity={tau: 0.9}"), "the method of the recipe has no log_alpha"),
         (("method.masks.group=input",), "does not fit the recipe: .*log_alpha"),
         (("method={name: pmf}",), "method.name=pmf: .* is a checkpoint of smat"),
         (("methodd.experts=4",), "methodd"),

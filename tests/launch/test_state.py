@@ -37,7 +37,10 @@ def stand_in(monkeypatch, body):
     real = local.commands_of
 
     def commands(point, device, side_by_side):
-        return [[sys.executable, "-c", body, c[3], point.values["method.sparsity.tau"]] for c in real(point, device, side_by_side)]
+        return [
+            [sys.executable, "-c", body, c[c.index("smatcli.cli") + 1], point.values["method.sparsity.tau"]]
+            for c in real(point, device, side_by_side)
+        ]
 
     monkeypatch.setattr(local, "commands_of", commands)
 

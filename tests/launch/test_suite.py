@@ -109,7 +109,7 @@ def test_the_report_shows_published_means_beside_ours(root: Path):
     page = (root / "report" / "tuning-vtab-accuracy.md").read_text()
     assert "SVHN" in page
     assert "Retinopathy" in page
-    assert "Without a result: Caltech-101" in page
+    assert "No result: Caltech-101" in page
     assert "published, not measured here" in page
 
 
