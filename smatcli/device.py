@@ -38,7 +38,8 @@ class Precision:
 
     def __str__(self) -> str:
         attention = "" if self.fused_attention else "; unfused attention"
-        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        count = torch.get_num_threads()
+        threads = f", {count} thread{'s' if count != 1 else ''}" if self.device.type == "cpu" else ""
         return f"precision {self.name} ({self.why}{attention}) on {self.device}{threads}"
 
 

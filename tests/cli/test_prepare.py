@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from smatcli.cli import app
 from smatcli.data.sources import SOURCES
 from smatcli.data.stores.store import Store
+from smatcli.engine.prepare import preparation
 from smatcli.errors import UserError
 
 FIXTURE = Path(__file__).resolve().parents[1] / "data" / "mdsampler" / "fixture"
@@ -27,6 +28,8 @@ def opened(monkeypatch):
         calls.append((kind, *args, options))
         raise UserError("not here")
 
+    # The engine imports the function when it is first used: it must be imported before, or it would keep the replacement.
+    assert preparation.open_source is not refuse
     monkeypatch.setattr("smatcli.data.sources.open_source", refuse)
     return calls
 

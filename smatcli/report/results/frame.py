@@ -165,6 +165,10 @@ def _add_finished(run: Run, results: list[Finished], reader: Callable[[Run], Fin
 def _evaluations(run: Run, frame: Frame) -> Iterator[EvaluationResult]:
     for results in read_evaluations(run.path, frame.skip, frame.lines.append):
         first = results.rows[0]
+        if run.method and first.method and run.method != first.method:
+            where = f"its results are of a {first.method} run, but {run.path} is a {run.method} run"
+            frame.skip(f"{results.path.parent}: skipped, {where}; move the folder back to its run")
+            continue
         run.method = run.method or first.method
         run.tau = first.tau if run.tau is None else run.tau
         run.experts = first.experts if run.experts is None else run.experts

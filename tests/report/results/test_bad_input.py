@@ -82,6 +82,7 @@ def attribute(group: str, key: str, value: object = None) -> Callable[[Path], No
         (attribute("/", "format", 2), "has format 2, this smat reads 1; update smat"),
         (attribute("/", "settings", "[]"), "settings are not a JSON object"),
         (attribute("/", "method"), "method"),
+        (attribute("/", "method", "softmerge"), r"are of a softmerge run, but .*bad is a \w+ run; move the folder back"),
         (attribute("aircraft", "domain"), "domain"),
         (attribute("aircraft", "domain", "XX"), "the domain 'XX', neither ID nor OOD"),
         (attribute("aircraft", "protocol"), "protocol"),
