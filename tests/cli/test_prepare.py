@@ -1,5 +1,6 @@
 """`smat data prepare KIND`: one command per kind of source, and the arguments of its constructor."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,6 @@ from typer.testing import CliRunner
 from smatcli.cli import app
 from smatcli.data.sources import SOURCES
 from smatcli.data.stores.store import Store
-from smatcli.engine.prepare import preparation
 from smatcli.errors import UserError
 
 FIXTURE = Path(__file__).resolve().parents[1] / "data" / "mdsampler" / "fixture"
@@ -28,8 +28,8 @@ def opened(monkeypatch):
         calls.append((kind, *args, options))
         raise UserError("not here")
 
-    # The engine imports the function when it is first used: it must be imported before, or it would keep the replacement.
-    assert preparation.open_source is not refuse
+    # The engine imports the function by name. Imported later, it would keep the replacement.
+    importlib.import_module("smatcli.engine.prepare.preparation")
     monkeypatch.setattr("smatcli.data.sources.open_source", refuse)
     return calls
 
