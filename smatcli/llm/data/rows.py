@@ -120,9 +120,9 @@ def _object(raw: bytes, where: str) -> dict[str, Any]:
 def example_of(row: Mapping[str, Any], where: str) -> Example:
     """Return the example of one row; UserError, with `where`, if it is invalid."""
     answers = [key for key in ANSWERS if key in row]
-    known = ("messages", *OPTIONAL) if "messages" in row else ("prompt", *ANSWERS, *OPTIONAL)
-    if unknown := next((key for key in row if key not in known), None):
-        raise UserError(f"{where}: unknown key {unknown!r}{nearest(unknown, list(known))}")
+    allowed = ("messages", *OPTIONAL) if "messages" in row else ("prompt", *ANSWERS, *OPTIONAL)
+    if unknown := next((key for key in row if key not in allowed), None):
+        raise UserError(f"{where}: unknown key {unknown!r}{nearest(unknown, list(allowed))}")
     extra = {key: _text(row, key, where) for key in ("task", "category") if key in row}
     extra |= {key: _texts(row, key, where) for key in ("references", "choices") if key in row}  # type: ignore[misc]
     if "messages" in row:
